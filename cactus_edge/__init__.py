@@ -1,0 +1,3 @@
+"""cactus-edge: certified int8 networks for devices."""
+
+__version__ = "0.1.0"
