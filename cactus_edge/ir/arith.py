@@ -1,0 +1,139 @@
+"""Exact fixed-point primitives on int64 arrays. A name is a contract: range, tie rule and hardware twin stand at each.
+
+Every function takes and returns numpy int64 arrays (or Python ints) that hold int32 values, and is exact: no
+intermediate leaves int64. Sources: gemmlowp/fixedpoint/fixedpoint.h, tensorflow/lite/kernels/internal/
+{common.h, quantization_util.cc, reference/softmax.h}.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+
+from cactus_edge.ir.ops import Int64
+
+INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
+INT8_MIN, INT8_MAX = -128, 127
+
+
+def srdhm(a: Int64, b: Int64 | int) -> Int64:
+    """Saturating rounding doubling high multiply: floor((a*b + 2^30) / 2^31), 2^31 - 1 for a = b = -2^31.
+
+    a, b in int32. Ties go up. Twin: NEON `vqrdmulh.s32`, MVE `vqrdmulh.s32`.
+    """
+    product: Int64 = (np.asarray(a, np.int64) * np.asarray(b, np.int64) + (1 << 30)) >> 31
+    return np.minimum(product, INT32_MAX)
+
+
+def rdp(x: Int64, exponent: Int64 | int) -> Int64:
+    """Rounding divide by 2^exponent: the nearest integer to x / 2^exponent, ties away from zero.
+
+    x in int32, exponent in [0, 31]. Twin: gemmlowp RoundingDivideByPOT.
+    """
+    x = np.asarray(x, np.int64)
+    mask = (np.int64(1) << np.asarray(exponent, np.int64)) - 1
+    threshold = (mask >> 1) + (x < 0)
+    result: Int64 = (x >> exponent) + ((x & mask) > threshold)
+    return result
+
+
+def multiply_by_quantized_multiplier(x: Int64, multiplier: Int64 | int, shift: Int64 | int) -> Int64:
+    """Family D: rdp(srdhm(x * 2^max(shift, 0), multiplier), max(-shift, 0)), close to x * multiplier * 2^(shift - 31).
+
+    x * 2^max(shift, 0) in int32 (verify proves it), multiplier in [0, 2^31 - 1], shift in [-31, 30].
+    Source: common.h MultiplyByQuantizedMultiplier without TFLITE_SINGLE_ROUNDING.
+    """
+    shift = np.asarray(shift, np.int64)
+    left = np.maximum(shift, 0)
+    return rdp(srdhm(np.asarray(x, np.int64) << left, multiplier), np.maximum(-shift, 0))
+
+
+def round_half_away(value: float) -> int:
+    """The nearest integer, ties away from zero (C `round`), exact for every finite double."""
+    return (
+        math.floor(Fraction(value) + Fraction(1, 2)) if value >= 0 else -math.floor(-Fraction(value) + Fraction(1, 2))
+    )
+
+
+def quantize_multiplier(value: float) -> tuple[int, int]:
+    """(m, s) with value close to m * 2^(s - 31), m in [2^30, 2^31 - 1] or (0, 0); value a finite double >= 0.
+
+    m = round_half_away(q * 2^31) for value = q * 2^s, q in [1/2, 1); m = 2^31 becomes (2^30, s + 1); s < -31 becomes (0, 0).
+    Source: quantization_util.cc QuantizeMultiplier. Raises ValueError for s > 30, which its callers do not allow either.
+    """
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"a multiplier is finite and not negative, got {value}")
+    if value == 0:
+        return 0, 0
+    fraction, shift = math.frexp(value)
+    multiplier = round_half_away(fraction * 2.0**31)
+    if multiplier == 1 << 31:
+        multiplier, shift = 1 << 30, shift + 1
+    if shift < -31:
+        return 0, 0
+    if shift > 30:
+        raise ValueError(f"multiplier {value} needs a left shift of {shift}, more than 30")
+    return multiplier, shift
+
+
+def quantize_multipliers(values: np.ndarray) -> tuple[Int64, Int64]:
+    """`quantize_multiplier` for each element of a float64 vector: (m, s), both int64."""
+    pairs = [quantize_multiplier(float(v)) for v in values]
+    return np.array([m for m, _ in pairs], np.int64), np.array([s for _, s in pairs], np.int64)
+
+
+def round_divide(x: Int64, divisor: Int64 | int) -> Int64:
+    """x / divisor to the nearest integer, ties away from zero: (|x| + floor(d/2)) div d with the sign of x; divisor > 0.
+
+    Source: reference/integer_ops/pooling.h, whose C division truncates. For odd d there are no ties.
+    """
+    x = np.asarray(x, np.int64)
+    half = np.asarray(divisor, np.int64) // 2
+    result: Int64 = np.sign(x) * ((np.abs(x) + half) // divisor)
+    return result
+
+
+# Softmax: exp on negative Q5.26 numbers and 1/(1+x) on Q0.31, as gemmlowp computes them.
+
+EXP_BARREL = (
+    (24, 1672461947),
+    (25, 1302514674),
+    (26, 790015084),
+    (27, 290630308),
+    (28, 39332535),
+    (29, 720401),
+    (30, 242),
+)
+"""(bit of the remainder, exp(-2^(bit - 26)) as Q0.31)."""
+
+
+def exp_on_negative_q5_26(a: Int64) -> Int64:
+    """exp(a / 2^26) as Q0.31 for a <= 0 in int32; 2^31 - 1 for a = 0. Source: gemmlowp exp_on_negative_values."""
+    a = np.asarray(a, np.int64)
+    quarter = np.int64(1 << 24)
+    reduced = (a & (quarter - 1)) - quarter
+    x = (reduced << 5) + (1 << 28)
+    x2 = srdhm(x, x)
+    x3 = srdhm(x2, x)
+    x4 = srdhm(x2, x2)
+    tail = rdp(srdhm(rdp(x4, 2) + x3, 715827883) + x2, 1)
+    result = 1895147668 + srdhm(np.asarray(1895147668, np.int64), x + tail)
+    remainder = reduced - a
+    for bit, constant in EXP_BARREL:
+        result = np.where(remainder & (1 << bit), srdhm(result, constant), result)
+    return np.where(a == 0, INT32_MAX, result)
+
+
+def one_over_one_plus_q0_31(t: Int64) -> Int64:
+    """1 / (1 + t / 2^31) as Q0.31 for t in [0, 2^31 - 1]. Source: gemmlowp one_over_one_plus_x_for_x_in_0_1 (three Newton steps)."""
+    t = np.asarray(t, np.int64)
+    # RoundingHalfSum(t, 2^31 - 1): both are >= 0, so truncation rounds the half up.
+    half = (t + INT32_MAX + 1) >> 1
+    x = 1515870810 + srdhm(half, -1010580540)
+    for _ in range(3):
+        step = srdhm(x, (1 << 29) - srdhm(half, x))
+        x = x + np.clip(step << 2, INT32_MIN, INT32_MAX)
+    result: Int64 = np.clip(x << 1, INT32_MIN, INT32_MAX)
+    return result

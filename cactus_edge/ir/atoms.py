@@ -1,0 +1,343 @@
+"""What each op means, under a named arithmetic, as a short list of atoms.
+
+The interpreter, the interval rule and the linear rule are written for these six atoms only. `lower` turns a checked
+graph into a `Program`: values in order, each written by one step. All values are int64 while they are computed; a value
+with a `tensor` is that int8 tensor of the graph, one without is an accumulator inside an op.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, assert_never
+
+import numpy as np
+
+from cactus_edge.errors import UnsupportedError
+from cactus_edge.ir import linear, ops
+from cactus_edge.ir.arith import INT8_MIN
+from cactus_edge.ir.arithmetic import (
+    AddRule,
+    Clamp,
+    Profile,
+    QuantizeRule,
+    Requantise,
+    RoundDivide,
+    SoftmaxRule,
+    activation_range,
+    softmax_rule,
+)
+from cactus_edge.ir.graph import Graph, Node, Tensor
+from cactus_edge.ir.linear import Array, Linear
+from cactus_edge.ir.ops import Int64, Padding2d
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """acc = linear(x + input_offset) + bias, the int32 accumulation of the runtime; bias int64 [C] over the last axis."""
+
+    linear: Linear
+    input_offset: int
+    bias: Int64
+
+    def apply(self, x: Int64) -> Int64:
+        """Through float64 matrix products: exact, for int8 operands keep every partial sum far below 2^53."""
+        acc = self.linear.apply((x + self.input_offset).astype(np.float64))
+        return acc.astype(np.int64) + self.bias
+
+
+@dataclass(frozen=True)
+class Monotone:
+    """y = rule(x), elementwise and non-decreasing (per channel where the rule's constants are)."""
+
+    rule: Requantise | RoundDivide | Clamp
+
+    def apply(self, x: Int64) -> Int64:
+        return self.rule.apply(x)
+
+
+@dataclass(frozen=True)
+class Isotone:
+    """y = rule(x1, x2), elementwise; `signs[i]` is +1 where the rule is non-decreasing in argument i, -1 where non-increasing."""
+
+    rule: AddRule
+    signs: tuple[int, ...]
+
+    def apply(self, *args: Int64) -> Int64:
+        return self.rule.apply(*args)
+
+
+@dataclass(frozen=True)
+class Max:
+    """y = maximum over the window's taps inside the image; non-decreasing in every tap."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: Padding2d
+
+    def apply(self, x: Array) -> Array:
+        image = linear.pad_image(x, self.padding, INT8_MIN)
+        result: Array = linear.windows(image, self.kernel, self.stride).max((3, 4))
+        return result
+
+
+class Rearrangement(Protocol):
+    """Moves elements without computing; may insert constants."""
+
+    def apply(self, *args: Array) -> Array: ...
+
+
+@dataclass(frozen=True)
+class ReshapeTo:
+    """The same elements in row-major order as [N, *shape]."""
+
+    shape: tuple[int, ...]
+
+    def apply(self, *args: Array) -> Array:
+        return args[0].reshape(len(args[0]), *self.shape)
+
+
+@dataclass(frozen=True)
+class PadWith:
+    """The sample surrounded by `value`."""
+
+    pads: tuple[tuple[int, int], ...]
+    value: int
+
+    def apply(self, *args: Array) -> Array:
+        return np.pad(args[0], ((0, 0), *self.pads), constant_values=self.value)
+
+
+@dataclass(frozen=True)
+class Join:
+    """Concatenation along `axis` of the sample."""
+
+    axis: int
+
+    def apply(self, *args: Array) -> Array:
+        return np.concatenate(args, axis=self.axis + 1)
+
+
+@dataclass(frozen=True)
+class Gather:
+    """y = a rearrangement of its arguments."""
+
+    rearrangement: Rearrangement
+
+    def apply(self, *args: Array) -> Array:
+        return self.rearrangement.apply(*args)
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """Row softmax over the last axis. Only as the last step; verify decides at its input."""
+
+    rule: SoftmaxRule
+
+    def apply(self, x: Int64) -> Int64:
+        return self.rule.apply(x)
+
+
+Atom = Affine | Monotone | Isotone | Max | Gather | Softmax
+"""The closed set of meanings."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """One array of the program: per-sample shape, the graph tensor it is (None: an accumulator), a name for messages."""
+
+    shape: tuple[int, ...]
+    tensor: int | None
+    name: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """values[out] = atom(values[args]...); `node` is the graph node it belongs to."""
+
+    atom: Atom
+    args: tuple[int, ...]
+    out: int
+    node: int
+
+
+@dataclass(frozen=True)
+class Program:
+    """A graph's integer core under one profile: int8 in, int8 out.
+
+    `quantize` is the rule that maps the user's float32 input to value `input`: the graph's own QUANTIZE where it begins
+    with one, else the rule the profile would use. `float_input`, `float_output` say what the file itself takes and gives.
+    """
+
+    graph: Graph
+    profile: Profile
+    values: tuple[Value, ...]
+    steps: tuple[Step, ...]
+    input: int
+    output: int
+    quantize: QuantizeRule
+    float_input: bool
+    float_output: bool
+
+    @property
+    def output_tensor(self) -> Tensor:
+        """The int8 tensor that the program's output is."""
+        tensor = self.values[self.output].tensor
+        assert tensor is not None
+        return self.graph.tensors[tensor]
+
+
+class _Builder:
+    def __init__(self, graph: Graph, profile: Profile) -> None:
+        self.graph, self.profile = graph, profile
+        self.values: list[Value] = []
+        self.steps: list[Step] = []
+        self.of_tensor: dict[int, int] = {}
+
+    def value(self, shape: tuple[int, ...], tensor: int | None, name: str) -> int:
+        self.values.append(Value(shape, tensor, name))
+        if tensor is not None:
+            self.of_tensor[tensor] = len(self.values) - 1
+        return len(self.values) - 1
+
+    def accumulator(self, atom: Affine, args: tuple[int, ...], node: int) -> int:
+        name = f"{self.graph.tensors[self.graph.nodes[node].output].name}.acc"
+        out = self.value(atom.linear.out_shape, None, name)
+        self.steps.append(Step(atom, args, out, node))
+        return out
+
+    def result(self, atom: Atom, args: tuple[int, ...], node: int) -> None:
+        index = self.graph.nodes[node].output
+        tensor = self.graph.tensors[index]
+        self.steps.append(Step(atom, args, self.value(tensor.shape, index, tensor.name), node))
+
+
+def lower(graph: Graph, profile: Profile) -> Program:
+    """The program of `graph` under `profile`. Raises UnsupportedError, naming the op, for what the profile was not shown to run."""
+    builder = _Builder(graph, profile)
+    first = graph.nodes[0] if graph.nodes else None
+    starts_float = first is not None and isinstance(first.op, ops.Quantize)
+    core = first.output if starts_float and first is not None else graph.inputs[0]
+    source = graph.tensors[core]
+    start = builder.value(source.shape, core, source.name)
+    for index, node in enumerate(graph.nodes):
+        if isinstance(node.op, ops.Quantize | ops.Dequantize):
+            profile.rule(type(node.op).__name__)
+            continue
+        try:
+            _expand(builder, index, node)
+        except UnsupportedError as error:
+            raise UnsupportedError(f"{graph.label(index)}: {error.message}", hint=error.hint) from error
+    last = graph.nodes[-1] if graph.nodes else None
+    ends_float = last is not None and isinstance(last.op, ops.Dequantize)
+    end = last.inputs[0] if ends_float and last is not None else graph.outputs[0]
+    return Program(
+        graph,
+        profile,
+        tuple(builder.values),
+        tuple(builder.steps),
+        start,
+        builder.of_tensor[end],
+        profile.quantize(source.scale, source.zero_point),
+        starts_float,
+        ends_float,
+    )
+
+
+def _expand(b: _Builder, index: int, node: Node) -> None:
+    """Appends the steps of one node."""
+    profile, kind = b.profile, type(node.op).__name__
+    args = tuple(b.of_tensor[i] for i in node.inputs)
+    x = b.graph.tensors[node.inputs[0]]
+    out = b.graph.tensors[node.output]
+    match node.op:
+        case ops.Conv2d() | ops.DepthwiseConv2d() | ops.Dense() as op:
+            per_channel = isinstance(op, ops.Dense) and op.weight_scale.size > 1
+            rule = _requantise(
+                profile, "DensePerChannel" if per_channel else kind, x, op.weight_scale, out, op.activation
+            )
+            affine = Affine(linear_map(op, x.shape), -x.zero_point, op.bias.astype(np.int64))
+            b.result(Monotone(rule), (b.accumulator(affine, args, index),), index)
+        case ops.Add(activation):
+            y = b.graph.tensors[node.inputs[1]]
+            add = profile.add((x.scale, y.scale), (x.zero_point, y.zero_point), out.scale, out.zero_point, activation)
+            b.result(Isotone(add, (1, 1)), args, index)
+        case ops.AvgPool(kernel, stride, padding, activation):
+            profile.rule(kind)
+            pool = linear.WindowSum(_image(x.shape), kernel, stride, padding)
+            acc = b.accumulator(Affine(pool, 0, np.zeros(1, np.int64)), args, index)
+            b.result(
+                Monotone(RoundDivide(pool.reach(), *activation_range(activation, out.scale, out.zero_point))),
+                (acc,),
+                index,
+            )
+        case ops.MaxPool(kernel, stride, padding, activation):
+            profile.rule(kind)
+            lo, hi = activation_range(activation, out.scale, out.zero_point)
+            maximum = Max(kernel, stride, padding)
+            if (lo, hi) == (INT8_MIN, -INT8_MIN - 1):
+                b.result(maximum, args, index)
+            else:
+                inner = b.value(out.shape, None, f"{out.name}.max")
+                b.steps.append(Step(maximum, args, inner, index))
+                b.result(Monotone(Clamp(lo, hi)), (inner,), index)
+        case ops.Mean(axes, keep_dims):
+            total = linear.AxisSum(x.shape, axes, keep_dims)
+            acc = b.accumulator(Affine(total, 0, np.zeros(1, np.int64)), args, index)
+            b.result(
+                Monotone(profile.mean(x.scale, x.zero_point, out.scale, out.zero_point, total.count)), (acc,), index
+            )
+        case ops.Pad(pads):
+            profile.rule(kind)
+            b.result(Gather(PadWith(pads, out.zero_point)), args, index)
+        case ops.Concat(axis):
+            profile.rule(kind)
+            b.result(Gather(Join(axis)), args, index)
+        case ops.Reshape():
+            profile.rule(kind)
+            b.result(Gather(ReshapeTo(out.shape)), args, index)
+        case ops.Relu():
+            family, m, s = profile.multipliers(kind, x.scale, 1.0, out.scale)
+            lo, hi = activation_range(ops.Activation.RELU, out.scale, out.zero_point)
+            b.result(Monotone(Requantise(family, m, s, out.zero_point, lo, hi, x.zero_point)), args, index)
+        case ops.Relu6():
+            if profile.rule(kind) == ("clamp",) and not x.quantised_like(out):
+                raise UnsupportedError(
+                    "RELU6 with different input and output scales: this runtime only clamps, others rescale"
+                )
+            b.result(Monotone(Clamp(*activation_range(ops.Activation.RELU6, out.scale, out.zero_point))), args, index)
+        case ops.Requantize():
+            family, m, s = profile.multipliers(kind, x.scale, 1.0, out.scale)
+            b.result(Monotone(Requantise(family, m, s, out.zero_point, input_zero_point=x.zero_point)), args, index)
+        case ops.Softmax(beta):
+            profile.rule(kind)
+            b.result(Softmax(softmax_rule(beta, x.scale)), args, index)
+        case ops.Quantize() | ops.Dequantize():
+            raise UnsupportedError("a float island inside the graph")
+        case _:
+            assert_never(node.op)
+
+
+def linear_map(op: ops.Conv2d | ops.DepthwiseConv2d | ops.Dense, in_shape: tuple[int, ...]) -> Linear:
+    """The op's integer linear map for one input shape, weight int8 unchanged."""
+    match op:
+        case ops.Conv2d():
+            return linear.Conv(op.weight, _image(in_shape), op.stride, op.padding, op.dilation)
+        case ops.DepthwiseConv2d():
+            weight = np.ascontiguousarray(op.weight.transpose(2, 0, 1))[..., None]
+            return linear.Conv(weight, _image(in_shape), op.stride, op.padding, op.dilation)
+        case ops.Dense():
+            return linear.Dense(op.weight, in_shape)
+        case _:
+            assert_never(op)
+
+
+def _requantise(
+    p: Profile, kind: str, x: Tensor, weight_scale: ops.Float32, out: Tensor, act: ops.Activation
+) -> Requantise:
+    family, m, s = p.multipliers(kind, x.scale, weight_scale, out.scale)
+    return Requantise(family, m, s, out.zero_point, *activation_range(act, out.scale, out.zero_point))
+
+
+def _image(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    h, w, c = shape
+    return h, w, c

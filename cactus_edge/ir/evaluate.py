@@ -1,0 +1,76 @@
+"""The definition of what a graph computes: slow, plain, exact. Every runtime, the C and the board agree with it bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cactus_edge.errors import InputError
+from cactus_edge.ir.arithmetic import Profile
+from cactus_edge.ir.atoms import Program, lower
+from cactus_edge.ir.graph import Graph
+from cactus_edge.ir.ops import Int8, Int64
+
+BATCH = 256
+"""Samples computed at a time: bounds the memory, changes no result."""
+
+
+def evaluate(graph: Graph, x: npt.NDArray[Any], profile: Profile) -> npt.NDArray[Any]:
+    """The graph's output for x [N, *input.shape]: int8, or float32 where the graph ends in DEQUANTIZE.
+
+    x is int8 (the input tensor's codes) or float32 in the user's units, quantised as the profile does it.
+    """
+    program = lower(graph, profile)
+    out = run(program, quantised(program, x))
+    if not program.float_output:
+        return out
+    return dequantize(out, program.output_tensor.scale, program.output_tensor.zero_point)
+
+
+def trace(graph: Graph, x: npt.NDArray[Any], profile: Profile) -> list[Int8 | None]:
+    """Every int8 tensor of the graph for x, by tensor index; None for float32 tensors. For finding the first layer that differs."""
+    program = lower(graph, profile)
+    tensors: list[Int8 | None] = [None] * len(graph.tensors)
+    for value, array in zip(program.values, _values(program, quantised(program, x)), strict=True):
+        if value.tensor is not None:
+            tensors[value.tensor] = array.astype(np.int8)
+    return tensors
+
+
+def quantised(program: Program, x: npt.NDArray[Any]) -> Int8:
+    """x as the program's int8 input. Raises InputError for another shape or dtype."""
+    shape = program.values[program.input].shape
+    if x.shape[1:] != shape:
+        raise InputError(
+            f"the data have shape {x.shape[1:]} a sample, the model takes {shape}",
+            hint="check the data set and its axis order (height, width, channel)",
+        )
+    if x.dtype == np.int8:
+        return x
+    if x.dtype == np.float32:
+        return program.quantize.apply(x)
+    raise InputError(
+        f"the data are {x.dtype}; expected int8 codes or float32 values", hint="convert with .astype('float32')"
+    )
+
+
+def run(program: Program, x: Int8) -> Int8:
+    """The program's int8 output for int8 x [N, *shape]."""
+    if len(x) == 0:
+        return np.zeros((0, *program.values[program.output].shape), np.int8)
+    batches = (x[i : i + BATCH] for i in range(0, len(x), BATCH))
+    return np.concatenate([_values(program, b)[program.output].astype(np.int8) for b in batches])
+
+
+def dequantize(q: Int8, scale: float, zero_point: int) -> npt.NDArray[np.float32]:
+    """f32(scale * (q - zero_point))."""
+    return np.float32(scale) * (q.astype(np.int32) - zero_point).astype(np.float32)
+
+
+def _values(program: Program, x: Int8) -> list[Int64]:
+    values: dict[int, Int64] = {program.input: x.astype(np.int64)}
+    for step in program.steps:
+        values[step.out] = step.atom.apply(*(values[a] for a in step.args))
+    return [values[i] for i in range(len(program.values))]

@@ -1,0 +1,225 @@
+"""What is legal: the rules every graph obeys before anything computes with it.
+
+`check` raises ModelError naming the op. It validates structure, shapes, dtypes and quantisation parameters; whether a
+runtime can execute the graph is the profile's question (`atoms.lower`).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import assert_never
+
+import numpy as np
+import numpy.typing as npt
+
+from cactus_edge.errors import ModelError
+from cactus_edge.ir import ops
+from cactus_edge.ir.graph import Graph, Node, Tensor
+from cactus_edge.ir.linear import AxisSum, output_size
+
+MAX_ELEMENTS = 1 << 26
+"""Elements of one tensor; larger ones are refused rather than allocated."""
+
+MAX_FAN_IN = 1 << 16
+"""Taps per accumulator: |w * x| <= 128 * 255 each, so 2^16 of them stay below 2^31 (the exact proof is verify's)."""
+
+
+def check(graph: Graph) -> None:
+    """Raises ModelError where `graph` is not a legal integer network with one input and one output."""
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+        raise ModelError(f"a model has one input and one output, got {len(graph.inputs)} and {len(graph.outputs)}")
+    if not graph.nodes:
+        raise ModelError("the model has no op")
+    for tensor in graph.tensors:
+        _check_tensor(tensor)
+    _check_order(graph)
+    for index, node in enumerate(graph.nodes):
+        try:
+            _check_node(graph, index, node)
+        except ModelError as error:
+            raise type(error)(f"{graph.label(index)}: {error.message}", hint=error.hint) from error
+
+
+def _check_tensor(t: Tensor) -> None:
+    where = f"tensor {t.name!r}"
+    if any(n <= 0 for n in t.shape) or math.prod(t.shape) > MAX_ELEMENTS:
+        raise ModelError(f"{where}: shape {t.shape}, expected positive sizes and at most {MAX_ELEMENTS} elements")
+    if t.dtype == "float32":
+        return
+    if not (math.isfinite(t.scale) and t.scale > 0 and float(np.float32(t.scale)) == t.scale):
+        raise ModelError(f"{where}: scale {t.scale!r}, expected a finite float32 above zero")
+    if not -128 <= t.zero_point <= 127:
+        raise ModelError(f"{where}: zero point {t.zero_point}, expected one in [-128, 127]")
+
+
+def _check_order(graph: Graph) -> None:
+    count = len(graph.tensors)
+    known = set(graph.inputs)
+    for index, node in enumerate(graph.nodes):
+        for tensor in (*node.inputs, node.output):
+            if not 0 <= tensor < count:
+                raise ModelError(
+                    f"op {index} {type(node.op).__name__} names tensor {tensor}, expected one of 0..{count - 1}"
+                )
+        for tensor in node.inputs:
+            if tensor not in known:
+                raise ModelError(f"{graph.label(index)} reads {graph.tensors[tensor].name!r} before it is written")
+        if node.output in known:
+            raise ModelError(f"{graph.label(index)} writes a tensor that was written before")
+        known.add(node.output)
+    if graph.outputs[0] not in known or graph.outputs[0] in graph.inputs:
+        raise ModelError("the model's output is not written by an op")
+
+
+def _check_node(graph: Graph, index: int, node: Node) -> None:
+    arity = len(node.inputs)
+    if arity != (2 if isinstance(node.op, ops.Add) else 1) and not isinstance(node.op, ops.Concat):
+        raise ModelError(f"takes {arity} inputs")
+    inputs = [graph.tensors[i] for i in node.inputs]
+    x, out = inputs[0], graph.tensors[node.output]
+    _check_dtypes(graph, index, node.op, inputs, out)
+    match node.op:
+        case ops.Conv2d() as op:
+            h, w, c = _image(x)
+            o, kh, kw, i = _rank(op.weight, 4)
+            if i == 0 or c % i or o % (c // i):
+                raise ModelError(f"weight {op.weight.shape} does not fit {c} input channels")
+            _check_affine(op, o, kh * kw * i, x, out)
+            _check_window((h, w), (kh, kw), op, o, out, op.dilation)
+        case ops.DepthwiseConv2d() as op:
+            h, w, c = _image(x)
+            kh, kw, o = _rank(op.weight, 3)
+            if o % c:
+                raise ModelError(f"{o} output channels are no multiple of {c} input channels")
+            _check_affine(op, o, kh * kw, x, out)
+            _check_window((h, w), (kh, kw), op, o, out, op.dilation)
+        case ops.Dense() as op:
+            o, i = _rank(op.weight, 2)
+            if i != x.size:
+                raise ModelError(f"weight {op.weight.shape} does not fit an input of {x.size} elements")
+            _check_affine(op, o, i, x, out)
+            _expect_shape(out, (o,))
+        case ops.Add():
+            if inputs[0].shape != inputs[1].shape:
+                raise ModelError(f"adds shapes {inputs[0].shape} and {inputs[1].shape}; broadcasting is not supported")
+            _expect_shape(out, x.shape)
+        case ops.AvgPool() | ops.MaxPool() as op:
+            h, w, c = _image(x)
+            _expect_like(x, out)
+            _check_window((h, w), op.kernel, op, c, out, (1, 1))
+            _every_window_reads((h, w), op)
+        case ops.Mean(axes, keep_dims):
+            if not axes or list(axes) != sorted(set(axes)) or not (axes[0] >= 0 and axes[-1] < len(x.shape)):
+                raise ModelError(f"axes {axes} of a sample of shape {x.shape}, expected increasing ones within it")
+            _expect_shape(out, AxisSum(x.shape, axes, keep_dims).out_shape)
+        case ops.Pad(pads):
+            if len(pads) != len(x.shape) or any(a < 0 or b < 0 for a, b in pads):
+                raise ModelError(f"pads {pads} do not fit shape {x.shape}")
+            _expect_like(x, out)
+            _expect_shape(out, tuple(n + a + b for n, (a, b) in zip(x.shape, pads, strict=True)))
+        case ops.Concat(axis):
+            if not 0 <= axis < len(x.shape):
+                raise ModelError(f"axis {axis} of a sample of shape {x.shape}")
+            for other in inputs:
+                _expect_like(other, out)
+                if len(other.shape) != len(x.shape) or any(
+                    a != axis and n != m for a, (n, m) in enumerate(zip(other.shape, x.shape, strict=True))
+                ):
+                    raise ModelError(f"joins shapes {x.shape} and {other.shape} along axis {axis}")
+            _expect_shape(out, (*x.shape[:axis], sum(t.shape[axis] for t in inputs), *x.shape[axis + 1 :]))
+        case ops.Reshape():
+            _expect_like(x, out)
+            if x.size != out.size:
+                raise ModelError(f"reshapes {x.shape} to {out.shape}")
+        case ops.Relu() | ops.Relu6() | ops.Requantize() | ops.Quantize() | ops.Dequantize():
+            _expect_shape(out, x.shape)
+        case ops.Softmax(beta):
+            _expect_shape(out, x.shape)
+            if not (math.isfinite(beta) and beta > 0):
+                raise ModelError(f"beta {beta}, expected a finite number above zero")
+            if (out.scale, out.zero_point) != (1 / 256, -128):
+                raise ModelError(f"output scale {out.scale} and zero point {out.zero_point}, expected 1/256 and -128")
+            if any(not isinstance(n.op, ops.Dequantize) for n in graph.nodes[index + 1 :]):
+                raise ModelError("is not the last op; only a softmax at the end is supported")
+        case _:
+            assert_never(node.op)
+
+
+def _check_dtypes(graph: Graph, index: int, op: ops.Op, inputs: list[Tensor], out: Tensor) -> None:
+    before = "float32" if isinstance(op, ops.Quantize) else "int8"
+    after = "float32" if isinstance(op, ops.Dequantize) else "int8"
+    for tensor, dtype in [*((t, before) for t in inputs), (out, after)]:
+        if tensor.dtype != dtype:
+            raise ModelError(f"tensor {tensor.name!r} is {tensor.dtype}, expected {dtype}")
+    if isinstance(op, ops.Quantize) and index != 0:
+        raise ModelError("quantises in the middle of the graph: a float island")
+    if isinstance(op, ops.Dequantize) and index != len(graph.nodes) - 1:
+        raise ModelError("dequantises in the middle of the graph: a float island")
+
+
+def _check_affine(
+    op: ops.Conv2d | ops.DepthwiseConv2d | ops.Dense, o: int, fan_in: int, x: Tensor, out: Tensor
+) -> None:
+    if fan_in > MAX_FAN_IN:
+        raise ModelError(f"{fan_in} taps per output, expected at most {MAX_FAN_IN}")
+    if op.bias.shape != (o,) or op.bias.dtype != np.int32 or op.weight.dtype != np.int8:
+        raise ModelError(
+            f"weight {op.weight.dtype} with bias {op.bias.dtype} {op.bias.shape}, expected int8 and int32 ({o},)"
+        )
+    scales = op.weight_scale
+    if scales.shape != (o,) and not (isinstance(op, ops.Dense) and scales.shape == (1,)):
+        raise ModelError(f"{scales.size} weight scales for {o} output channels")
+    if scales.dtype != np.float32 or not (np.isfinite(scales).all() and (scales > 0).all()):
+        raise ModelError("weight scales are not finite float32 above zero")
+
+
+def _check_window(
+    size: tuple[int, int],
+    kernel: tuple[int, int],
+    op: ops.Conv2d | ops.DepthwiseConv2d | ops.AvgPool | ops.MaxPool,
+    channels: int,
+    out: Tensor,
+    dilation: tuple[int, int],
+) -> None:
+    p = op.padding
+    if min(*kernel, *op.stride, *dilation) <= 0 or min(p.top, p.bottom, p.left, p.right) < 0:
+        raise ModelError(
+            f"kernel {kernel}, stride {op.stride}, dilation {dilation}, padding {p}: sizes must be positive"
+        )
+    h, w = output_size(size, kernel, op.stride, p, dilation)
+    if h <= 0 or w <= 0:
+        raise ModelError(f"a kernel of {kernel} does not fit an image of {size}")
+    _expect_shape(out, (h, w, channels))
+
+
+def _every_window_reads(size: tuple[int, int], op: ops.AvgPool | ops.MaxPool) -> None:
+    p = op.padding
+    if max(p.top, p.bottom) >= op.kernel[0] or max(p.left, p.right) >= op.kernel[1]:
+        raise ModelError(f"padding {p} is not smaller than the window {op.kernel}")
+    last = [(n - 1) * s for n, s in zip(output_size(size, op.kernel, op.stride, p), op.stride, strict=True)]
+    if last[0] - p.top >= size[0] or last[1] - p.left >= size[1]:
+        raise ModelError("the last window lies outside the image")
+
+
+def _expect_like(x: Tensor, out: Tensor) -> None:
+    if not x.quantised_like(out):
+        raise ModelError(
+            f"input scale {x.scale} and zero point {x.zero_point} differ from the output's {out.scale} and {out.zero_point}"
+        )
+
+
+def _expect_shape(out: Tensor, shape: tuple[int, ...]) -> None:
+    if out.shape != shape:
+        raise ModelError(f"output {out.name!r} has shape {out.shape}, expected {shape}")
+
+
+def _image(x: Tensor) -> tuple[int, int, int]:
+    if len(x.shape) != 3:
+        raise ModelError(f"input {x.name!r} has shape {x.shape}, expected height, width and channels")
+    return x.shape[0], x.shape[1], x.shape[2]
+
+
+def _rank(weight: npt.NDArray[np.int8], rank: int) -> tuple[int, ...]:
+    if weight.ndim != rank or 0 in weight.shape:
+        raise ModelError(f"weight of shape {weight.shape}, expected {rank} positive sizes")
+    return weight.shape
