@@ -8,7 +8,7 @@ with a `tensor` is that int8 tensor of the graph, one without is an accumulator 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, assert_never
+from typing import assert_never
 
 import numpy as np
 
@@ -80,12 +80,6 @@ class Max:
         return result
 
 
-class Rearrangement(Protocol):
-    """Moves elements without computing; may insert constants."""
-
-    def apply(self, *args: Array) -> Array: ...
-
-
 @dataclass(frozen=True)
 class ReshapeTo:
     """The same elements in row-major order as [N, *shape]."""
@@ -115,6 +109,10 @@ class Join:
 
     def apply(self, *args: Array) -> Array:
         return np.concatenate(args, axis=self.axis + 1)
+
+
+Rearrangement = ReshapeTo | PadWith | Join
+"""Ways to move elements without computing; PadWith inserts constants."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def trace(graph: Graph, x: npt.NDArray[Any], profile: Profile) -> list[Int8 | No
     """Every int8 tensor of the graph for x, by tensor index; None for float32 tensors. For finding the first layer that differs."""
     program = lower(graph, profile)
     tensors: list[Int8 | None] = [None] * len(graph.tensors)
-    for value, array in zip(program.values, _values(program, quantised(program, x)), strict=True):
+    for value, array in zip(program.values, values(program, quantised(program, x)), strict=True):
         if value.tensor is not None:
             tensors[value.tensor] = array.astype(np.int8)
     return tensors
@@ -61,7 +61,7 @@ def run(program: Program, x: Int8) -> Int8:
     if len(x) == 0:
         return np.zeros((0, *program.values[program.output].shape), np.int8)
     batches = (x[i : i + BATCH] for i in range(0, len(x), BATCH))
-    return np.concatenate([_values(program, b)[program.output].astype(np.int8) for b in batches])
+    return np.concatenate([values(program, b)[program.output].astype(np.int8) for b in batches])
 
 
 def dequantize(q: Int8, scale: float, zero_point: int) -> npt.NDArray[np.float32]:
@@ -69,8 +69,9 @@ def dequantize(q: Int8, scale: float, zero_point: int) -> npt.NDArray[np.float32
     return np.float32(scale) * (q.astype(np.int32) - zero_point).astype(np.float32)
 
 
-def _values(program: Program, x: Int8) -> list[Int64]:
-    values: dict[int, Int64] = {program.input: x.astype(np.int64)}
+def values(program: Program, x: Int8) -> list[Int64]:
+    """Every value of the program for int8 x [N, *shape], by value index, accumulators included."""
+    known: dict[int, Int64] = {program.input: x.astype(np.int64)}
     for step in program.steps:
-        values[step.out] = step.atom.apply(*(values[a] for a in step.args))
-    return [values[i] for i in range(len(program.values))]
+        known[step.out] = step.atom.apply(*(known[a] for a in step.args))
+    return [known[i] for i in range(len(program.values))]
