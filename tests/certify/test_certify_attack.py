@@ -1,0 +1,94 @@
+"""Witnesses are real, gradients point downhill, and a net that can be enumerated is broken wherever it can be."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from cactus_edge.certify.attack import attack, margin_gradient, strict_win
+from cactus_edge.ir import ops
+from cactus_edge.ir.arithmetic import profile
+from cactus_edge.ir.atoms import Program, lower
+from cactus_edge.ir.builder import GraphBuilder
+from cactus_edge.ir.evaluate import run
+from cactus_edge.ir.graph import Tensor
+
+
+def dense(rng: np.random.Generator, inputs: int, outputs: int, activation: ops.Activation) -> ops.Dense:
+    weight = ops.freeze(rng.integers(-127, 128, (outputs, inputs)), np.int8)
+    bias = ops.freeze(rng.integers(-500, 500, outputs), np.int32)
+    return ops.Dense(weight, bias, ops.freeze([np.float32(0.02)], np.float32), activation)
+
+
+def small_net(seed: int) -> Program:
+    """Three inputs, one hidden layer, two classes: small enough to enumerate boxes."""
+    rng = np.random.default_rng(seed)
+    scale = [float(np.float32(v)) for v in (0.05, 0.08, 0.9)]
+    b = GraphBuilder()
+    x = b.input(Tensor("x", (3,), scale=scale[0]))
+    hidden = Tensor("h", (6,), scale=scale[1], zero_point=-128)
+    h = b.node(dense(rng, 3, 6, ops.Activation.RELU), [x], hidden)
+    y = b.node(dense(rng, 6, 2, ops.Activation.NONE), [h], Tensor("y", (2,), scale=scale[2]))
+    return lower(b.finish(y), profile("tflm"))
+
+
+def test_every_witness_lies_in_the_region_and_really_loses() -> None:
+    for seed in range(10):
+        program = small_net(seed)
+        rng = np.random.default_rng(seed)
+        centre = rng.integers(-100, 100, (50, 3)).astype(np.int8)
+        labels = run(program, centre).argmax(1)
+        lower_, upper = (
+            np.clip(centre.astype(int) - 20, -128, 127).astype(np.int8),
+            np.clip(centre.astype(int) + 20, -128, 127).astype(np.int8),
+        )
+        result = attack(program, lower_, upper, labels, start=centre, seed=seed)
+        assert (result.witness >= lower_).all() and (result.witness <= upper).all()
+        assert np.array_equal(~strict_win(run(program, result.witness), labels), result.found)
+
+
+def test_finds_nearly_all_that_enumeration_finds() -> None:
+    breakable, found = 0, 0
+    for seed in range(12):
+        program = small_net(seed)
+        rng = np.random.default_rng(seed)
+        centre = rng.integers(-100, 100, (20, 3)).astype(np.int8)
+        labels = run(program, centre).argmax(1)
+        result = attack(program, centre - 4, centre + 4, labels, start=centre, seed=seed)
+        offsets = np.array(list(itertools.product(range(-4, 5), repeat=3)))
+        for i in range(len(centre)):
+            points = (centre[i].astype(int) + offsets).astype(np.int8)
+            truth = not strict_win(run(program, points), np.full(len(points), labels[i])).all()
+            assert truth or not result.found[i]
+            breakable += truth
+            found += truth and result.found[i]
+    assert breakable > 20
+    assert found >= 0.8 * breakable
+
+
+def test_gradient_agrees_with_finite_differences_of_the_unclamped_margin() -> None:
+    program = small_net(3)
+    x = np.array([[10, -20, 30]], np.int8)
+    labels = np.array([0])
+    gradient = margin_gradient(program, x, labels)[0]
+    step = 40
+    for i in range(3):
+        up, down = x.copy(), x.copy()
+        up[0, i] += step
+        down[0, i] -= step
+        difference = [int(np.diff(run(program, p).astype(int)[0])[0]) * -1 for p in (up, down)]
+        numeric = (difference[0] - difference[1]) / (2 * step)
+        assert np.sign(gradient[i]) == np.sign(numeric) or abs(numeric) < 0.05
+
+
+def test_same_seed_same_witness() -> None:
+    program = small_net(1)
+    centre = np.zeros((5, 3), np.int8)
+    labels = np.zeros(5, np.int64)
+    runs = [attack(program, centre - 9, centre + 9, labels, start=centre, seed=4).witness for _ in range(2)]
+    assert np.array_equal(*runs)
+
+
+def test_a_tie_is_no_win() -> None:
+    assert strict_win(np.array([[3, 3], [4, 3]], np.int8), np.array([0, 0])).tolist() == [False, True]

@@ -1,0 +1,39 @@
+"""Settings every test shares."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile(
+    "repeatable", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("repeatable")
+
+
+def shared_folder(variable: str, *relative: str) -> Path | None:
+    """The folder an environment variable names, else `relative` beside the checkout, else None."""
+    named = os.environ.get(variable)
+    path = Path(named) if named else Path(__file__).resolve().parents[2].joinpath(*relative)
+    return path if path.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of the real data sets; skips where there is none."""
+    path = shared_folder("CACTUS_EDGE_DATA", "shared", "data")
+    if path is None:
+        pytest.skip("no data sets: set CACTUS_EDGE_DATA to the folder that holds them")
+    return path
+
+
+@pytest.fixture(scope="session")
+def models_folder() -> Path:
+    """The folder of the real reference models; skips where there is none."""
+    path = shared_folder("CACTUS_EDGE_MODELS", "shared", "models")
+    if path is None:
+        pytest.skip("no reference models: set CACTUS_EDGE_MODELS to the folder that holds them")
+    return path
