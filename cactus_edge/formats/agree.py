@@ -1,0 +1,245 @@
+"""Does a real runtime compute from a file's bytes what the interpreter computes? Bit for bit, and if not, where first.
+
+A runtime is a row of `RUNTIMES`: its name, the profile it should equal, its package, and how to open a file in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from cactus_edge.errors import InputError, InstallError, MismatchError, ModelError
+from cactus_edge.ir.arithmetic import profile
+from cactus_edge.ir.evaluate import evaluate, trace
+from cactus_edge.ir.graph import Graph
+from cactus_edge.verify.tflite_read import Model, read_tflite
+
+Array = npt.NDArray[Any]
+
+ARENA_LIMIT = 1 << 30
+"""Bytes of working memory at which growing stops."""
+
+
+class Session(Protocol):
+    """A file opened in a runtime."""
+
+    def run(self, sample: Array) -> Array:
+        """The output [*output.shape] for one sample [*input.shape], in the dtypes of the file."""
+        ...
+
+    def tensor(self, index: int) -> Array:
+        """The file's tensor `index` after the last run, batch axis included; needs a session that keeps all tensors."""
+        ...
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A runtime at hand: `open(data, graph, keep)` -> Session; with `keep`, intermediate tensors survive the run."""
+
+    profile: str
+    package: str
+    open: Callable[[bytes, Graph, bool], Session]
+
+    def version(self) -> str:
+        """The installed version. Raises InstallError where the package is missing."""
+        try:
+            return metadata.version(self.package)
+        except metadata.PackageNotFoundError:
+            raise InstallError(
+                f"the package {self.package} is not installed", hint=f"pip install {self.package}"
+            ) from None
+
+
+@dataclass(frozen=True)
+class LayerDifference:
+    """The first layer whose output differs although all its inputs agree: its label in the graph, and what was seen there."""
+
+    node: int
+    label: str
+    sample: int
+    mismatches: int
+    elements: int
+    max_difference: int
+    position: tuple[int, ...]
+    expected: int
+    got: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.label}: {self.mismatches} of {self.elements} elements differ by at most {self.max_difference}; input "
+            f"{self.sample}, element {list(self.position)}: expected {self.expected}, got {self.got}"
+        )
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What `agree` found. `elements` = inputs * output size; `argmax_flips` counts inputs whose first maximum moved."""
+
+    runtime: str
+    version: str
+    profile: str
+    model_sha256: str
+    inputs: int
+    elements: int
+    mismatches: int
+    differing_inputs: int
+    max_difference: float
+    argmax_flips: int
+    first_layer: LayerDifference | None
+
+    @property
+    def exact(self) -> bool:
+        """Whether every output element is equal."""
+        return self.mismatches == 0
+
+    def require(self) -> None:
+        """Raises MismatchError, naming the first layer that differs, unless `exact`."""
+        if not self.exact:
+            where = f"; first layer: {self.first_layer}" if self.first_layer else ""
+            raise MismatchError(
+                f"{self.runtime} {self.version} differs from profile {self.profile!r} in {self.mismatches} of "
+                f"{self.elements} output elements ({self.differing_inputs} of {self.inputs} inputs){where}",
+                hint="this runtime version is not the profile's; please report the model and both versions",
+            )
+
+
+def agree(data: bytes, x: Array, runtime: str = "tflm") -> Agreement:
+    """Runs the .tflite `data` in `runtime` on x [N, *input.shape] and compares with `ir.evaluate`, bit for bit.
+
+    x has the dtype of the file's input; float32 x for an int8 file is quantised as the profile says. Raises ModelError for
+    a file that cannot be read, InputError for data that do not fit it, InstallError where the runtime is missing.
+    """
+    entry = _runtime(runtime)
+    version = entry.version()
+    model = read_tflite(data)
+    rule = profile(entry.profile)
+    expected = evaluate(model.graph, x, rule)
+    samples = _as_file_input(model.graph, x, rule)
+    session = entry.open(data, model.graph, False)
+    got = np.stack([session.run(sample) for sample in samples]) if len(samples) else expected
+    differ = _bits(got) != _bits(expected)
+    rows = differ.reshape(len(differ), -1)
+    bad = np.flatnonzero(rows.any(1))
+    flips = expected.reshape(rows.shape).argmax(1) != got.reshape(rows.shape).argmax(1) if rows.size else rows
+    gap = np.abs(got.astype(np.float64) - expected.astype(np.float64))
+    first = _first_difference(data, model, entry, samples[bad[0]], int(bad[0])) if bad.size else None
+    return Agreement(
+        runtime,
+        version,
+        entry.profile,
+        model.sha256,
+        len(x),
+        rows.size,
+        int(rows.sum()),
+        bad.size,
+        float(gap.max(initial=0.0)),
+        int(flips.sum()),
+        first,
+    )
+
+
+def _runtime(name: str) -> Runtime:
+    if name not in RUNTIMES:
+        raise InputError(f"unknown runtime {name!r}", hint=f"one of {', '.join(RUNTIMES)}")
+    return RUNTIMES[name]
+
+
+def _as_file_input(graph: Graph, x: Array, rule: Any) -> Array:
+    if graph.input.dtype == "float32" and x.dtype != np.float32:
+        raise InputError(f"the model takes float32 values, the data are {x.dtype}")
+    if graph.input.dtype == "int8" and x.dtype == np.float32:
+        quantised: Array = rule.quantize(graph.input.scale, graph.input.zero_point).apply(x)
+        return quantised
+    return x
+
+
+def _bits(a: Array) -> Array:
+    """The array so that `==` compares bits."""
+    return a.view(np.uint32) if a.dtype == np.float32 else a
+
+
+def _first_difference(data: bytes, model: Model, entry: Runtime, sample: Array, number: int) -> LayerDifference | None:
+    """Runs one sample keeping every tensor and compares them in execution order; float32 tensors are left out."""
+    graph = model.graph
+    session = entry.open(data, graph, True)
+    session.run(sample)
+    expected = trace(graph, sample[np.newaxis], profile(entry.profile))
+    for index, node in enumerate(graph.nodes):
+        want = expected[node.output]
+        if want is None:
+            continue
+        got = session.tensor(model.file_tensors[node.output]).reshape(want.shape)
+        differ = got != want
+        if differ.any():
+            position = tuple(int(i) for i in np.argwhere(differ)[0])
+            gap = np.abs(got.astype(np.int64) - want.astype(np.int64))
+            return LayerDifference(
+                index,
+                graph.label(index),
+                number,
+                int(differ.sum()),
+                differ.size,
+                int(gap.max()),
+                position[1:],
+                int(want[position]),
+                int(got[position]),
+            )
+    return None
+
+
+class _Tflm:
+    """A file in the tflite-micro wheel, one sample at a time.
+
+    The arena starts from the sizes of all tensors, since an arena far too small crashes the wheel, and doubles while the
+    wheel says that it is short.
+    """
+
+    def __init__(self, data: bytes, graph: Graph, keep: bool) -> None:
+        try:
+            from tflite_micro.python.tflite_micro import runtime
+        except ImportError as error:
+            raise InstallError(
+                f"the tflite-micro wheel cannot be imported: {error}", hint="pip install tflite-micro"
+            ) from error
+        config = (
+            runtime.InterpreterConfig.kPreserveAllTensors if keep else runtime.InterpreterConfig.kAllocationRecording
+        )
+        self._input = graph.input
+        self._output = graph.output
+        arena = _arena(graph, len(data))
+        while True:
+            try:
+                self._interpreter = runtime.Interpreter.from_bytes(data, arena_size=arena, intrepreter_config=config)
+                return
+            except RuntimeError as error:
+                arena *= 2
+                if arena > ARENA_LIMIT:
+                    raise ModelError(
+                        f"the tflite-micro wheel does not accept the model, even with an arena of {arena // 2} bytes: {error}",
+                        hint="its reason stands on stderr, above",
+                    ) from error
+
+    def run(self, sample: Array) -> Array:
+        self._interpreter.set_input(np.ascontiguousarray(sample)[np.newaxis], 0)
+        self._interpreter.invoke()
+        output: Array = self._interpreter.get_output(0)
+        return output.reshape(self._output.shape)
+
+    def tensor(self, index: int) -> Array:
+        found: Array = self._interpreter.GetTensor(index, 0)["tensor_data"]
+        return found
+
+
+def _arena(graph: Graph, file_bytes: int) -> int:
+    """A generous first arena: all activations at once, scratch of the largest again, and the runtime's own structures."""
+    sizes = [4 * t.size if t.dtype == "float32" else t.size for t in graph.tensors]
+    return (1 << 18) + 2 * sum(sizes) + 8 * max(sizes) + 2048 * len(graph.nodes) + file_bytes // 4
+
+
+RUNTIMES: dict[str, Runtime] = {"tflm": Runtime("tflm", "tflite-micro", _Tflm)}
+"""Every runtime that a file can be compared with."""

@@ -1,0 +1,321 @@
+"""Graph -> bytes of a .tflite file, and the way back (the trusted reader, re-exported).
+
+What the format cannot say is first rewritten (`explicit_padding`); then reading the written bytes gives a graph with the
+same digest. The bytes are a function of graph and metadata alone. Operator versions are the oldest that mean what is
+written, so that an older runtime refuses a file instead of computing something else.
+Source: tensorflow/lite/schema/schema.fbs; versions from tensorflow/lite/tools/versioning/{op,runtime}_version.cc.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, assert_never
+
+import numpy as np
+import numpy.typing as npt
+
+import cactus_edge
+from cactus_edge.errors import InstallError, UnsupportedError
+from cactus_edge.ir import ops
+from cactus_edge.ir.graph import Graph, Node, Tensor
+from cactus_edge.ir.spec import check
+from cactus_edge.verify.tflite_read import Model, read_tflite
+
+__all__ = ["Model", "explicit_padding", "read_tflite", "write_tflite"]
+
+ALIGNMENT = 16
+"""schema.fbs: `data:[ubyte] (force_align: 16)`. Runtimes read weights in place, with vector loads."""
+
+RUNTIME_METADATA = "min_runtime_version"
+"""The metadata entry in which runtimes look for the oldest version that can run the file; 16 bytes, NUL-padded."""
+
+
+@dataclass(frozen=True)
+class _Builtin:
+    """An operator code: name, version, the first runtime that has this version, its options class (None: no options)."""
+
+    name: str
+    version: int
+    runtime: tuple[int, int, int]
+    options: str | None
+
+
+def _builtin(graph: Graph, node: Node) -> _Builtin:
+    """The operator that means `node`, in the version int8 needs."""
+    match node.op:
+        case ops.Conv2d(weight):
+            grouped = weight.shape[3] != graph.tensors[node.inputs[0]].shape[2]
+            version, runtime = (6, (2, 9, 0)) if grouped else (3, (1, 14, 0))
+            return _Builtin("CONV_2D", version, runtime, "Conv2DOptions")
+        case ops.DepthwiseConv2d():
+            return _Builtin("DEPTHWISE_CONV_2D", 3, (1, 14, 0), "DepthwiseConv2DOptions")
+        case ops.Dense(weight_scale=scale):
+            # Runtimes before version 12 take the first scale for all channels without a word.
+            version, runtime = (12, (2, 17, 0)) if scale.size > 1 else (4, (1, 14, 0))
+            return _Builtin("FULLY_CONNECTED", version, runtime, "FullyConnectedOptions")
+        case ops.Add():
+            return _Builtin("ADD", 2, (1, 14, 0), "AddOptions")
+        case ops.AvgPool():
+            return _Builtin("AVERAGE_POOL_2D", 2, (1, 14, 0), "Pool2DOptions")
+        case ops.MaxPool():
+            return _Builtin("MAX_POOL_2D", 2, (1, 14, 0), "Pool2DOptions")
+        case ops.Mean():
+            return _Builtin("MEAN", 2, (1, 14, 0), "ReducerOptions")
+        case ops.Pad():
+            return _Builtin("PAD", 2, (1, 14, 0), "PadOptions")
+        case ops.Concat():
+            return _Builtin("CONCATENATION", 2, (1, 14, 0), "ConcatenationOptions")
+        case ops.Reshape():
+            return _Builtin("RESHAPE", 1, (1, 5, 0), "ReshapeOptions")
+        case ops.Relu():
+            return _Builtin("RELU", 2, (2, 1, 0), None)
+        case ops.Relu6():
+            return _Builtin("RELU6", 2, (1, 14, 0), None)
+        case ops.Requantize():
+            return _Builtin("QUANTIZE", 2, (1, 15, 0), "QuantizeOptions")
+        case ops.Quantize():
+            return _Builtin("QUANTIZE", 1, (1, 14, 0), "QuantizeOptions")
+        case ops.Dequantize():
+            return _Builtin("DEQUANTIZE", 2, (1, 14, 0), "DequantizeOptions")
+        case ops.Softmax():
+            return _Builtin("SOFTMAX", 2, (1, 14, 0), "SoftmaxOptions")
+        case _:
+            assert_never(node.op)
+
+
+def explicit_padding(graph: Graph) -> Graph:
+    """An equal graph whose convolutions pad as .tflite can say it (SAME or VALID), with tensors in the order they are written.
+
+    Other padding becomes a PAD op in front. Exact: a skipped tap and a tap that reads the zero point both add 0.
+    Raises UnsupportedError for a pool with such padding: its windows would count the inserted elements.
+    """
+    tensors = [graph.tensors[i] for i in graph.inputs]
+    index = {old: new for new, old in enumerate(graph.inputs)}
+    nodes: list[Node] = []
+
+    def append(op: ops.Op, inputs: tuple[int, ...], output: Tensor) -> int:
+        tensors.append(output)
+        nodes.append(Node(op, inputs, len(tensors) - 1))
+        return len(tensors) - 1
+
+    for number, node in enumerate(graph.nodes):
+        op, inputs = node.op, tuple(index[i] for i in node.inputs)
+        x = tensors[inputs[0]]
+        if isinstance(op, ops.AvgPool | ops.MaxPool) and _padding_name(op, x) is None:
+            raise UnsupportedError(
+                f"{graph.label(number)}: padding {op.padding} is neither SAME nor VALID, which is all a .tflite pool can say"
+            )
+        if isinstance(op, ops.Conv2d | ops.DepthwiseConv2d) and _padding_name(op, x) is None:
+            p = op.padding
+            pads = ((p.top, p.bottom), (p.left, p.right), (0, 0))
+            shape = (x.shape[0] + p.top + p.bottom, x.shape[1] + p.left + p.right, x.shape[2])
+            inputs = (append(ops.Pad(pads), inputs, replace(x, name=f"{x.name}/padded", shape=shape)),)
+            op = replace(op, padding=ops.Padding2d())
+        index[node.output] = append(op, inputs, graph.tensors[node.output])
+    return Graph(
+        tuple(tensors), tuple(nodes), tuple(index[i] for i in graph.inputs), tuple(index[i] for i in graph.outputs)
+    )
+
+
+def _padding_name(op: ops.Conv2d | ops.DepthwiseConv2d | ops.AvgPool | ops.MaxPool, x: Tensor) -> str | None:
+    """SAME or VALID where the op's padding is that, else None."""
+    if op.padding == ops.Padding2d():
+        return "VALID"
+    match op:
+        case ops.Conv2d():
+            kernel, dilation = (op.weight.shape[1], op.weight.shape[2]), op.dilation
+        case ops.DepthwiseConv2d():
+            kernel, dilation = (op.weight.shape[0], op.weight.shape[1]), op.dilation
+        case ops.AvgPool() | ops.MaxPool():
+            kernel, dilation = op.kernel, (1, 1)
+        case _:
+            assert_never(op)
+    same = ops.same_padding((x.shape[0], x.shape[1]), kernel, op.stride, dilation)
+    return "SAME" if op.padding == same else None
+
+
+def write_tflite(graph: Graph, *, metadata: Mapping[str, bytes] | None = None) -> bytes:
+    """The .tflite file that means `graph`, carrying `metadata` (name -> bytes); `read_tflite` gives both back.
+
+    read_tflite(write_tflite(g)).graph.digest() == explicit_padding(g).digest(). Deterministic. Raises ModelError for an
+    illegal graph, UnsupportedError for what .tflite cannot say, InstallError without flatbuffers and the schema.
+    """
+    check(graph)
+    return _Writer(explicit_padding(graph)).file(dict(metadata or {}))
+
+
+class _Writer:
+    """Tables of one file in the schema's Object API, filled in file order."""
+
+    def __init__(self, graph: Graph) -> None:
+        try:
+            import flatbuffers
+            from ai_edge_litert import schema_py_generated as schema
+        except ImportError as error:
+            raise InstallError(
+                f"writing .tflite needs the packages flatbuffers and ai-edge-litert: {error}",
+                hint="pip install 'cactus-edge[build]'",
+            ) from error
+        self.flatbuffers, self.fb = flatbuffers, schema
+        self.graph = graph
+        self.tensors: list[Any] = []
+        self.buffers: list[Any] = [self._buffer_type()()]
+        self.codes: list[_Builtin] = []
+
+    def file(self, metadata: dict[str, bytes]) -> bytes:
+        fb = self.fb
+        for tensor in self.graph.tensors:
+            self._activation(tensor)
+        sub = fb.SubGraphT()
+        sub.name, sub.tensors = "main", self.tensors
+        sub.operators = [self._operator(node) for node in self.graph.nodes]
+        sub.inputs, sub.outputs = _vector(self.graph.inputs), _vector(self.graph.outputs)
+        oldest = max(code.runtime for code in self.codes)
+        metadata.setdefault(RUNTIME_METADATA, ".".join(map(str, oldest)).encode().ljust(16, b"\0"))
+        model = fb.ModelT()
+        model.version = 3
+        model.description = f"cactus-edge {cactus_edge.__version__}"
+        model.metadata = [self._metadata(name, metadata[name]) for name in sorted(metadata)]
+        model.operatorCodes = [self._code(code) for code in self.codes]
+        model.subgraphs, model.buffers = [sub], self.buffers
+        builder = self.flatbuffers.Builder(1024)
+        builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+        return bytes(builder.Output())
+
+    def _buffer_type(self) -> type[Any]:
+        """The schema's BufferT, but with the alignment the schema asks for: the generated Python leaves it out."""
+        schema = self.fb
+
+        class AlignedBuffer(schema.BufferT):  # type: ignore[misc, name-defined]
+            def Pack(self, builder: Any) -> Any:
+                if self.data is None:
+                    return super().Pack(builder)
+                raw = bytes(self.data)
+                builder.StartVector(1, len(raw), ALIGNMENT)
+                builder.head -= len(raw)
+                builder.Bytes[builder.head : builder.head + len(raw)] = raw
+                data = builder.EndVector()
+                schema.BufferStart(builder)
+                schema.BufferAddData(builder, data)
+                return schema.BufferEnd(builder)
+
+        return AlignedBuffer
+
+    def _buffer(self, raw: bytes) -> int:
+        """The index of a new buffer with these bytes; 0, the empty buffer, for none."""
+        if not raw:
+            return 0
+        self.buffers.append(self._buffer_type()())
+        self.buffers[-1].data = raw
+        return len(self.buffers) - 1
+
+    def _tensor(self, name: str, shape: Sequence[int], type_name: str, raw: bytes = b"") -> Any:
+        t = self.fb.TensorT()
+        t.name, t.shape, t.type = name, _vector(shape), getattr(self.fb.TensorType, type_name)
+        t.buffer, t.hasRank = self._buffer(raw), True
+        self.tensors.append(t)
+        return t
+
+    def _activation(self, tensor: Tensor) -> None:
+        t = self._tensor(tensor.name, (1, *tensor.shape), tensor.dtype.upper())
+        if tensor.dtype == "int8":
+            t.quantization = self._quantization([tensor.scale], tensor.zero_point, 0)
+
+    def _quantization(self, scale: npt.ArrayLike, zero_point: int, axis: int) -> Any:
+        q = self.fb.QuantizationParametersT()
+        q.scale = np.asarray(scale, np.float32)
+        q.zeroPoint = np.full(q.scale.size, zero_point, np.int64)
+        q.quantizedDimension = axis
+        return q
+
+    def _constant(self, name: str, values: npt.NDArray[Any]) -> int:
+        type_name = values.dtype.name.upper()
+        self._tensor(name, values.shape, type_name, values.astype(values.dtype.newbyteorder("<")).tobytes())
+        return len(self.tensors) - 1
+
+    def _weights(self, op: ops.Conv2d | ops.DepthwiseConv2d | ops.Dense, node: Node) -> list[int]:
+        """The tensors of weight and bias; S_bias = float32(S_in * S_w)."""
+        x, out = self.graph.tensors[node.inputs[0]], self.graph.tensors[node.output]
+        depthwise = isinstance(op, ops.DepthwiseConv2d)
+        weight = self._constant(f"{out.name}/weight", op.weight[np.newaxis] if depthwise else op.weight)
+        self.tensors[weight].quantization = self._quantization(op.weight_scale, 0, 3 if depthwise else 0)
+        bias = self._constant(f"{out.name}/bias", op.bias)
+        # Clipped so that a product beyond float32 stays a legal scale; no runtime computes with it.
+        limits = np.finfo(np.float32)
+        product = np.clip(x.scale * op.weight_scale.astype(np.float64), float(limits.tiny), float(limits.max))
+        self.tensors[bias].quantization = self._quantization(product, 0, 0)
+        return [weight, bias]
+
+    def _operator(self, node: Node) -> Any:
+        fb, builtin = self.fb, _builtin(self.graph, node)
+        if builtin not in self.codes:
+            self.codes.append(builtin)
+        o = fb.OperatorT()
+        o.opcodeIndex = self.codes.index(builtin)
+        options = None
+        if builtin.options is not None:
+            options = getattr(fb, builtin.options + "T")()
+            o.builtinOptionsType = getattr(fb.BuiltinOptions, builtin.options)
+            o.builtinOptions = options
+        o.inputs = _vector([*node.inputs, *self._fill(node, options)])
+        o.outputs = _vector([node.output])
+        return o
+
+    def _fill(self, node: Node, options: Any) -> list[int]:
+        """Sets the operator's options; the tensors of its constant operands."""
+        x, out = self.graph.tensors[node.inputs[0]], self.graph.tensors[node.output]
+        op = node.op
+        if isinstance(op, ops.Conv2d | ops.DepthwiseConv2d | ops.AvgPool | ops.MaxPool):
+            options.padding = getattr(self.fb.Padding, str(_padding_name(op, x)))
+            options.strideH, options.strideW = op.stride
+        if isinstance(op, ops.Conv2d | ops.DepthwiseConv2d):
+            options.dilationHFactor, options.dilationWFactor = op.dilation
+        if isinstance(op, ops.Conv2d | ops.DepthwiseConv2d | ops.AvgPool | ops.MaxPool | ops.Dense | ops.Add):
+            options.fusedActivationFunction = getattr(self.fb.ActivationFunctionType, op.activation.name)
+        match op:
+            case ops.Conv2d() | ops.Dense():
+                return self._weights(op, node)
+            case ops.DepthwiseConv2d():
+                options.depthMultiplier = out.shape[2] // x.shape[2]
+                return self._weights(op, node)
+            case ops.AvgPool(kernel) | ops.MaxPool(kernel):
+                options.filterHeight, options.filterWidth = kernel
+            case ops.Mean(axes, keep_dims):
+                options.keepDims = keep_dims
+                return [self._constant(f"{out.name}/axes", np.array([a + 1 for a in axes], np.int32))]
+            case ops.Pad(pads):
+                return [self._constant(f"{out.name}/paddings", np.array([(0, 0), *pads], np.int32))]
+            case ops.Concat(axis):
+                options.axis = axis + 1
+            case ops.Reshape():
+                # -1 lets a runtime run several samples at once.
+                options.newShape = _vector((-1, *out.shape))
+                return [self._constant(f"{out.name}/shape", np.array((-1, *out.shape), np.int32))]
+            case ops.Softmax(beta):
+                if float(np.float32(beta)) != beta:
+                    raise UnsupportedError(
+                        f"softmax with beta {beta!r}: .tflite stores a float32, which would change it"
+                    )
+                options.beta = beta
+            case ops.Add() | ops.Relu() | ops.Relu6() | ops.Requantize() | ops.Quantize() | ops.Dequantize():
+                pass
+            case _:
+                assert_never(op)
+        return []
+
+    def _code(self, builtin: _Builtin) -> Any:
+        code = self.fb.OperatorCodeT()
+        code.builtinCode = getattr(self.fb.BuiltinOperator, builtin.name)
+        code.deprecatedBuiltinCode = min(code.builtinCode, 127)
+        code.version = builtin.version
+        return code
+
+    def _metadata(self, name: str, raw: bytes) -> Any:
+        entry = self.fb.MetadataT()
+        entry.name, entry.buffer = name, self._buffer(raw)
+        return entry
+
+
+def _vector(values: Sequence[int]) -> npt.NDArray[np.int32]:
+    return np.asarray(values, np.int32)

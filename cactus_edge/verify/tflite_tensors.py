@@ -1,0 +1,171 @@
+"""Tensors and buffers of a .tflite file, each checked before it is used. Part of the trusted reader (`tflite_read`)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cactus_edge.errors import ModelError, UnsupportedError
+from cactus_edge.ir import graph as ir
+from cactus_edge.verify import tflite_schema as fb
+from cactus_edge.verify.flatbuffer import Table, Tables
+
+MAX_RANK = 8
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """scale float32 [n] finite and above zero, zero_point int64 [n] in int8; n > 1: one per slice along `dimension`."""
+
+    scale: npt.NDArray[np.float32]
+    zero_point: npt.NDArray[np.int64]
+    dimension: int
+
+
+class Tensors:
+    """The tensors of one subgraph: constants by their index in the file, activations in the order they are written."""
+
+    def __init__(self, tensors: Tables, buffers: Tables) -> None:
+        self._tensors, self._buffers = tensors, buffers
+        if len(buffers) and len(self.buffer(0)):
+            raise ModelError("malformed .tflite: buffer 0: expected no data (it stands for 'none'), got some")
+        self.activations: list[ir.Tensor] = []
+        self.graph_index: dict[int, int] = {}
+
+    def buffer(self, index: int) -> npt.NDArray[np.uint8]:
+        """The bytes of buffer `index`, a view of the file."""
+        table = self._buffers[index]
+        if table.number(fb.Buffer.OFFSET, "Q", 0) > 1 or table.number(fb.Buffer.SIZE, "Q", 0) > 1:
+            raise UnsupportedError(f"{table.what} lies outside the FlatBuffer (offset, size); expected inline data")
+        data = table.vector(fb.Buffer.DATA, "u1")
+        return np.zeros(0, np.uint8) if data is None else data
+
+    def define(self, index: int, role: str) -> int:
+        """Adds the file's tensor `index` as an activation that is written here; its index in the graph."""
+        table = self._tensors[index]
+        if index in self.graph_index:
+            raise ModelError(
+                f"malformed .tflite: {role} is {table.what}: expected a tensor that was not written before"
+            )
+        if len(self.buffer(table.number(fb.Tensor.BUFFER, "I", 0))):
+            raise UnsupportedError(f"{role} is {table.what}, which is constant; expected an activation")
+        self.graph_index[index] = len(self.activations)
+        self.activations.append(read_activation(table))
+        return self.graph_index[index]
+
+    def use(self, index: int, role: str) -> int:
+        """The graph's index of the activation `index` of the file."""
+        if index in self.graph_index:
+            return self.graph_index[index]
+        table = self._tensors[index]
+        if len(self.buffer(table.number(fb.Tensor.BUFFER, "I", 0))):
+            raise UnsupportedError(f"{role} is {table.what}, a constant; expected an activation")
+        raise ModelError(
+            f"malformed .tflite: {role} is {table.what}: expected a tensor written before, got one that is not"
+        )
+
+    def peek(self, index: int) -> ir.Tensor:
+        """The activation that tensor `index` of the file will be, before it is written."""
+        return read_activation(self._tensors[index])
+
+    def constant(self, index: int, type_name: str, role: str) -> tuple[npt.NDArray[Any], Table]:
+        """The elements of constant tensor `index` in its shape, and its table."""
+        table = self._tensors[index]
+        shape, found = _shape(table), _type(table)
+        if found != type_name:
+            raise UnsupportedError(f"{role}, {table.what}, is {found}; expected {type_name}")
+        data = self.buffer(table.number(fb.Tensor.BUFFER, "I", 0))
+        dtype = np.dtype(fb.DTYPES[type_name])
+        if not len(data):
+            raise UnsupportedError(f"{role}, {table.what}, is not a constant of the file")
+        if len(data) != math.prod(shape) * dtype.itemsize:
+            raise ModelError(
+                f"malformed .tflite: {role}, {table.what}: expected {math.prod(shape) * dtype.itemsize} bytes for "
+                f"{type_name} {shape}, got {len(data)}"
+            )
+        return data.view(dtype).reshape(shape), table
+
+
+def refuse(table: Table, *fields: IntEnum) -> None:
+    """Raises UnsupportedError where a field that the graph cannot express is set."""
+    for field in fields:
+        if table.has(field):
+            raise UnsupportedError(f"{table.what} uses {field.name.lower()}, which is not supported")
+
+
+def indices(table: Table, field: IntEnum) -> list[int]:
+    found = table.vector(field, "<i4")
+    return [] if found is None else [int(i) for i in found]
+
+
+def _type(table: Table) -> str:
+    code: int = table.number(fb.Tensor.TYPE, "b", 0)
+    if not 0 <= code < len(fb.TYPES):
+        raise UnsupportedError(f"{table.what} has type code {code}, expected one of 0..{len(fb.TYPES) - 1}")
+    return fb.TYPES[code]
+
+
+def _shape(table: Table) -> tuple[int, ...]:
+    """The tensor's shape, batch axis included. Also refuses what a tensor may carry besides: sparsity, state, external data."""
+    if table.number(fb.Tensor.IS_VARIABLE, "B", 0):
+        raise UnsupportedError(f"{table.what} uses is_variable, which is not supported")
+    if table.number(fb.Tensor.EXTERNAL_BUFFER, "I", 0):
+        raise UnsupportedError(f"{table.what} uses external_buffer, which is not supported")
+    refuse(table, fb.Tensor.SPARSITY, fb.Tensor.VARIANT_TENSORS)
+    shape = tuple(indices(table, fb.Tensor.SHAPE))
+    if len(shape) > MAX_RANK or any(n <= 0 for n in shape) or math.prod(shape) >= 1 << 31:
+        raise ModelError(
+            f"malformed .tflite: {table.what}: expected at most {MAX_RANK} positive sizes and fewer than 2^31 elements, "
+            f"got shape {shape[: MAX_RANK + 1]}"
+        )
+    return shape
+
+
+def read_activation(table: Table) -> ir.Tensor:
+    shape, type_name = _shape(table), _type(table)
+    name = table.text(fb.Tensor.NAME)
+    signature = indices(table, fb.Tensor.SHAPE_SIGNATURE)
+    if signature and not (signature[0] in (-1, 1) and tuple(signature[1:]) == shape[1:]):
+        raise UnsupportedError(f"{table.what} {name!r} has the dynamic shape {signature}; only the batch size may vary")
+    if not shape or shape[0] != 1:
+        raise UnsupportedError(f"{table.what} {name!r} has shape {shape}; expected a first (batch) axis of size 1")
+    if type_name == "FLOAT32":
+        return ir.Tensor(name, shape[1:], "float32")
+    if type_name != "INT8":
+        raise UnsupportedError(f"{table.what} {name!r} is {type_name}; expected INT8 activations")
+    q = quantization(table)
+    if q is None or q.scale.size != 1:
+        got = "no quantisation" if q is None else f"{q.scale.size} scales"
+        raise ModelError(f"malformed .tflite: {table.what} {name!r}: expected one scale and zero point, got {got}")
+    return ir.Tensor(name, shape[1:], "int8", float(q.scale[0]), int(q.zero_point[0]))
+
+
+def quantization(table: Table) -> Quantization | None:
+    """Scales (finite, above zero) with as many zero points in int8; None where the tensor has none."""
+    params = table.table(fb.Tensor.QUANTIZATION, fb.Quantization)
+    if params is None:
+        return None
+    if params.number(fb.Quantization.DETAILS_TYPE, "B", 0):
+        raise UnsupportedError(f"{table.what} uses a custom quantisation, which is not supported")
+    scale = params.vector(fb.Quantization.SCALE, "<f4")
+    if scale is None or not scale.size:
+        return None
+    stored = params.vector(fb.Quantization.ZERO_POINT, "<i8")
+    zero_point = np.zeros(scale.size, np.int64) if stored is None or not stored.size else stored
+    if not (np.isfinite(scale).all() and (scale > 0).all()):
+        raise ModelError(f"malformed .tflite: {table.what}: expected finite scales above zero, got {_first_bad(scale)}")
+    if zero_point.size != scale.size or zero_point.min() < -128 or zero_point.max() > 127:
+        raise ModelError(
+            f"malformed .tflite: {table.what}: expected {scale.size} zero points in [-128, 127], got {zero_point.size} "
+            f"in [{zero_point.min()}, {zero_point.max()}]"
+        )
+    return Quantization(scale, zero_point, params.number(fb.Quantization.QUANTIZED_DIMENSION, "i", 0))
+
+
+def _first_bad(scale: npt.NDArray[np.float32]) -> float:
+    return float(scale[~(np.isfinite(scale) & (scale > 0))][0])
