@@ -1,0 +1,387 @@
+"""A build as data: TOML in, a validated frozen record out.
+
+Every key says its unit; radii are exact rationals in sensor units. A key that is unknown, missing, of the wrong type or
+out of range is an InputError that names the file, the line and, for a misspelt key, the nearest right one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+
+from cactus_edge.errors import InputError
+
+BUILT_IN = Path(__file__).resolve().parent / "recipes"
+"""Folder of the recipes that ship with the package."""
+
+Parse = Callable[[Any], Any]
+Member = Literal["full", "pruned", "quantised", "perturbed"]
+
+
+class _BadValueError(ValueError):
+    """A value that its key does not take; the message says what was expected."""
+
+
+def _integer(low: int, high: int = 10**9) -> Parse:
+    def parse(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise _BadValueError(f"expected an integer in [{low}, {high}]")
+        return value
+
+    return parse
+
+
+def _number(low: float, high: float) -> Parse:
+    def parse(value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | Decimal) or not low <= value <= high:
+            raise _BadValueError(f"expected a number in [{low:g}, {high:g}]")
+        return float(value)
+
+    return parse
+
+
+def _rational(low: int, high: int) -> Parse:
+    def parse(value: Any) -> Fraction:
+        try:
+            number = Fraction(value) if isinstance(value, str | int | Decimal) and not isinstance(value, bool) else None
+        except (ValueError, ZeroDivisionError, OverflowError):
+            number = None
+        if number is None or not low <= number <= high:
+            raise _BadValueError(f'expected an exact rational in [{low}, {high}], such as "1/16" or "0.1"')
+        return number
+
+    return parse
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise _BadValueError("expected a non-empty string")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _BadValueError("expected true or false")
+    return value
+
+
+def _one_of(*choices: str) -> Parse:
+    def parse(value: Any) -> str:
+        if value not in choices:
+            raise _BadValueError(f"expected one of {', '.join(choices)}")
+        return str(value)
+
+    return parse
+
+
+def _list_of(item: Parse, *, at_least: int = 1) -> Parse:
+    def parse(value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, list) or len(value) < at_least:
+            raise _BadValueError(f"expected a list of at least {at_least}")
+        return tuple(item(v) for v in value)
+
+    return parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecipe:
+    """Which samples, and how they are split. `set` names a built-in set; `file` is an .npz of the user's own (one of them).
+
+    validation_samples are taken from the training samples. test_samples are split off only where the set brings no test
+    samples of its own. Both splits follow from split_seed and stay the same over training seeds.
+    """
+
+    set: Annotated[str, _text] = ""
+    file: Annotated[str, _text] = ""
+    validation_samples: Annotated[int, _integer(1)]
+    test_samples: Annotated[int, _integer(0)] = 0
+    split_seed: Annotated[int, _integer(0, 2**31 - 1)] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRecipe:
+    """One hidden layer, always followed by batch normalisation (if the model has it) and ReLU.
+
+    channels are trained, `kept` of them survive compression (0: all). A convolution is padded as TensorFlow's SAME or
+    VALID; kernel and stride are square and are not used by a dense layer.
+    """
+
+    kind: Annotated[str, _one_of("conv", "dense")]
+    channels: Annotated[int, _integer(1, 4096)]
+    kept: Annotated[int, _integer(0, 4096)] = 0
+    kernel: Annotated[int, _integer(1, 31)] = 3
+    stride: Annotated[int, _integer(1, 8)] = 1
+    padding: Annotated[str, _one_of("same", "valid")] = "same"
+
+    @property
+    def width(self) -> int:
+        """Channels after compression."""
+        return self.kept or self.channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecipe:
+    """Hidden layers in order; the classifying dense layer follows by itself."""
+
+    layer: tuple[LayerRecipe, ...]
+    batch_norm: Annotated[bool, _flag] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRecipe:
+    """The certified objective and its schedule. Epoch counts are over the training split.
+
+    For `warmup_epochs` the radius is 0, over the next `ramp_epochs` it grows linearly to `eps`, and robust_weight (lambda
+    of CACTUS, kappa of IBP) grows with it from 0. The learning rate is constant until decay_from of the stage, then
+    falls linearly to one hundredth.
+    """
+
+    eps: Annotated[Fraction, _rational(0, 1)]
+    epochs: Annotated[int, _integer(1, 10_000)]
+    warmup_epochs: Annotated[int, _integer(0, 10_000)] = 1
+    ramp_epochs: Annotated[int, _integer(0, 10_000)] = 0
+    batch: Annotated[int, _integer(2, 65_536)] = 256
+    learning_rate: Annotated[float, _number(0, 1)] = 0.002
+    decay_from: Annotated[float, _number(0, 1)] = 0.6
+    clip_norm: Annotated[float, _number(0, 1e6)] = 10.0
+    robust_weight: Annotated[float, _number(0, 1)] = 0.7
+    warmup_regulariser: Annotated[float, _number(0, 100)] = 0.5
+    weight_l1: Annotated[float, _number(0, 1)] = 0.0
+    shift_pixels: Annotated[int, _integer(0, 8)] = 0
+    members: Annotated[tuple[Member, ...], _list_of(_one_of("full", "pruned", "quantised", "perturbed"))] = ("full",)
+    seed: Annotated[int, _integer(0, 2**31 - 1)] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressRecipe:
+    """What happens after the channels are gone: fine-tuning at the full radius on the network that ships."""
+
+    finetune_epochs: Annotated[int, _integer(0, 10_000)] = 0
+    learning_rate: Annotated[float, _number(0, 1)] = 0.001
+    members: Annotated[tuple[Member, ...], _list_of(_one_of("full", "quantised", "perturbed"))] = ("full", "quantised")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantiseRecipe:
+    """Activation ranges are the largest clean activation of the validation split times a clip factor.
+
+    The factors are searched layer by layer for the most certified validation samples of the integer network.
+    """
+
+    clips: Annotated[tuple[float, ...], _list_of(_number(0.05, 4))] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+    train_clip: Annotated[float, _number(0.05, 4)] = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class CertifyRecipe:
+    """What the certificate is about: an l-inf ball of radius eps (sensor units, exact) around the first `samples` test samples.
+
+    samples = 0: all of them.
+    """
+
+    eps: Annotated[Fraction, _rational(0, 1)]
+    samples: Annotated[int, _integer(0)] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything a build depends on besides the code. Equal digests describe equal builds."""
+
+    name: Annotated[str, _text]
+    data: DataRecipe
+    model: ModelRecipe
+    train: TrainRecipe
+    certify: CertifyRecipe
+    compress: CompressRecipe = CompressRecipe()
+    quantise: QuantiseRecipe = QuantiseRecipe()
+    description: Annotated[str, _text] = ""
+
+    def digest(self, *sections: str) -> str:
+        """SHA-256 (hex) of the named sections, of all of them by default."""
+        content = {s: _plain(getattr(self, s)) for s in sections or [f.name for f in fields(self)]}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """The recipe as JSON values; rationals are strings."""
+        plain: dict[str, Any] = _plain(self)
+        return plain
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Fraction) else value
+
+
+_SECTIONS: dict[tuple[str, ...], type[Any]] = {
+    ("data",): DataRecipe,
+    ("model",): ModelRecipe,
+    ("model", "layer"): LayerRecipe,
+    ("train",): TrainRecipe,
+    ("compress",): CompressRecipe,
+    ("quantise",): QuantiseRecipe,
+    ("certify",): CertifyRecipe,
+}
+
+
+def names() -> tuple[str, ...]:
+    """The built-in recipes' names, sorted."""
+    return tuple(sorted(path.stem for path in BUILT_IN.glob("*.toml")))
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """The built-in recipe of that name, or the one in that TOML file.
+
+    Raises InputError with file and line for whatever is wrong with it.
+    """
+    text = str(name_or_path)
+    if text in names():
+        path = BUILT_IN / f"{text}.toml"
+    elif isinstance(name_or_path, Path) or text.endswith(".toml") or "/" in text:
+        path = Path(name_or_path)
+    else:
+        near = difflib.get_close_matches(text, names(), n=1)
+        hint = f"{near[0]}, or the path of a .toml file" if near else "the path of a .toml file"
+        raise InputError(f"no recipe is called {text!r}; there are {', '.join(names())}", hint=hint)
+    try:
+        content = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"cannot read the recipe {path}: {error.strerror or error}", hint=f"one of {', '.join(names())}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text, at byte {error.start}", hint="save the recipe as UTF-8") from error
+    return parse_recipe(content, str(path))
+
+
+def parse_recipe(content: str, where: str) -> Recipe:
+    """The recipe written in the TOML text `content`; `where` names it in messages. Raises InputError."""
+    try:
+        table = tomllib.loads(content, parse_float=Decimal)
+    except tomllib.TOMLDecodeError as error:
+        line = re.search(r"line (\d+)", str(error))
+        raise InputError(
+            f"{where}:{line.group(1) if line else content.count(chr(10)) + 1}: not TOML: {error}",
+            hint="compare with a built-in recipe",
+        ) from error
+    reader = _Reader(where, _lines(content))
+    recipe: Recipe = reader.record(Recipe, table, ())
+    reader.cross_check(recipe)
+    return recipe
+
+
+_Path = tuple[str | int, ...]
+_Record = TypeVar("_Record")
+
+
+class _Reader:
+    """Reads records out of TOML tables and knows on which line each key stands."""
+
+    def __init__(self, where: str, lines: Mapping[_Path, int]) -> None:
+        self._where = where
+        self._lines = lines
+
+    def error(self, path: _Path, message: str, hint: str) -> InputError:
+        """The error about the key `path`, with the line of the key or of the table that should hold it."""
+        at = path
+        while at and at not in self._lines:
+            at = at[:-1]
+        return InputError(f"{self._where}:{self._lines.get(at, 1)}: {message}", hint=hint)
+
+    def record(self, kind: type[_Record], table: Mapping[str, Any], path: _Path) -> _Record:
+        known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+        parsers = _parsers(kind)
+        place = f"[{'.'.join(str(p) for p in path if isinstance(p, str))}]" if path else "the top level"
+        for key in table:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+                hint = f"{near[0]}" if near else f"one of {', '.join(known)}"
+                raise self.error((*path, key), f"unknown key {key!r} in {place}", hint)
+        values: dict[str, Any] = {}
+        for name, spec in known.items():
+            if name in table:
+                values[name] = self._value(parsers.get(name), table[name], (*path, name))
+            elif spec.default is MISSING:
+                raise self.error(path, f"{place} lacks {name!r}", f"add {name} there")
+        return kind(**values)
+
+    def _value(self, parse: Parse | None, value: Any, path: _Path) -> Any:
+        try:
+            if parse is not None:
+                return parse(value)
+            section = _SECTIONS[tuple(p for p in path if isinstance(p, str))]
+            if path == ("model", "layer"):
+                if not isinstance(value, list) or not value or not all(isinstance(v, dict) for v in value):
+                    raise _BadValueError("expected at least one [[model.layer]] table")
+                return tuple(self.record(section, v, (*path, i)) for i, v in enumerate(value))
+            if not isinstance(value, dict):
+                raise _BadValueError("expected a table")
+            return self.record(section, value, path)
+        except _BadValueError as error:
+            shown = str(value) if isinstance(value, Decimal) else repr(value)
+            raise self.error(path, f"{path[-1]} = {shown}: {error}", "change it there") from error
+
+    def cross_check(self, recipe: Recipe) -> None:
+        """What one key alone cannot tell."""
+        if bool(recipe.data.set) == bool(recipe.data.file):
+            raise self.error(("data",), "[data] needs either set or file, and not both", 'set = "digits"')
+        train = recipe.train
+        if train.warmup_epochs + train.ramp_epochs > train.epochs:
+            raise self.error(
+                ("train", "ramp_epochs"),
+                f"warmup_epochs + ramp_epochs = {train.warmup_epochs + train.ramp_epochs} exceed epochs = {train.epochs}",
+                "more epochs or a shorter ramp",
+            )
+        dense = False
+        for i, layer in enumerate(recipe.model.layer):
+            here = ("model", "layer", i)
+            if layer.kept > layer.channels:
+                raise self.error(
+                    (*here, "kept"), f"kept = {layer.kept} exceeds channels = {layer.channels}", "keep at most all"
+                )
+            if dense and layer.kind == "conv":
+                raise self.error(
+                    (*here, "kind"), "a convolution cannot follow a dense layer", "put the convolutions first"
+                )
+            dense = layer.kind == "dense"
+
+
+def _parsers(kind: type[Any]) -> dict[str, Parse]:
+    """What each key of the record takes; keys that hold tables have no entry."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {name: hint.__metadata__[0] for name, hint in hints.items() if hasattr(hint, "__metadata__")}
+
+
+_HEADER = re.compile(r"^\s*(\[\[?)\s*([A-Za-z0-9_.\- ]+?)\s*\]\]?")
+_ASSIGNMENT = re.compile(r"^\s*([A-Za-z0-9_\-]+(?:\s*\.\s*[A-Za-z0-9_\-]+)*|\"[^\"]*\")\s*=")
+
+
+def _lines(content: str) -> dict[_Path, int]:
+    """Line number (from 1) of each table header and key; elements of an array of tables are numbered from 0."""
+    found: dict[_Path, int] = {}
+    prefix: _Path = ()
+    counts: dict[_Path, int] = {}
+    for number, line in enumerate(content.splitlines(), start=1):
+        if header := _HEADER.match(line):
+            prefix = tuple(part.strip() for part in header.group(2).split("."))
+            found.setdefault(prefix, number)
+            if header.group(1) == "[[":
+                counts[prefix] = counts.get(prefix, -1) + 1
+                prefix = (*prefix, counts[prefix])
+                found[prefix] = number
+        elif key := _ASSIGNMENT.match(line):
+            parts = tuple(part.strip().strip('"') for part in key.group(1).split("."))
+            for depth in range(1, len(parts) + 1):
+                found.setdefault((*prefix, *parts[:depth]), number)
+    return found

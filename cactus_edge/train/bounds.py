@@ -1,0 +1,106 @@
+"""Interval bounds in floating point for training: centre and radius, the last layer fused with the margin.
+
+These bounds steer training and report the float network's certified accuracy. They are not a proof about the file that ships:
+that is `verify`'s, which shares no code with this module.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from cactus_edge.train.folded import Affine, Folded
+from cactus_edge.train.models import linear
+
+
+@dataclass(frozen=True)
+class Box:
+    """All tensors z with |z - centre| <= radius elementwise; radius >= 0."""
+
+    centre: Tensor
+    radius: Tensor
+
+    @property
+    def lower(self) -> Tensor:
+        """centre - radius."""
+        return self.centre - self.radius
+
+    @property
+    def upper(self) -> Tensor:
+        """centre + radius."""
+        return self.centre + self.radius
+
+
+def box(lower: Tensor, upper: Tensor) -> Box:
+    """The box between two ends, lower <= upper."""
+    return Box((lower + upper) / 2, (upper - lower) / 2)
+
+
+def ball(x: Tensor, eps: float | Fraction, domain: tuple[Fraction, Fraction]) -> Box:
+    """The l-inf ball of radius eps around x [N, C, H, W], both in sensor units, intersected with the domain."""
+    low, high, e = float(domain[0]), float(domain[1]), float(eps)
+    return box((x - e).clamp(low, high), (x + e).clamp(low, high))
+
+
+def through(affine: Affine, region: Box) -> Box:
+    """Box of weight * z + bias over z in `region`: centre' = W c + b, radius' = |W| r. Source: Gowal et al. 2018, eq. (6)."""
+    return Box(affine.pre(region.centre), linear(region.radius, affine.weight.abs(), affine.layer))
+
+
+def activate(affine: Affine, pre: Box) -> Box:
+    """Box after ReLU and the activation grid, both non-decreasing: the ends map to the ends."""
+    return box(affine.post(pre.lower), affine.post(pre.upper))
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Boxes before each hidden activation and before the last layer, and the lower margins.
+
+    margin float [N, classes]: lower bound of logit_y - logit_j, 0 for j = y.
+    """
+
+    pre: tuple[Box, ...]
+    last_in: Box
+    margin: Tensor
+
+
+def propagate(net: Folded, region: Box, y: Tensor) -> Bounds:
+    """Bounds of every hidden layer and of the margins of class y int64 [N] over `region` [N, C, H, W]."""
+    pre: list[Box] = []
+    for affine in net[:-1]:
+        pre.append(through(affine, region))
+        region = activate(affine, pre[-1])
+    return Bounds(tuple(pre), region, margins(net[-1], region, y))
+
+
+def margins(last: Affine, region: Box, y: Tensor) -> Tensor:
+    """Lower bound of logit_y - logit_j = (W_y - W_j) z + b_y - b_j over z in `region`: fused, so shared weights cancel.
+
+    [N, classes], 0 for j = y.
+    """
+    weight = last.weight.flatten(1)
+    centre = last.pre(region.centre).flatten(1)
+    classes = weight.shape[0]
+    spread = (weight[:, None] - weight[None]).abs().reshape(classes * classes, -1)
+    radius = (region.radius.flatten(1) @ spread.T).view(-1, classes, classes)
+    own = y[:, None]
+    return centre.gather(1, own) - centre - radius.gather(1, own[:, :, None].expand(-1, 1, classes)).squeeze(1)
+
+
+def logits(net: Folded, region: Box, y: Tensor) -> tuple[Bounds, Box]:
+    """As `propagate`, with the box of the logits [N, classes] in addition."""
+    bounds = propagate(net, region, y)
+    last = through(net[-1], bounds.last_in)
+    return bounds, Box(last.centre.flatten(1), last.radius.flatten(1))
+
+
+def holds(margin: Tensor, y: Tensor) -> Tensor:
+    """Whether every other class loses strictly: bool [N]."""
+    others = torch.ones_like(margin, dtype=torch.bool).scatter(1, y[:, None], False)
+    return ((margin > 0) | ~others).all(1)
+
+
+__all__ = ["Bounds", "Box", "activate", "ball", "box", "holds", "logits", "margins", "propagate", "through"]

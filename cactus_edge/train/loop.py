@@ -1,0 +1,322 @@
+"""The training loop: deterministic by seed, resumable bit for bit, silent.
+
+Whatever is random in an epoch comes from a generator seeded by (seed, stage, epoch), and the state after each epoch is
+written atomically; so the position is all that a resumed run has to restore besides parameters and optimiser.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cactus_edge.errors import InputError
+from cactus_edge.recipe import Recipe
+from cactus_edge.resources import write_atomic
+from cactus_edge.train.bounds import ball, holds, propagate
+from cactus_edge.train.data import Dataset, Split
+from cactus_edge.train.folded import Folded, fold, forward, statistics
+from cactus_edge.train.models import Network, build
+from cactus_edge.train.objectives.cactus import Batch
+from cactus_edge.train.prune import shrink
+from cactus_edge.train.stages import METHODS, Schedule, Stage, Step, Terms, initial_widths
+
+STATISTICS_SAMPLES = 4096
+"""Training samples over which batch normalisation's running statistics are taken after each epoch."""
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class EpochStats:
+    """One finished epoch. Accuracies are in [0, 1].
+
+    train_*: over the epoch's batches, certified at the epoch's last training eps, by the first member of the set.
+    val_*: of the float network on the validation split, certified at the recipe's certify eps. seconds: wall time.
+    """
+
+    stage: str
+    epoch: int
+    epochs: int
+    loss: float
+    eps: float
+    learning_rate: float
+    train_clean: float
+    train_certified: float
+    val_clean: float
+    val_certified: float
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """What training leaves. weights_before, weights_after: weight elements when training began and now.
+
+    history: one record per epoch, from all stages; a resumed run keeps the old ones.
+    """
+
+    network: Network
+    method: str
+    seed: int
+    weights_before: int
+    weights_after: int
+    widths_before: tuple[int, ...]
+    widths_after: tuple[int, ...]
+    history: tuple[EpochStats, ...]
+
+    def folded(self) -> Folded:
+        """The float network in inference form: batch normalisation folded, no gradients."""
+        with torch.no_grad():
+            return fold(self.network.layers())
+
+    def digest(self) -> str:
+        """SHA-256 (hex) over names, shapes and float32 bytes of parameters and statistics, in order."""
+        h = hashlib.sha256()
+        for name, tensor in self.network.state_dict().items():
+            h.update(f"{name}{tuple(tensor.shape)}".encode())
+            h.update(tensor.numpy().astype("<f4").tobytes())
+        return h.hexdigest()
+
+
+def train(
+    recipe: Recipe,
+    dataset: Dataset,
+    workdir: Path,
+    on_epoch: Callable[[EpochStats], None] | None = None,
+    threads: int | None = None,
+    *,
+    method: str = "cactus",
+    seed: int | None = None,
+) -> TrainedModel:
+    """Trains and compresses as the recipe says; continues where an interrupted run with the same inputs stopped.
+
+    threads: torch's for the time of the call (default: as set). seed: instead of the recipe's. The checkpoint lies in
+    `workdir` under a name that hashes recipe, data, method and seed, so runs never mix. Ctrl-C leaves the last finished
+    epoch there. on_epoch is called after each epoch that this call runs. Same inputs and threads give the same weights, bit
+    for bit. Raises InputError for an unknown method or an unwritable folder.
+    """
+    if method not in METHODS:
+        raise InputError(f"no training method is called {method!r}", hint=f"one of {', '.join(METHODS)}")
+    with _threads(threads):
+        return _Run(recipe, dataset, workdir, method, recipe.train.seed if seed is None else seed).finish(on_epoch)
+
+
+def run_key(recipe: Recipe, dataset: Dataset, method: str = "cactus", seed: int | None = None) -> str:
+    """SHA-256 (hex) of everything that decides the trained weights besides the code and the number of threads."""
+    content = [
+        _FORMAT,
+        recipe.digest("model", "train", "compress"),
+        str(recipe.certify.eps),
+        recipe.quantise.train_clip,
+        dataset.digest(),
+        method,
+        recipe.train.seed if seed is None else seed,
+    ]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def to_torch(split: Split) -> tuple[Tensor, Tensor]:
+    """x float32 [N, C, H, W] and y int64 [N]."""
+    return torch.from_numpy(np.ascontiguousarray(split.x.transpose(0, 3, 1, 2))), torch.from_numpy(np.array(split.y))
+
+
+class _Run:
+    """One method on one recipe and seed: position, network, optimiser and history."""
+
+    def __init__(self, recipe: Recipe, dataset: Dataset, workdir: Path, method: str, seed: int) -> None:
+        self._recipe, self._domain, self._method, self._seed = recipe, dataset.domain, method, seed
+        self._x, self._y = to_torch(dataset.train)
+        self._validation = to_torch(dataset.validation)
+        self._key = run_key(recipe, dataset, method, seed)
+        self._file = workdir / f"train-{method}-{seed}-{self._key[:12]}.pt"
+        widths = initial_widths(method, recipe)
+        self._network = build(recipe.model, dataset.shape, len(dataset.labels), seed, widths=widths)
+        self._widths_before, self._weights_before = self._network.widths(), self._network.weights()
+        self._history: list[EpochStats] = []
+        self._stage, self._epoch = 0, 0
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._restore()
+
+    def finish(self, on_epoch: Callable[[EpochStats], None] | None) -> TrainedModel:
+        """Runs the epochs that are still to do."""
+        stages = METHODS[self._method]
+        while self._stage < len(stages):
+            stage = stages[self._stage]
+            if self._optimizer is None:
+                self._network = stage.enter(self._network, self._recipe)
+                self._optimizer = self._new_optimizer()
+                self._set_statistics()
+            schedule = stage.schedule(self._recipe)
+            while self._epoch < schedule.epochs:
+                stats = self._run_epoch(stage, schedule, self._optimizer)
+                self._epoch += 1
+                self._history.append(stats)
+                if self._epoch < schedule.epochs:
+                    self._save()
+                    if on_epoch:
+                        on_epoch(stats)
+            self._stage, self._epoch, self._optimizer = self._stage + 1, 0, None
+            self._save()
+            if on_epoch and schedule.epochs > 0 and self._history[-1].epoch == schedule.epochs:
+                on_epoch(self._history[-1])
+        return TrainedModel(
+            self._network.requires_grad_(False).eval(),
+            self._method,
+            self._seed,
+            self._weights_before,
+            self._network.weights(),
+            self._widths_before,
+            self._network.widths(),
+            tuple(self._history),
+        )
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam([p for p in self._network.parameters() if p.requires_grad])
+
+    def _run_epoch(self, stage: Stage, schedule: Schedule, optimizer: torch.optim.Optimizer) -> EpochStats:
+        start = time.monotonic()
+        objective, update = stage.objective(self._recipe), stage.update(self._recipe)
+        generator = torch.Generator().manual_seed(_epoch_seed(self._seed, self._stage, self._epoch))
+        batches = list(_batches(len(self._y), self._recipe.train.batch, generator))
+        total, correct, certified, seen, step = 0.0, 0, 0, 0, Step(0.0, 0.0, 0.0)
+        for i, index in enumerate(batches):
+            at = self._epoch + i / len(batches)
+            progress = schedule.progress(at)
+            step = Step(progress, progress * schedule.eps, progress * schedule.robust_weight)
+            for group in optimizer.param_groups:
+                group["lr"] = schedule.rate(at)
+            x = _shift(self._x[index], self._recipe.train.shift_pixels, generator)
+            batch = Batch(x, self._y[index], ball(x, step.eps, self._domain))
+            found: list[Terms] = []
+
+            def closure(batch: Batch = batch, step: Step = step, found: list[Terms] = found) -> Tensor:
+                optimizer.zero_grad(set_to_none=True)
+                terms = objective(self._network, batch, step)
+                found[:] = [terms]
+                terms.loss.backward()  # type: ignore[no-untyped-call]
+                return terms.loss.detach()
+
+            total += float(update(closure, optimizer)) * len(index)
+            stage.projection(self._network)
+            correct, certified, seen = correct + found[0].correct, certified + found[0].certified, seen + len(index)
+        self._set_statistics()
+        clean, robust = self._validate()
+        return EpochStats(
+            stage.name,
+            self._epoch + 1,
+            schedule.epochs,
+            total / seen,
+            step.eps,
+            float(optimizer.param_groups[0]["lr"]),
+            correct / seen,
+            certified / seen,
+            clean,
+            robust,
+            time.monotonic() - start,
+        )
+
+    def _set_statistics(self) -> None:
+        with torch.no_grad():
+            layers = self._network.layers()
+            for layer, found in zip(layers, statistics(layers, self._x[:STATISTICS_SAMPLES]), strict=True):
+                if layer.norm is not None and found is not None:
+                    layer.norm.mean.copy_(found[0])
+                    layer.norm.var.copy_(found[1])
+
+    def _validate(self) -> tuple[float, float]:
+        x, y = self._validation
+        correct, certified = 0, 0
+        with torch.no_grad():
+            net = fold(self._network.layers())
+            for a, b in zip(torch.split(x, 1024), torch.split(y, 1024), strict=True):
+                correct += int((forward(net, a).argmax(1) == b).sum())
+                margin = propagate(net, ball(a, self._recipe.certify.eps, self._domain), b).margin
+                certified += int(holds(margin, b).sum())
+        return correct / len(y), certified / len(y)
+
+    def _save(self) -> None:
+        state = {
+            "key": self._key,
+            "stage": self._stage,
+            "epoch": self._epoch,
+            "widths": list(self._network.widths()),
+            "network": self._network.state_dict(),
+            "optimizer": None if self._optimizer is None else self._optimizer.state_dict(),
+            "history": [asdict(s) for s in self._history],
+        }
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomic(self._file, buffer.getvalue())
+
+    def _restore(self) -> None:
+        try:
+            content = self._file.read_bytes()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise InputError(
+                f"cannot read {self._file}: {error.strerror or error}", hint="choose another folder"
+            ) from error
+        try:
+            state = torch.load(io.BytesIO(content), weights_only=True)
+            if state["key"] != self._key:
+                raise ValueError("it belongs to another run")
+            if tuple(state["widths"]) != self._network.widths():
+                self._network, _ = shrink(self._network, tuple(state["widths"]))
+            self._network.load_state_dict(state["network"])
+            if state["optimizer"] is not None:
+                self._optimizer = self._new_optimizer()
+                self._optimizer.load_state_dict(state["optimizer"])
+            self._history = [EpochStats(**s) for s in state["history"]]
+            self._stage, self._epoch = state["stage"], state["epoch"]
+        except Exception as error:  # torch.load raises whatever its unpickler meets in a damaged file
+            raise InputError(
+                f"{self._file} is not a checkpoint of this run: {error}", hint="delete it to train anew"
+            ) from error
+
+
+def _epoch_seed(seed: int, stage: int, epoch: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{stage}/{epoch}".encode()).digest()[:7], "little")
+
+
+def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Index tensors of one epoch in random order; a remainder too small for batch statistics (under size / 2) is left out."""
+    for index in torch.split(torch.randperm(count, generator=generator), size):
+        if len(index) >= min(count, (size + 1) // 2):
+            yield index
+
+
+def _shift(x: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
+    """Each sample of x [N, C, H, W] moved by up to `pixels` along each axis, the border filled with the domain's zero."""
+    if pixels == 0:
+        return x
+    n, _, h, w = x.shape
+    padded = torch.nn.functional.pad(x, (pixels,) * 4)
+    top = torch.randint(0, 2 * pixels + 1, (n, 1), generator=generator)
+    left = torch.randint(0, 2 * pixels + 1, (n, 1), generator=generator)
+    rows, columns = top + torch.arange(h), left + torch.arange(w)
+    return (
+        padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+        .permute(0, 3, 1, 2)
+        .contiguous()
+    )
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

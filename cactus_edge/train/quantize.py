@@ -1,0 +1,204 @@
+"""From the trained network to integers: ranges calibrated for the certificate, then the graph that is exported.
+
+A range that clips activations costs clean accuracy and buys certified accuracy, because the clamp also cuts the bounds; so
+the ranges are chosen for the most certified samples of the validation split and not for the reconstruction error. The
+bounds that choose are floating-point intervals over the fake-quantised network: they only rank candidates. What holds for
+the file is decided by `verify`, on the file's own integers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import numpy as np
+import torch
+from torch import Tensor as Real
+
+from cactus_edge.errors import ModelError
+from cactus_edge.ir.builder import GraphBuilder
+from cactus_edge.ir.graph import Graph, Tensor
+from cactus_edge.ir.ops import Activation, Conv2d, Dense, Float32, Int8, Int32, freeze
+from cactus_edge.recipe import Recipe
+from cactus_edge.train.bounds import Box, ball, box, logits
+from cactus_edge.train.data import Dataset
+from cactus_edge.train.fakequant import WEIGHT_MAX, Ceilings, fake_quantise, peaks, weight_scales
+from cactus_edge.train.folded import Affine, Folded
+from cactus_edge.train.loop import TrainedModel, to_torch
+
+LEVELS = 255
+"""Steps between the smallest and the largest int8."""
+
+INPUT_SCALE = float(np.float32(1 / LEVELS))
+"""The input tensor holds [0, 1] in steps of 1/255; its zero point is -128."""
+
+ROUNDING_SLACK = 1.02
+"""Output steps by which a fused margin must win: two halves, and a little for the multiplier's own rounding."""
+
+CALIBRATION_SAMPLES = 5000
+BATCH = 1000
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """ceilings: largest real activation of each hidden layer. clips: those over the validation split's clean maximum.
+
+    out_scale, out_zero_point: the logits' int8 grid. certified, correct of samples: what the ranking bounds counted.
+    """
+
+    ceilings: tuple[float, ...]
+    clips: tuple[float, ...]
+    out_scale: float
+    out_zero_point: int
+    certified: int
+    correct: int
+    samples: int
+
+
+def to_graph(trained: TrainedModel, dataset: Dataset, recipe: Recipe) -> Graph:
+    """The integer network: calibrated on the validation split, int8 in and out, one scale for all logits."""
+    net = trained.folded()
+    return export(net, calibrate(net, dataset, recipe), dataset.shape)
+
+
+def calibrate(net: Folded, dataset: Dataset, recipe: Recipe) -> Calibration:
+    """Coordinate search, layer by layer from the last, twice over the recipe's clip factors; the logits' grid for each candidate.
+
+    A candidate is better with more certified samples, then more correct ones, then a larger mean margin (cut at 1).
+    """
+    x, y = (t[:CALIBRATION_SAMPLES] for t in to_torch(dataset.validation))
+    with torch.no_grad():
+        tops = peaks(net, x)
+        regions = [
+            (_rounded(ball(a, recipe.certify.eps, dataset.domain)), _rounded(box(a, a)), b)
+            for a, b in zip(torch.split(x, BATCH), torch.split(y, BATCH), strict=True)
+        ]
+        tried: dict[tuple[float, ...], _Score] = {}
+
+        def score(clips: tuple[float, ...]) -> _Score:
+            if clips not in tried:
+                ceilings = tuple(clip * top for clip, top in zip(clips, tops, strict=True))
+                tried[clips] = _score(fake_quantise(net, ceilings), regions)
+            return tried[clips]
+
+        best = (max(recipe.quantise.clips),) * len(tops)
+        for layer in [*reversed(range(len(tops)))] * 2:
+            options = [
+                (*best[:layer], clip, *best[layer + 1 :]) for clip in sorted(recipe.quantise.clips, reverse=True)
+            ]
+            best = max([best, *options], key=lambda clips: score(clips).rank)
+    found = score(best)
+    ceilings = tuple(clip * float(top) for clip, top in zip(best, tops, strict=True))
+    return Calibration(ceilings, best, found.scale, found.zero_point, found.certified, found.correct, len(y))
+
+
+def _rounded(region: Box) -> Box:
+    """The region after input quantisation: both ends rounded half away from zero to steps of 1/255."""
+    lower, upper = ((end * LEVELS + 0.5).floor() / LEVELS for end in (region.lower, region.upper))
+    return box(lower, upper)
+
+
+@dataclass(frozen=True)
+class _Score:
+    certified: int
+    correct: int
+    margin: float
+    scale: float
+    zero_point: int
+
+    @property
+    def rank(self) -> tuple[int, int, float]:
+        return self.certified, self.correct, self.margin
+
+
+def _score(net: Folded, regions: list[tuple[Box, Box, Real]]) -> _Score:
+    margin, rival, own, right = [], [], [], []
+    for region, point, y in regions:
+        bounds, outputs = logits(net, region, y)
+        mask = torch.zeros_like(outputs.centre, dtype=torch.bool).scatter(1, y[:, None], True)
+        margin.append(bounds.margin.masked_fill(mask, torch.inf).amin(1))
+        rival.append(outputs.upper.masked_fill(mask, -torch.inf).amax(1))
+        own.append(outputs.lower[mask])
+        right.append(logits(net, point, y)[1].centre.argmax(1) == y)
+    m, u, low = torch.cat(margin), torch.cat(rival), torch.cat(own)
+    scale, zero_point, certified = _output_grid(m, u, low)
+    return _Score(certified, int(torch.cat(right).sum()), float(m.clamp(-1, 1).mean()), scale, zero_point)
+
+
+def _output_grid(margin: Real, rival: Real, own: Real) -> tuple[float, int, int]:
+    """(scale, zero point, certified samples) of the logits' int8 grid that certifies most samples; of equals the widest.
+
+    margin: lower bound of logit_y less every other. rival: largest upper bound of another logit: it must stay below 127,
+    where logits tie. own: lower bound of logit_y: it must stay above -128. What else saturates does no harm, so the range
+    may be narrow; and the narrower it is, the less the final rounding costs. All float [N].
+    """
+    sure = margin > 0
+    if not bool(sure.any()):
+        high, low = max(float(rival.abs().max()), float(own.abs().max()), 1e-3), 0.0
+        return float(np.float32(2 * high / LEVELS)), 0, 0
+    best = (0.0, 0, -1)
+    for outside in (0.0, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02):
+        high = max(float(torch.quantile(rival[sure], 1 - outside)), 1e-3) * 1.01
+        low = min(float(torch.quantile(own[sure], outside)), 0.0) * 1.01
+        scale = float(np.float32((high - low) / (LEVELS - 2)))
+        zero_point = int(np.clip(np.ceil(-128 + 1 - low / scale), -128, 127)) if low < 0 else -128
+        holds = (
+            (margin > ROUNDING_SLACK * scale)
+            & (rival < (126.5 - zero_point) * scale)
+            & (own > (-127.5 - zero_point) * scale)
+        )
+        if int(holds.sum()) > best[2]:
+            best = (scale, zero_point, int(holds.sum()))
+    return best
+
+
+def export(net: Folded, calibration: Calibration, shape: tuple[int, int, int], name: str = "input") -> Graph:
+    """The integer graph: weight = rint(w / s_w), bias = rint(b / (s_in s_w)), activations in steps of ceiling / 255 from -128.
+
+    s_w per channel in convolutions, per tensor in dense layers. Raises ModelError where a bias leaves int32.
+    """
+    builder = GraphBuilder()
+    at = builder.input(Tensor(name, shape, "int8", INPUT_SCALE, -128))
+    for i, affine in enumerate(net):
+        last = i == len(net) - 1
+        scale = calibration.out_scale if last else float(np.float32(calibration.ceilings[i] / LEVELS))
+        zero_point = calibration.out_zero_point if last else -128
+        height, width = affine.layer.out_size
+        channels = int(affine.weight.shape[0])
+        out_shape = (channels,) if affine.layer.dense else (height, width, channels)
+        label = "logits" if last else f"{'dense' if affine.layer.dense else 'conv'}{i}"
+        out = Tensor(label, out_shape, "int8", scale, zero_point)
+        at = builder.node(_op(affine, builder.tensor(at).scale, label), [at], out)
+    return builder.finish(at)
+
+
+def _op(affine: Affine, s_in: float, label: str) -> Conv2d | Dense:
+    dense = affine.layer.dense
+    weight, bias, scales = integers(affine, s_in, label)
+    activation = Activation.RELU if affine.layer.relu else Activation.NONE
+    if dense:
+        return Dense(weight.reshape(weight.shape[0], -1), bias, scales, activation)
+    return Conv2d(weight, bias, scales, (affine.layer.stride,) * 2, affine.layer.padding, activation=activation)
+
+
+def integers(affine: Affine, s_in: float, label: str) -> tuple[Int8, Int32, Float32]:
+    """(weight int8 [O, KH, KW, I], bias int32 [O], weight scale float32 [O] or [1]) of one layer, all read-only."""
+    scales = weight_scales(affine.weight, per_channel=not affine.layer.dense).numpy().astype(np.float32)
+    spread = scales.astype(np.float64)
+    real = affine.weight.detach().numpy().astype(np.float64).transpose(0, 2, 3, 1)
+    weight = np.clip(np.rint(real / spread[:, None, None, None]), -WEIGHT_MAX, WEIGHT_MAX)
+    bias = np.rint(affine.bias.detach().numpy().astype(np.float64) / (s_in * spread))
+    if np.abs(bias).max(initial=0) >= 2**31:
+        raise ModelError(f"{label}: a bias of {np.abs(bias).max():.3g} accumulator steps does not fit int32")
+    return freeze(weight, np.int8), freeze(bias, np.int32), freeze(scales, np.float32)
+
+
+def quantised(net: Folded, calibration: Calibration) -> Folded:
+    """The float twin of `export`: fake-quantised weights and activations, real biases and real logits."""
+    ceilings: Ceilings = tuple(torch.tensor(c, dtype=torch.float32) for c in calibration.ceilings)
+    return fake_quantise(net, ceilings)
+
+
+def at_eps(recipe: Recipe, eps: Fraction) -> Recipe:
+    """The recipe with another certified radius (calibration follows it)."""
+    return replace(recipe, certify=replace(recipe.certify, eps=eps))
