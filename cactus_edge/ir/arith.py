@@ -60,8 +60,8 @@ def round_half_away(value: float) -> int:
 def quantize_multiplier(value: float) -> tuple[int, int]:
     """(m, s) with value close to m * 2^(s - 31), m in [2^30, 2^31 - 1] or (0, 0); value a finite double >= 0.
 
-    m = round_half_away(q * 2^31) for value = q * 2^s, q in [1/2, 1); m = 2^31 becomes (2^30, s + 1); s < -31 becomes (0, 0).
-    Source: quantization_util.cc QuantizeMultiplier. Raises ValueError for s > 30, which its callers do not allow either.
+    m = round_half_away(q * 2^31) for value = q * 2^s, q in [1/2, 1); m = 2^31 becomes (2^30, s + 1); s < -31 becomes
+    (0, 0). Source: quantization_util.cc QuantizeMultiplier. Raises ValueError for a value that is negative or not finite.
     """
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"a multiplier is finite and not negative, got {value}")
@@ -71,17 +71,7 @@ def quantize_multiplier(value: float) -> tuple[int, int]:
     multiplier = round_half_away(fraction * 2.0**31)
     if multiplier == 1 << 31:
         multiplier, shift = 1 << 30, shift + 1
-    if shift < -31:
-        return 0, 0
-    if shift > 30:
-        raise ValueError(f"multiplier {value} needs a left shift of {shift}, more than 30")
-    return multiplier, shift
-
-
-def quantize_multipliers(values: np.ndarray) -> tuple[Int64, Int64]:
-    """`quantize_multiplier` for each element of a float64 vector: (m, s), both int64."""
-    pairs = [quantize_multiplier(float(v)) for v in values]
-    return np.array([m for m, _ in pairs], np.int64), np.array([s for _, s in pairs], np.int64)
+    return (multiplier, shift) if shift >= -31 else (0, 0)
 
 
 def round_divide(x: Int64, divisor: Int64 | int) -> Int64:

@@ -28,7 +28,6 @@ from cactus_edge.ir.arith import (
     multiply_by_quantized_multiplier,
     one_over_one_plus_q0_31,
     quantize_multiplier,
-    quantize_multipliers,
     rdp,
     round_divide,
     round_half_away,
@@ -144,6 +143,7 @@ def softmax_rule(beta: float, scale: float) -> SoftmaxRule:
     multiplier, left = quantize_multiplier(product)
     difference_min = -math.floor(31.0 * 2.0**26 / 2.0**left)
     difference = np.arange(-255, 1, dtype=np.int64)
+    # At a left shift of 31 only the difference 0 is kept, so nothing is ever shifted out.
     kept = np.maximum(difference, difference_min)
     e = exp_on_negative_q5_26(srdhm(kept << left, multiplier))
     return SoftmaxRule(np.where(difference >= difference_min, e, 0))
@@ -218,6 +218,14 @@ float32 (kernel_util.cc GetQuantizedConvolutionMultipler). float32_ratio: S_in /
 """
 
 
+def _shift_in_range(kind: str, value: float) -> tuple[int, int]:
+    """`quantize_multiplier`, refused where an int32 would be shifted left by more than 30 bits."""
+    multiplier, shift = quantize_multiplier(value)
+    if shift > 30:
+        raise UnsupportedError(f"{kind}: a multiplier of {value:.3g} shifts left by {shift} bits, more than 30")
+    return multiplier, shift
+
+
 @dataclass(frozen=True)
 class Profile:
     """One runtime's arithmetic. `rules` maps an op kind to rule ids: (requantisation family, real-multiplier rule) or one id."""
@@ -247,10 +255,8 @@ class Profile:
         """(family, m, s) of the op's requantisation; m, s int64 with one entry per entry of s_weight (float32)."""
         family, real = self.rule(kind)
         values = REAL_MULTIPLIERS[real](s_in, np.atleast_1d(np.asarray(s_weight, np.float64)), s_out)
-        try:
-            return (family, *quantize_multipliers(values))
-        except ValueError as error:
-            raise UnsupportedError(f"{kind}: {error}") from error
+        pairs = [_shift_in_range(kind, float(v)) for v in values]
+        return family, np.array([m for m, _ in pairs], np.int64), np.array([s for _, s in pairs], np.int64)
 
     def add(
         self, scales: tuple[float, float], zero_points: tuple[int, int], s_out: float, z_out: int, act: Activation
@@ -275,7 +281,7 @@ class Profile:
         Source: tensorflow/lite/kernels/internal/reference/reduce.h QuantizedMeanOrSum.
         """
         family, _ = self.rule("Mean")
-        m0, s0 = quantize_multiplier(s_in / s_out)
+        m0, s0 = _shift_in_range("Mean", s_in / s_out)
         k = min(count.bit_length() - 1, 32, 31 + s0)
         m, s = (m0 << k) // count, s0 - k
         return Requantise(family, np.array([m]), np.array([s]), z_out, input_zero_point=z_in * count)
