@@ -1,0 +1,11 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The model that the host program runs; `argument` is its first command-line argument. Null, with a line on stderr,
+ * where there is none. */
+#ifndef CE_HOST_H
+#define CE_HOST_H
+
+#include "ce_runtime.h"
+
+const ce_model *ce_host_model(const char *argument);
+
+#endif

@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "ce_runtime.h"
+
+static void ce_copy(int8_t *to, const int8_t *from, int32_t n)
+{
+    if (to == from) {
+        return;
+    }
+    for (int32_t i = 0; i < n; i++) {
+        to[i] = from[i];
+    }
+}
+
+int ce_model_run(const ce_model *model, const int8_t *in, int8_t *out, ce_observer observer, void *context)
+{
+    /* Legal: an int32_t may read a uint32_t object (C99 6.5 paragraph 7). */
+    const int32_t *const blob = (const int32_t *)(const void *)model->blob;
+    const ce_blob_header *const header = ce_model_header(model);
+    int8_t *const arena = model->arena;
+
+    /* The word and its first byte: both are right on a little-endian core only. */
+    if (model->blob[0] != CE_BLOB_MAGIC || *(const char *)model->blob != 'C' || header->version != CE_BLOB_VERSION ||
+        header->arithmetic != CE_ARITHMETIC_TFLM) {
+        return CE_BAD_BLOB;
+    }
+    /* All is checked before anything runs: a refusal leaves no half-computed output. */
+    const int32_t *record = blob + CE_BLOB_HEADER_WORDS;
+    for (int32_t i = 0; i < header->ops; i++) {
+        const int32_t kind = record[0];
+        if (kind <= 0 || kind >= CE_KINDS || record[1] <= 0 || record[1] > header->constants - (record - blob)) {
+            return CE_BAD_BLOB;
+        }
+        if (!model->kernels[kind]) {
+            return CE_NO_KERNEL;
+        }
+        record += record[1];
+    }
+
+    ce_copy(arena + header->in, in, header->in_bytes);
+    record = blob + CE_BLOB_HEADER_WORDS;
+    for (int32_t i = 0; i < header->ops; i++) {
+        const ce_record *const head = (const ce_record *)(const void *)record;
+        model->kernels[head->kind](blob, record, arena);
+        if (observer) {
+            observer(context, i, arena + head->out, head->out_bytes);
+        }
+        record += head->words;
+    }
+    ce_copy(out, arena + header->out, header->out_bytes);
+    return CE_OK;
+}
