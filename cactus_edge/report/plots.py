@@ -1,0 +1,161 @@
+"""The report's two plots as inline SVG.
+
+Colours are written as placeholders and replaced by CSS variables, so that one drawing serves light, dark and paper. Text
+stays text: it can be read aloud, searched and set in the page's own font. Every series differs from the others by dash
+and marker as well as by colour. No pyplot: figures are objects, and no state outlives a call.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from cactus_edge.errors import InstallError
+from cactus_edge.report.results import CurvePoint, Epoch
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, FAINT, FIRST, SECOND = "#010203", "#010204", "#010205", "#010206"
+_PLACEHOLDERS = {INK: "currentColor", FAINT: "var(--line)", FIRST: "var(--first)", SECOND: "var(--second)"}
+
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "cactus-edge",
+    "font.size": 9,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.5,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "text.color": INK,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "legend.frameon": False,
+    "legend.handlelength": 2.6,
+}
+_INT8: dict[str, Any] = {"color": FIRST, "linestyle": "-", "marker": "o"}
+_FLOAT: dict[str, Any] = {
+    "color": SECOND,
+    "linestyle": (0, (4, 2)),
+    "marker": "s",
+    "markerfacecolor": "none",
+    "zorder": 4,
+}
+
+
+def curve_svg(points: Sequence[CurvePoint], radius: float) -> str:
+    """Certified accuracy (percent) against eps (sensor units); the certificate's own radius is marked."""
+    eps = [point.eps for point in points]
+    floats = [(point.eps, point.float_certified) for point in points if point.float_certified is not None]
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.plot(eps, [100 * point.int8_certified for point in points], label="integer file", zorder=3, **_INT8)
+        if floats:
+            axes.plot([x for x, _ in floats], [100 * y for _, y in floats], label="float network", **_FLOAT)
+        axes.axvline(radius, color=INK, linewidth=0.8, linestyle=":")
+        axes.annotate(
+            "certificate", (radius, 1), xycoords=("data", "axes fraction"), xytext=(4, -9), textcoords="offset points"
+        )
+        axes.set_xlabel("eps, in sensor units")
+        axes.set_ylabel("certified, %")
+        axes.set_ylim(0, 104)
+        axes.legend(loc="lower left")
+
+    summary = "; ".join(f"eps {point.eps:g}: {_series(point)}" for point in points)
+    return _svg("curve", "Certified accuracy against eps", summary, (5.4, 3.1), draw)
+
+
+def training_svg(epochs: Sequence[Epoch]) -> str:
+    """Validation accuracy (percent) above, training loss below, against the epoch."""
+    clean = [(e.epoch, 100 * e.clean) for e in epochs if e.clean is not None]
+    certified = [(e.epoch, 100 * e.certified) for e in epochs if e.certified is not None]
+
+    def draw(figure: Figure) -> None:
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+        every = max(1, len(epochs) // 12)
+        if clean:
+            above.plot(*zip(*clean, strict=True), label="clean", markevery=every, **_FLOAT)
+        if certified:
+            above.plot(*zip(*certified, strict=True), label="certified", markevery=every, **_INT8)
+        if clean or certified:
+            above.legend(loc="lower right")
+        above.set_ylim(0, 104)
+        above.set_ylabel("validation, %")
+        below.plot([e.epoch for e in epochs], [e.loss for e in epochs], color=INK, linewidth=1.2)
+        below.set_ylabel("loss")
+        below.set_xlabel("epoch")
+        _whole_numbers(below)
+
+    last = epochs[-1]
+    parts = [f"{len(epochs)} epochs", f"loss at the end {last.loss:.4g}"]
+    parts += [
+        f"{name} {value:.2f} %"
+        for name, pairs in (("clean", clean), ("certified", certified))
+        for _, value in pairs[-1:]
+    ]
+    return _svg("training", "Training: validation accuracy and loss", "; ".join(parts), (5.4, 3.4), draw)
+
+
+def _series(point: CurvePoint) -> str:
+    text = f"integer file {100 * point.int8_certified:.2f} %"
+    return text if point.float_certified is None else f"{text}, float network {100 * point.float_certified:.2f} %"
+
+
+def _whole_numbers(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _svg(name: str, title: str, summary: str, inches: tuple[float, float], draw: Callable[[Figure], None]) -> str:
+    """Draws on a fresh figure and returns an <svg> element whose ids start with `name`, titled and described."""
+    try:
+        from matplotlib import style
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise InstallError("the report's plots need matplotlib", hint="see `cactus-edge doctor`") from error
+
+    # The default style first: a matplotlibrc of the user must not change what a report looks like.
+    with style.context(["default", _STYLE]):
+        figure = Figure(figsize=inches, layout="constrained")
+        draw(figure)
+        stream = io.StringIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        canvas: Any = FigureCanvasSVG(figure)
+        canvas.print_svg(stream, metadata=nothing)
+    return _inline(stream.getvalue(), name, title, summary)
+
+
+def _inline(text: str, name: str, title: str, summary: str) -> str:
+    body = text[text.index("<svg") : text.rindex("</svg>") + len("</svg>")]
+    box = re.search(r'viewBox="([^"]+)"', body)
+    assert box is not None
+    inner = body[body.index(">") + 1 :]
+    # Both plots live in one page: what matplotlib numbers from one must be told apart.
+    inner = re.sub(r'\bid="', f'id="{name}-', inner)
+    inner = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", inner)
+    inner = inner.replace("xlink:href", "href")
+    for colour, variable in _PLACEHOLDERS.items():
+        inner = inner.replace(colour, variable)
+    # The background is the page's.
+    inner = re.sub(r"fill: #ffffff", "fill: none", inner)
+    inner = "\n".join(line.rstrip() for line in inner.splitlines())
+    labels = f'<title id="{name}-title">{escape(title)}</title>\n <desc id="{name}-desc">{escape(summary)}</desc>'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box[1]}" role="img" '
+        f'aria-labelledby="{name}-title {name}-desc">\n {labels}{inner}'
+    )
