@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -42,9 +43,10 @@ def _integer(low: int, high: int = 10**9) -> Parse:
 
 def _number(low: float, high: float) -> Parse:
     def parse(value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | Decimal) or not low <= value <= high:
+        number = float(value) if isinstance(value, int | Decimal) and not isinstance(value, bool) else math.nan
+        if not low <= number <= high:
             raise _BadValueError(f"expected a number in [{low:g}, {high:g}]")
-        return float(value)
+        return number
 
     return parse
 

@@ -134,7 +134,7 @@ def _digits(recipe: DataRecipe) -> Dataset:
             "the digits come with scikit-learn, which is not installed", hint="pip install 'cactus-edge[build]'"
         ) from error
     raw = load_digits()
-    x = (np.asarray(raw.images, np.float32) / 16)[..., None]
+    x = (np.asarray(raw.images, np.float32) / np.float32(16))[..., None]
     y = np.asarray(raw.target, np.int64)
     return _divide("digits", Split(x, y), None, tuple(str(i) for i in range(10)), "pixel / 16", recipe)
 

@@ -64,7 +64,8 @@ def to_graph(trained: TrainedModel, dataset: Dataset, recipe: Recipe) -> Graph:
 def calibrate(net: Folded, dataset: Dataset, recipe: Recipe) -> Calibration:
     """Coordinate search, layer by layer from the last, twice over the recipe's clip factors; the logits' grid for each candidate.
 
-    A candidate is better with more certified samples, then more correct ones, then a larger mean margin (cut at 1).
+    A candidate is better with more samples certified and correct, each counted alike (a range that buys a certificate with a
+    wrong answer buys nothing), then with more certified, then with a larger mean margin (cut at 1).
     """
     x, y = (t[:CALIBRATION_SAMPLES] for t in to_torch(dataset.validation))
     with torch.no_grad():
@@ -108,7 +109,7 @@ class _Score:
 
     @property
     def rank(self) -> tuple[int, int, float]:
-        return self.certified, self.correct, self.margin
+        return self.certified + self.correct, self.certified, self.margin
 
 
 def _score(net: Folded, regions: list[tuple[Box, Box, Real]]) -> _Score:

@@ -1,0 +1,182 @@
+"""Recipes: what is accepted, and that every refusal names file, line and a way out."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from cactus_edge.errors import InputError
+from cactus_edge.recipe import Recipe, load_recipe, names, parse_recipe
+
+GOOD = """\
+name = "mine"
+
+[data]
+set = "digits"
+validation_samples = 100
+test_samples = 100
+
+[[model.layer]]
+kind = "conv"
+channels = 8
+kept = 4
+
+[[model.layer]]
+kind = "dense"
+channels = 16
+
+[model]
+batch_norm = true
+
+[train]
+eps = "1/16"
+epochs = 10
+learning_rate = 0.01
+
+[certify]
+eps = 0.1
+"""
+
+
+def changed(old: str, new: str) -> str:
+    assert GOOD.count(old) >= 1
+    return GOOD.replace(old, new, 1)
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(InputError) as caught:
+        parse_recipe(text, "mine.toml")
+    return str(caught.value)
+
+
+def test_built_in_recipes_load() -> None:
+    assert names() == ("digits", "fashion-mnist", "mnist")
+    for name in names():
+        recipe = load_recipe(name)
+        assert recipe.name == name
+        assert recipe.certify.eps > 0
+
+
+def test_radii_are_exact_in_every_spelling() -> None:
+    recipe = parse_recipe(GOOD, "mine.toml")
+    assert recipe.train.eps == Fraction(1, 16)
+    assert recipe.certify.eps == Fraction(1, 10)
+    assert parse_recipe(changed("eps = 0.1", 'eps = "0.1"'), "x").certify.eps == Fraction(1, 10)
+
+
+def test_kept_defaults_to_all_channels() -> None:
+    assert [layer.width for layer in parse_recipe(GOOD, "x").model.layer] == [4, 16]
+
+
+def test_a_path_and_a_name_are_both_accepted(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD)
+    assert load_recipe(path) == load_recipe(str(path)) == parse_recipe(GOOD, "anything")
+
+
+def test_digest_follows_the_sections() -> None:
+    first, second = parse_recipe(GOOD, "x"), parse_recipe(changed("eps = 0.1", "eps = 0.2"), "x")
+    assert first.digest() != second.digest()
+    assert first.digest("train", "model") == second.digest("train", "model")
+
+
+def test_json_form_has_only_json_values() -> None:
+    record = parse_recipe(GOOD, "x").to_json()
+    assert record["train"]["eps"] == "1/16"
+    assert record["model"]["layer"][0]["channels"] == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "culprit", "words"),
+    [
+        pytest.param(
+            changed("epochs =", "epoches ="), "epoches", ["'epoches'", "[train]", "try: epochs"], id="misspelt_key"
+        ),
+        pytest.param(
+            changed("kept = 4", "kep = 4"), "kep =", ["'kep'", "[model.layer]", "try: kept"], id="misspelt_key_in_layer"
+        ),
+        pytest.param(changed("[certify]", "[certfy]"), "[certfy]", ["'certfy'", "try: certify"], id="misspelt_table"),
+        pytest.param(
+            changed("epochs = 10", 'epochs = "ten"'), 'epochs = "ten', ["epochs = 'ten'", "integer"], id="wrong_type"
+        ),
+        pytest.param(
+            changed("epochs = 10", "epochs = true"),
+            "epochs = true",
+            ["epochs = True", "integer"],
+            id="bool_for_integer",
+        ),
+        pytest.param(changed("epochs = 10", "epochs = 0"), "epochs = 0", ["integer in [1"], id="out_of_range"),
+        pytest.param(
+            changed('eps = "1/16"', "eps = -0.1"), "eps = -0.1", ["eps = -0.1", "rational in [0, 1]"], id="eps_negative"
+        ),
+        pytest.param(changed('eps = "1/16"', "eps = nan"), "eps = nan", ["eps = NaN", "rational"], id="eps_nan"),
+        pytest.param(
+            changed('eps = "1/16"', 'eps = "17/16"'), 'eps = "17', ["rational in [0, 1]"], id="eps_beyond_the_range"
+        ),
+        pytest.param(changed('eps = "1/16"', 'eps = "1/0"'), 'eps = "1/0', ["rational"], id="eps_divided_by_zero"),
+        pytest.param(
+            changed("learning_rate = 0.01", "learning_rate = inf"),
+            "learning_rate = inf",
+            ["number in [0, 1]"],
+            id="rate_infinite",
+        ),
+        pytest.param(changed("epochs = 10\n", ""), "[train]", ["[train] lacks 'epochs'"], id="missing_key"),
+        pytest.param(
+            changed('kind = "dense"', 'kind = "lstm"'), 'kind = "lstm', ["conv, dense"], id="unknown_layer_kind"
+        ),
+        pytest.param(
+            changed("kept = 4", "kept = 40"),
+            "kept = 40",
+            ["kept = 40 exceeds channels = 8"],
+            id="kept_exceeds_channels",
+        ),
+        pytest.param(
+            changed("epochs = 10", "epochs = 10\nramp_epochs = 20"),
+            "ramp_epochs",
+            ["exceed epochs"],
+            id="ramp_exceeds_epochs",
+        ),
+        pytest.param(
+            changed('set = "digits"', 'set = "digits"\nfile = "x.npz"'),
+            "[data]",
+            ["either set or file"],
+            id="set_and_file",
+        ),
+        pytest.param(changed('kind = "dense"', "kind = "), "kind = ", ["not TOML"], id="not_toml"),
+        pytest.param(changed("[train]", "[[train]]"), "[[train]]", ["expected a table"], id="array_for_table"),
+        pytest.param(
+            changed("channels = 16", 'channels = 16\n\n[[model.layer]]\nkind = "conv"\nchannels = 2'),
+            'kind = "conv"\nchannels = 2',
+            ["cannot follow a dense"],
+            id="conv_after_dense",
+        ),
+    ],
+)
+def test_refusals_name_file_line_and_way_out(text: str, culprit: str, words: list[str]) -> None:
+    line = text[: text.rindex(culprit)].count("\n") + 1
+    message = refusal(text)
+    assert message.startswith(f"mine.toml:{line}: "), message
+    for word in words:
+        assert word in message
+
+
+def test_an_unknown_name_suggests_the_nearest() -> None:
+    with pytest.raises(InputError, match="try: digits"):
+        load_recipe("digit")
+
+
+def test_an_absent_file_and_a_binary_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="No such file"):
+        load_recipe(tmp_path / "absent.toml")
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="not UTF-8"):
+        load_recipe(binary)
+
+
+def test_records_are_frozen() -> None:
+    recipe: Recipe = load_recipe("digits")
+    with pytest.raises(AttributeError):
+        recipe.name = "other"  # type: ignore[misc]

@@ -1,0 +1,91 @@
+"""Random small networks, and the smallest recipe that trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from cactus_edge.recipe import Recipe, parse_recipe
+from cactus_edge.train.data import Dataset, Split, load_dataset
+from cactus_edge.train.models import Network, build
+
+TINY = """\
+name = "tiny"
+
+[data]
+set = "digits"
+validation_samples = 60
+test_samples = 60
+
+[model]
+[[model.layer]]
+kind = "conv"
+channels = 6
+kept = 4
+stride = 2
+
+[[model.layer]]
+kind = "dense"
+channels = 10
+kept = 7
+
+[train]
+eps = "1/16"
+epochs = 3
+warmup_epochs = 1
+ramp_epochs = 1
+batch = 16
+learning_rate = 0.03
+members = ["full", "pruned", "quantised", "perturbed"]
+
+[compress]
+finetune_epochs = 2
+
+[quantise]
+clips = [1.0, 0.7]
+
+[certify]
+eps = "1/32"
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Recipe:
+    """Three epochs on a few digits, then two on four and seven channels."""
+    return parse_recipe(TINY, "tiny.toml")
+
+
+@pytest.fixture(scope="session")
+def few_digits(tiny: Recipe) -> Dataset:
+    """The digits with 150 training samples."""
+    whole = load_dataset(tiny.data)
+    train = Split(whole.train.x[:150].copy(), whole.train.y[:150].copy())
+    return Dataset(whole.name, train, whole.validation, whole.test, whole.labels, whole.preprocessing)
+
+
+@pytest.fixture
+def make_network() -> Callable[..., Network]:
+    """A random network on samples of 7 x 6 x 2: two convolutions (SAME with stride 2, VALID) and two dense layers."""
+
+    def make(seed: int = 0, *, batch_norm: bool = True, widths: tuple[int, ...] = (5, 6, 8)) -> Network:
+        head = f"[model]\nbatch_norm = {str(batch_norm).lower()}\n\n"
+        first = '[[model.layer]]\nkind = "conv"\nchannels = 5\nkernel = 3\nstride = 2\n\n'
+        second = 'channels = 6\nkernel = 2\npadding = "valid"\n'
+        text = TINY.replace("[model]\n", head + first).replace("channels = 6\nkept = 4\nstride = 2\n", second)
+        model = parse_recipe(text, "made.toml").model
+        network = build(model, (7, 6, 2), 4, seed, widths=widths)
+        generator = torch.Generator().manual_seed(seed + 1000)
+        with torch.no_grad():
+            for layer in network.layers():
+                layer.bias.copy_(torch.randn(layer.bias.shape, generator=generator) * 0.1)
+                layer.weight.mul_(3)
+                if layer.norm is not None:
+                    for tensor in layer.norm.gamma, layer.norm.var:
+                        tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.3)
+                    for tensor in layer.norm.beta, layer.norm.mean:
+                        tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.2)
+        return network
+
+    return make

@@ -1,0 +1,136 @@
+"""The integer graph against the fake-quantised network, and what calibration promises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cactus_edge.errors import ModelError
+from cactus_edge.ir.arithmetic import profile
+from cactus_edge.ir.evaluate import evaluate, trace
+from cactus_edge.ir.ops import Conv2d, Dense
+from cactus_edge.recipe import Recipe
+from cactus_edge.train.data import Dataset
+from cactus_edge.train.fakequant import fake_quantise, peaks, quantise_weight, weight_scales
+from cactus_edge.train.folded import Folded, detach, fold, forward
+from cactus_edge.train.loop import train
+from cactus_edge.train.models import Network
+from cactus_edge.train.quantize import INPUT_SCALE, Calibration, calibrate, export, quantised, to_graph
+
+Make = Callable[..., Network]
+
+
+def _calibrated(net: Folded, x: torch.Tensor, clip: float) -> Calibration:
+    ceilings = tuple(clip * float(p) for p in peaks(net, x))
+    largest = float(forward(net, x).abs().max())
+    return Calibration(ceilings, (clip,) * len(ceilings), float(np.float32(2 * largest / 255)), 3, 0, 0, 0)
+
+
+@pytest.mark.parametrize("clip", [1.0, 0.6])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_graph_follows_the_fake_quantised_network(make_network: Make, seed: int, clip: float) -> None:
+    """Layer by layer on the integers' own inputs: at most one step apart, and rarely that (ties, bias rounding)."""
+    net = detach(fold(make_network(seed, batch_norm=seed % 2 == 0).layers()))
+    codes = np.random.default_rng(seed).integers(-128, 128, (20, 7, 6, 2)).astype(np.int8)
+    x = torch.from_numpy(((codes.astype(np.float32) + 128) * np.float32(INPUT_SCALE)).transpose(0, 3, 1, 2).copy())
+    calibration = _calibrated(net, x, clip)
+    graph = export(net, calibration, (7, 6, 2))
+    fake = quantised(net, calibration)
+    z, differing, total = x, 0, 0
+    arrays = trace(graph, codes, profile("tflm"))
+    for affine, node in zip(fake, graph.nodes, strict=True):
+        tensor, found = graph.tensors[node.output], arrays[node.output]
+        assert found is not None
+        real = affine.post(affine.pre(z)).numpy()
+        expected = np.clip(np.rint(real / tensor.scale) + tensor.zero_point, -128, 127)
+        expected = expected.reshape(20, -1) if affine.layer.dense else expected.transpose(0, 2, 3, 1)
+        gap = np.abs(expected - found)
+        assert gap.max() <= 1
+        differing, total = differing + int((gap > 0).sum()), total + gap.size
+        values = np.float32(tensor.scale) * (found.astype(np.float32) - tensor.zero_point)
+        shape = (20, -1, 1, 1) if affine.layer.dense else found.shape
+        z = torch.from_numpy(values.reshape(shape) if affine.layer.dense else values.transpose(0, 3, 1, 2).copy())
+    assert differing < 0.01 * total
+
+
+def test_a_planted_fault_is_caught(make_network: Make) -> None:
+    """Exported with the weights of one channel swapped, the graph does not follow any more."""
+    network = make_network(0)
+    net = detach(fold(network.layers()))
+    x = torch.rand((20, 2, 7, 6), generator=torch.Generator().manual_seed(0))
+    calibration = _calibrated(net, x, 1.0)
+    broken = (replace(net[0], weight=net[0].weight.flip(0)), *net[1:])
+    samples = x.numpy().transpose(0, 2, 3, 1).copy()
+    good, bad = (evaluate(export(n, calibration, (7, 6, 2)), samples, profile("tflm")) for n in (net, broken))
+    real = forward(quantised(net, calibration), x).numpy() / calibration.out_scale + 3
+    assert np.abs(good - real).max() <= 4 < np.abs(bad - real).max() / 3
+
+
+def test_geometry_and_grids_of_the_graph(make_network: Make) -> None:
+    net = detach(fold(make_network(0).layers()))
+    graph = export(net, Calibration((1.0, 2.0, 3.0), (1.0,) * 3, 0.5, -7, 0, 0, 0), (7, 6, 2))
+    assert (graph.input.scale, graph.input.zero_point, graph.input.shape) == (INPUT_SCALE, -128, (7, 6, 2))
+    assert (graph.output.scale, graph.output.zero_point, graph.output.shape) == (0.5, -7, (4,))
+    first, second, third, last = (node.op for node in graph.nodes)
+    assert isinstance(first, Conv2d) and isinstance(second, Conv2d)
+    assert first.weight_scale.shape == (5,) and first.weight.shape == (5, 3, 3, 2)
+    assert (first.padding.top, first.padding.bottom, first.padding.left, first.padding.right) == (1, 1, 0, 1)
+    assert isinstance(third, Dense) and isinstance(last, Dense)
+    assert third.weight_scale.shape == last.weight_scale.shape == (1,)
+
+
+def test_weights_use_the_whole_symmetric_range(make_network: Make) -> None:
+    weight = fold(make_network(3).layers())[0].weight.detach()
+    for per_channel in (True, False):
+        steps = (
+            quantise_weight(weight, per_channel=per_channel)
+            / weight_scales(weight, per_channel=per_channel)[:, None, None, None]
+        )
+        assert float(steps.abs().max()) == pytest.approx(127, abs=1e-3)
+        assert torch.allclose(steps, steps.round(), atol=1e-3)
+
+
+def test_a_channel_of_zeros_keeps_a_legal_scale() -> None:
+    weight = torch.zeros(2, 1, 1, 1)
+    assert weight_scales(weight, per_channel=True).tolist() == pytest.approx([1 / 127] * 2)
+    assert torch.equal(quantise_weight(weight, per_channel=True), weight)
+
+
+def test_fake_quantisation_has_straight_through_gradients(make_network: Make) -> None:
+    network = make_network(2)
+    x = torch.rand((4, 2, 7, 6), generator=torch.Generator().manual_seed(0))
+    net = fold(network.layers())
+    forward(fake_quantise(net, peaks(net, x)), x).square().sum().backward()  # type: ignore[no-untyped-call]
+    for layer in network.layers():
+        assert layer.weight.grad is not None and float(layer.weight.grad.abs().sum()) > 0
+
+
+def test_a_bias_beyond_int32_is_refused(make_network: Make) -> None:
+    net = detach(fold(make_network(0).layers()))
+    huge = (replace(net[0], bias=net[0].bias + 1e9), *net[1:])
+    with pytest.raises(ModelError, match="conv0: a bias"):
+        export(huge, Calibration((1.0, 1.0, 1.0), (1.0,) * 3, 0.5, 0, 0, 0, 0), (7, 6, 2))
+
+
+def test_calibration_is_never_worse_than_unclipped_ranges(tiny: Recipe, few_digits: Dataset, tmp_path: Path) -> None:
+    trained = train(tiny, few_digits, tmp_path, threads=1)
+    net = trained.folded()
+    wide = replace(tiny, quantise=replace(tiny.quantise, clips=(1.0,)))
+    chosen, plain = calibrate(net, few_digits, tiny), calibrate(net, few_digits, wide)
+    assert chosen.certified + chosen.correct >= plain.certified + plain.correct
+    assert set(plain.clips) == {1.0}
+    assert chosen.certified <= chosen.correct <= chosen.samples == 60
+
+
+def test_the_exported_network_classifies_as_the_float_one(tiny: Recipe, few_digits: Dataset, tmp_path: Path) -> None:
+    trained = train(tiny, few_digits, tmp_path, threads=1)
+    graph = to_graph(trained, few_digits, tiny)
+    assert graph.weights() == trained.weights_after < trained.weights_before
+    out = evaluate(graph, few_digits.test.x, profile("tflm"))
+    x = torch.from_numpy(few_digits.test.x.transpose(0, 3, 1, 2).copy())
+    assert (out.argmax(1) == forward(trained.folded(), x).argmax(1).numpy()).mean() > 0.85
