@@ -6,5 +6,5 @@
 const ce_model *ce_host_model(const char *argument)
 {
     (void)argument;
-    return &ce_the_model;
+    return &ce_model_object;
 }

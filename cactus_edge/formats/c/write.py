@@ -1,0 +1,193 @@
+"""Graph -> a folder of C99 sources: the blob as a constant array, the kernels that it uses, an example.
+
+    model.c, model.h    the blob, the arena, the kernel table, `int ce_run(const int8_t *in, int8_t *out)`
+    ce_*.c, ce_*.h      the portable runtime: only the kernels that the model uses
+    example/            main.c, sample.h (one input and the interpreter's output for it), Makefile
+
+No malloc, no float and no libc in any of it except example/ and ce_quantize.h.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cactus_edge.errors import InputError
+from cactus_edge.ir.arithmetic import Profile
+from cactus_edge.ir.atoms import lower
+from cactus_edge.ir.blob import build
+from cactus_edge.ir.blob_format import Blob, Kind
+from cactus_edge.ir.evaluate import quantised, run
+from cactus_edge.ir.graph import Graph
+from cactus_edge.ir.ops import Int8
+from cactus_edge.resources import data_path, write_atomic
+
+KERNELS = {kind: f"ce_{kind.name.lower()}_s8" for kind in Kind}
+"""The C function, and the file without its ending, of each op kind."""
+
+SUPPORT = ("ce_model_run", "ce_sha256", "ce_crc32")
+"""Sources that every model brings: the walker, and what firmware needs to say which blob it runs."""
+
+
+@dataclass(frozen=True)
+class CSources:
+    """What was written. `sources`: every .c file of the model and its runtime, example excluded; `folder` is the include path."""
+
+    folder: Path
+    sources: tuple[Path, ...]
+    blob: Blob
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the blob."""
+        return self.blob.digest
+
+
+def write_c(
+    graph: Graph,
+    profile: Profile,
+    folder: Path,
+    *,
+    name: str = "model",
+    labels: Sequence[str] = (),
+    sample: Int8 | None = None,
+) -> CSources:
+    """Writes the sources into `folder` and says what they are.
+
+    name: what a board calls the model: letters, digits, '.', '_' and '-'. labels: the classes by output index, for the
+    example; none, or one per output. sample int8 [*input.shape]: the example's input, zero points where it is not given.
+    Raises InputError for a name, labels or a sample that do not fit, UnsupportedError and ModelError as `to_blob` does.
+    """
+    blob = build(graph, profile)
+    program = lower(graph, profile)
+    outputs = blob.header["out_bytes"]
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,32}", name):
+        raise InputError(f"model name {name!r}: expected 1 to 32 letters, digits, '.', '_' or '-'")
+    if labels and len(labels) != outputs:
+        raise InputError(f"{len(labels)} labels for {outputs} outputs")
+    shape = program.values[program.input].shape
+    given = np.full(shape, blob.header["in_zero"], np.int8) if sample is None else sample
+    x = quantised(program, given[np.newaxis])
+    used = sorted({record.kind for record in blob.records})
+    files = [*(KERNELS[kind] for kind in used), *SUPPORT]
+    for file in files:
+        write_atomic(folder / f"{file}.c", data_path("export", "c", "src", f"{file}.c").read_bytes())
+    for header in sorted(data_path("export", "c", "include").glob("*.h")):
+        write_atomic(folder / header.name, header.read_bytes())
+    write_atomic(folder / "model.h", _header(blob, name, shape, program.values[program.output].shape, profile.name))
+    write_atomic(folder / "model.c", _source(blob, used))
+    write_atomic(folder / "example" / "sample.h", _sample(x[0], run(program, x)[0], labels))
+    for file in ("main.c", "Makefile"):
+        write_atomic(folder / "example" / file, data_path("export", "c", "example", file).read_bytes())
+    return CSources(folder, tuple(folder / f"{file}.c" for file in ("model", *files)), blob)
+
+
+def _header(blob: Blob, name: str, in_shape: tuple[int, ...], out_shape: tuple[int, ...], profile: str) -> str:
+    h = blob.header
+    return f"""/* SPDX-License-Identifier: CC0-1.0
+ * The model, generated: do not edit. Digest of its blob (SHA-256): {blob.digest}
+ * Computes what profile "{profile}" computes, bit for bit. */
+#ifndef CE_MODEL_H
+#define CE_MODEL_H
+
+#include <stdint.h>
+
+#include "ce_runtime.h"
+
+#ifdef __cplusplus
+extern "C" {{
+#endif
+
+#define CE_MODEL_NAME "{name}"
+#define CE_MODEL_DIGEST "{blob.digest}"
+#define CE_MODEL_WORDS {h["words"]}   /* of 4 bytes, constant */
+#define CE_MODEL_OPS {h["ops"]}
+#define CE_ARENA_BYTES {h["arena"]}   /* of RAM; the only RAM besides the stack */
+
+/* int8, row-major; real = scale * (code - zero). */
+#define CE_INPUT_BYTES {h["in_bytes"]}   /* {_shape(in_shape)} */
+#define CE_INPUT_SCALE {_float(blob.input_scale)}
+#define CE_INPUT_ZERO ({h["in_zero"]})
+#define CE_OUTPUT_BYTES {h["out_bytes"]}   /* {_shape(out_shape)} */
+#define CE_OUTPUT_SCALE {_float(blob.output_scale)}
+#define CE_OUTPUT_ZERO ({h["out_zero"]})
+
+extern const uint32_t ce_model_blob[CE_MODEL_WORDS];
+extern const ce_model ce_model_object;
+
+/* Runs the model once: in int8 [CE_INPUT_BYTES], out int8 [CE_OUTPUT_BYTES]. Returns CE_OK (0). Not reentrant. */
+int ce_run(const int8_t *in, int8_t *out);
+
+#ifdef __cplusplus
+}}
+#endif
+
+#endif
+"""
+
+
+def _source(blob: Blob, used: Iterable[Kind]) -> str:
+    table = "\n".join(f"    [CE_{kind.name}] = {KERNELS[kind]}," for kind in used)
+    words = [f"0x{w:08x}u" for w in struct.unpack(f"<{len(blob.data) // 4}I", blob.data)]
+    return f"""/* SPDX-License-Identifier: CC0-1.0
+ * The model, generated: do not edit. Changing a word changes the digest that the certificate names. */
+#include "model.h"
+
+const uint32_t ce_model_blob[CE_MODEL_WORDS] = {{
+{_rows(words, 8)}
+}};
+
+static int8_t arena[CE_ARENA_BYTES];
+
+static const ce_kernel kernels[CE_KINDS] = {{
+{table}
+}};
+
+const ce_model ce_model_object = {{ce_model_blob, kernels, arena, CE_MODEL_DIGEST}};
+
+int ce_run(const int8_t *in, int8_t *out)
+{{
+    return ce_model_run(&ce_model_object, in, out, 0, 0);
+}}
+"""
+
+
+def _sample(x: Int8, y: Int8, labels: Sequence[str]) -> str:
+    names = labels or [str(i) for i in range(y.size)]
+    return f"""/* One input, and what the interpreter computes for it. */
+static const int8_t SAMPLE_INPUT[CE_INPUT_BYTES] = {{
+{_rows([str(v) for v in x.ravel()], 24)}
+}};
+
+static const int8_t SAMPLE_OUTPUT[CE_OUTPUT_BYTES] = {{
+{_rows([str(v) for v in y.ravel()], 24)}
+}};
+
+static const char *const LABELS[CE_OUTPUT_BYTES] = {{
+{_rows([_string(name) for name in names], 4)}
+}};
+"""
+
+
+def _rows(values: Sequence[str], width: int) -> str:
+    return "\n".join("    " + ", ".join(values[i : i + width]) + "," for i in range(0, len(values), width))
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "".join(f"[{n}]" for n in shape)
+
+
+def _float(value: float) -> str:
+    """A C literal that every compiler reads back as this float32."""
+    text = np.format_float_scientific(np.float32(value), unique=True, trim="0")
+    return f"{text}f"
+
+
+def _string(text: str) -> str:
+    """A C string literal: printable ASCII as it is, every other UTF-8 byte as a three-digit octal escape."""
+    return '"' + "".join(chr(b) if 32 <= b < 127 and b not in b'"\\?' else f"\\{b:03o}" for b in text.encode()) + '"'
