@@ -1,0 +1,317 @@
+"""The verdict per sample: does the label's class win strictly, at the file's output, for every point of a region?
+
+A strict win holds under any argmax. Nothing here rests on a rounding constant: a requantisation is its thresholds (see
+`interval`), so saturation and ties need no case of their own. Two bounds on out_y - out_j are combined, pair by pair:
+
+* ends: lo(out_y) - hi(out_j);
+* fused: with positive integers p (guesses that make p_c * acc_c comparable) and a bound D on p_y acc_y - p_j acc_j through
+  the last weights, D = min over the box of (p_y W_y - p_j W_j) x + ...: where out_j = k, acc_j >= A_k = max(t_k, lo(acc_j)), so
+  acc_y >= ceil((p_j A_k + D) / p_y) and out_y is at least the rule's value there; the least difference over all k counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cactus_edge.errors import UnsupportedError
+from cactus_edge.ir.arith import INT8_MAX, INT8_MIN, INT32_MAX, rdp
+from cactus_edge.ir.arithmetic import Requantise, SoftmaxRule
+from cactus_edge.ir.atoms import Affine, Gather, Monotone, Program, ReshapeTo, Softmax
+from cactus_edge.ir.evaluate import dequantize
+from cactus_edge.ir.ops import Int8, Int64
+from cactus_edge.verify.interval import Accumulate, Bounds, Engine, accumulate, full_range, step_bounds, thresholds
+from cactus_edge.verify.overflow import prove
+from cactus_edge.verify.regions import Region, box, check_data, points
+
+Bools = npt.NDArray[np.bool_]
+
+RULE = "strict-win/1"
+"""What a verdict of this module means; it stands in every certificate."""
+
+CHUNK = 128
+"""Samples decided together: small enough for the arrays of one layer to stay in cache. It changes no result."""
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """Per sample [N]: `correct`, the label wins strictly at the sample itself; `certified`, at every point of its region.
+
+    `margin` int64: a lower bound over the region of out_y - out_j for the closest class j, in steps of the tensor that
+    decides (before a softmax). Without a softmax, certified means margin >= 1.
+    """
+
+    correct: Bools
+    certified: Bools
+    margin: Int64
+
+
+class Decider:
+    """The decision for one program, with everything that does not depend on the samples computed once.
+
+    Raises UnsupportedError where the program's end has no decision rule, ModelError where int32 may overflow (`facts` is
+    the proof that it does not, without which no bound below would speak of a device).
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.facts = prove(program)
+        self.softmax = _softmax_rule(program)
+        self.logits = program.output if self.softmax is None else program.steps[-1].args[0]
+        self.classes = program.output_tensor.size
+        _check_end(program, self.softmax)
+        self.tail = _find_tail(program, self.logits, self.classes)
+        self.engine = Engine(program, [self.logits if self.tail is None else self.tail.source])
+
+    def decide(self, lower: Int8, upper: Int8, labels: Int64, samples: Int8) -> Decision:
+        """lower, upper, samples int8 [N, *input shape] with lower <= samples <= upper, labels int64 [N] in 0..classes-1."""
+        margins = self.margins(lower, upper, labels)
+        certified = self._separates(margins, labels)
+        margins[np.arange(len(labels)), labels] = np.iinfo(np.int64).max
+        # A certified region holds its sample; only the others have to be run.
+        correct, rest = certified.copy(), ~certified
+        correct[rest] = self._correct(samples[rest], labels[rest])
+        return Decision(correct, certified, margins.min(1))
+
+    def margins(self, lower: Int8, upper: Int8, labels: Int64) -> Int64:
+        """Lower bounds on out_y - out_j over each box for every class j, int64 [N, classes]; 0 at j = y."""
+        rows = np.arange(len(labels))
+        (bounds,) = self.engine.run(lower, upper)
+        if self.tail is None:
+            lo, hi = _flat(bounds)
+            margins = lo[rows, labels][:, None] - hi
+            margins[rows, labels] = 0
+            return margins
+        acc = self.tail.accumulators(bounds)
+        lo, hi = self.tail.rule(acc[0]), self.tail.rule(acc[1])
+        margins = lo[rows, labels][:, None] - hi
+        margins[rows, labels] = 0
+        undecided = ~self._separates(margins, labels)
+        for label in np.unique(labels[undecided]):
+            near = np.flatnonzero(undecided & (labels == label))
+            inside = (bounds[0][near], bounds[1][near])
+            fused = self.tail.fused(int(label), inside, acc[0][near], lo[near], hi[near])
+            margins[near] = np.maximum(margins[near], fused)
+        margins[rows, labels] = 0
+        return margins
+
+    def _separates(self, margins: Int64, labels: Int64) -> Bools:
+        """Whether lower bounds of the logit margins [N, classes] (0 at the label) imply a strict win at the output."""
+        other = np.arange(self.classes) != labels[:, None]
+        wins = _every((margins >= 1) | ~other)
+        if self.softmax is None:
+            return wins
+        e = self.softmax.exponentials[255 - np.clip(margins, 0, 255)]
+        return wins & _every(softmax_separates(e, INT32_MAX) | ~other)
+
+    def _correct(self, samples: Int8, labels: Int64) -> Bools:
+        if len(labels) == 0:
+            return np.zeros(0, np.bool_)
+        (bounds,) = self.engine.run(samples, samples)
+        out = _flat(bounds)[0] if self.tail is None else self.tail.rule(self.tail.accumulators(bounds)[0])
+        if self.softmax is not None:
+            out = self.softmax.apply(out)
+        rows = np.arange(len(labels))
+        won = out[rows, labels][:, None] > out
+        won[rows, labels] = True
+        return _every(won)
+
+
+def _every(rows: Bools) -> Bools:
+    """Whether a whole row [N, K] holds, [N]."""
+    return np.asarray(rows.all(1))
+
+
+def softmax_separates(e: Int64, winner: int) -> Bools:
+    """Whether int8 softmax gives the winner's exponential a larger output than e_j, for rows e [N, K] of upper bounds.
+
+    Each e_i bounds the exponential of class i from above, the winner's own entry equals `winner` = 2^31 - 1. With
+    S = sum of rdp(e_i, 12), g the fixed-point reciprocal and n its shift, g / 2^n >= (1 - 2^-26) 2^27 / S (tested by exhaustion).
+    srdhm(g, E) - srdhm(g, e) >= floor(g (E - e) / 2^31), and numbers 2^n apart are never rounded together by rdp(., n): so
+    (2^26 - 1) (E - e) >= 2^30 S suffices. S is at least (E + e) / 2^12 - 1, hence e's output stays below 129 - 128 and
+    cannot tie with the winner's by saturation.
+    """
+    total = rdp(e, 12).sum(1, keepdims=True)
+    enough: Bools = (2**26 - 1) * (winner - e) >= 2**30 * total
+    return enough
+
+
+@dataclass(frozen=True, eq=False)
+class _Tail:
+    """The last Affine and the monotone steps between it and the logits, over K classes.
+
+    weight float64 [K, I] and bias int64 [K]: acc = weight (x + offset) + bias. factors int64 [K]: the p of the module's
+    head. steps int64 [1 + L, K]: steps[k - first_level, c] = the least reachable accumulator of class c with output >= k.
+    """
+
+    source: int
+    offset: int
+    shape: tuple[int, ...]
+    atoms: tuple[Monotone | Gather, ...]
+    compiled: Accumulate
+    weight: npt.NDArray[np.float64]
+    bias: Int64
+    factors: Int64
+    first_level: int
+    steps: Int64
+
+    def accumulators(self, bounds: Bounds) -> tuple[Int64, Int64]:
+        """Bounds of the accumulators, int64 [N, K], from those of the value `source`."""
+        low, high = (np.asarray(b, np.int64).reshape(len(b), -1) >> 1 for b in self.compiled.ends(*bounds))
+        return low, high
+
+    def rule(self, acc: Int64) -> Int64:
+        """The logits of accumulators acc int64 [M, K]."""
+        return _apply(self.atoms, acc, self.shape)
+
+    def fused(self, label: int, bounds: Bounds, acc_low: Int64, low: Int64, high: Int64) -> Int64:
+        """The fused bound on out_label - out_j, int64 [N, K] (meaningless at j = label), for boxes of the value `source`.
+
+        acc_low, low, high int64 [N, K]: bounds already known of the accumulators and the logits.
+        """
+        lower, upper = (np.asarray(b, np.float64).reshape(len(b), -1) for b in bounds)
+        p, own = self.factors, int(self.factors[label])
+        twice = (lower + upper + 2 * self.offset) @ self.weight.T + 2 * self.bias
+        radius = (upper - lower) @ np.abs(own * self.weight[label] - p[:, None] * self.weight).T
+        least = (own * twice[:, [label]] - p * twice - radius).astype(np.int64) >> 1
+        margins: Int64 = np.full(low.shape, np.iinfo(np.int64).max)
+        ladder = self.steps[1:, label]
+        for level in range(int(low.min()), int(high.max()) + 1):
+            other = np.maximum(self.steps[level - self.first_level], acc_low)
+            own_acc = -(-(p * other + least) // own)
+            reached = self.first_level + np.searchsorted(ladder, own_acc, side="right")
+            margin = np.maximum(reached, low[:, [label]]) - level
+            margins = np.where((low <= level) & (level <= high), np.minimum(margins, margin), margins)
+        return margins
+
+
+def _find_tail(program: Program, logits: int, classes: int) -> _Tail | None:
+    """The tail that ends in value `logits`; None where other steps lie between, so that only end points count."""
+    writer = {step.out: step for step in program.steps}
+    atoms: tuple[Monotone | Gather, ...] = ()
+    value = logits
+    while value in writer:
+        step = writer[value]
+        match step.atom:
+            case Affine():
+                return _tail(step.atom, atoms, step.args[0], classes)
+            case Monotone() | Gather(ReshapeTo()):
+                atoms, value = (step.atom, *atoms), step.args[0]
+            case _:
+                return None
+    return None
+
+
+def _tail(affine: Affine, atoms: tuple[Monotone | Gather, ...], source: int, classes: int) -> _Tail | None:
+    shape = affine.linear.out_shape
+    factors = _factors(atoms, shape, classes)
+    reach = int((256 * affine.linear.reach() + np.abs(affine.bias)).max())
+    # `fused` adds at most two classes, doubled, with centre and radius: every product through float64 must be exact.
+    if 8 * int(factors.max()) * reach >= 2**53:
+        return None
+    low, high = (b.reshape(classes) for b in step_bounds(affine, [full_range(affine.linear.in_shape)]))
+    unit = np.eye(classes, dtype=np.int64).reshape(classes, *shape)
+    weight = affine.linear.adjoint(unit).reshape(classes, -1).astype(np.float64)
+    bias = np.broadcast_to(affine.bias, shape).reshape(classes)
+    _, t = thresholds(lambda acc: _apply(atoms, acc, shape), low, high)
+    first = int(_apply(atoms, low[None], shape).min())
+    steps = np.vstack([low[None], t])
+    return _Tail(source, affine.input_offset, shape, atoms, accumulate(affine), weight, bias, factors, first, steps)
+
+
+def _apply(atoms: tuple[Monotone | Gather, ...], acc: Int64, shape: tuple[int, ...]) -> Int64:
+    """The monotone steps on accumulators [M, K], through their own shape."""
+    value = acc.reshape(len(acc), *shape)
+    for atom in atoms:
+        value = atom.apply(value)
+    return value.reshape(len(acc), -1)
+
+
+def _factors(atoms: tuple[Monotone | Gather, ...], shape: tuple[int, ...], classes: int) -> Int64:
+    """Positive integers [K] about proportional to what each class's accumulator is multiplied by; all 1 where that is one number."""
+    first = next((a.rule for a in atoms if isinstance(a, Monotone)), None)
+    if not isinstance(first, Requantise):
+        return np.ones(classes, np.int64)
+    scale = np.ldexp(first.multiplier.astype(np.float64), first.shift)
+    scale = np.broadcast_to(scale, shape).reshape(classes)
+    if (scale == scale[0]).all():
+        return np.ones(classes, np.int64)
+    factors: Int64 = np.maximum(np.rint(scale * (4096 / scale.max())), 1).astype(np.int64)
+    return factors
+
+
+def _softmax_rule(program: Program) -> SoftmaxRule | None:
+    atom = program.steps[-1].atom if program.steps else None
+    return atom.rule if isinstance(atom, Softmax) else None
+
+
+def _check_end(program: Program, softmax: SoftmaxRule | None) -> None:
+    tensor = program.output_tensor
+    if tensor.size < 2:
+        raise UnsupportedError(f"the output {tensor.name!r} has {tensor.size} element; a decision needs two classes")
+    if softmax is not None:
+        e = softmax.exponentials
+        if tensor.shape[-1] != tensor.size:
+            raise UnsupportedError(f"softmax over rows of {tensor.shape}: the output is not one row of classes")
+        if not ((np.diff(e) >= 0).all() and (e >= 0).all() and e[-1] == INT32_MAX):
+            raise UnsupportedError("the softmax's table of exponentials is not monotone")
+    codes = np.arange(INT8_MIN, INT8_MAX + 1).astype(np.int8)
+    if program.float_output and not (np.diff(dequantize(codes, tensor.scale, tensor.zero_point)) > 0).all():
+        raise UnsupportedError(f"the output {tensor.name!r} has codes that dequantise to equal floats: wins may tie")
+
+
+def _flat(bounds: Bounds) -> tuple[Int64, Int64]:
+    lo, hi = (b.reshape(len(b), -1).astype(np.int64) for b in bounds)
+    return lo, hi
+
+
+def decide(program: Program, lower: Int8, upper: Int8, labels: Int64, samples: Int8, *, threads: int = 1) -> Decision:
+    """The decision over int8 boxes lower <= x <= upper around `samples`, all int8 [N, *input shape]; labels int64 [N].
+
+    Neither `threads` nor the machine changes the result. Raises UnsupportedError where the program's end cannot be decided.
+    """
+    decider = Decider(program)
+    return _chunks(
+        lambda c: decider.decide(lower[c], upper[c], labels[c], samples[c]), len(labels), threads, lambda done: None
+    )
+
+
+def certify(
+    program: Program,
+    region: Region,
+    x: npt.NDArray[Any],
+    labels: npt.NDArray[Any],
+    *,
+    threads: int = 1,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Decision:
+    """The decision for the regions around x [N, *input shape] (float32 or float64 in sensor units, or int8 codes).
+
+    progress(n) is called with the number of samples decided so far. Raises DataError or InputError for unusable data,
+    UnsupportedError where the program's end cannot be decided.
+    """
+    y = check_data(program, x, labels)
+    decider = Decider(program)
+
+    def part(c: slice) -> Decision:
+        return decider.decide(*box(program, region, x[c]), y[c], points(program, x[c]))
+
+    return _chunks(part, len(y), threads, progress)
+
+
+def _chunks(part: Callable[[slice], Decision], count: int, threads: int, progress: Callable[[int], None]) -> Decision:
+    slices = [slice(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)]
+    done: list[Decision] = []
+    with ThreadPoolExecutor(max(threads, 1)) as pool:
+        for where, decision in zip(slices, pool.map(part, slices) if threads > 1 else map(part, slices), strict=True):
+            done.append(decision)
+            progress(where.stop)
+    return Decision(
+        np.concatenate([d.correct for d in done]),
+        np.concatenate([d.certified for d in done]),
+        np.concatenate([d.margin for d in done]),
+    )

@@ -1,0 +1,296 @@
+"""Exact integer intervals: the smallest and largest value each step can take over a box, atom by atom.
+
+`propagate` is the definition, on int64. `Engine` computes the same numbers through floating-point matrix products and
+one multiply, add and floor per requantisation; each of these shortcuts is proved when the engine is built, per layer:
+
+* A product is exact in any order of summation where the reach of its partial sums is below the carrier's 2^24 or 2^53.
+* A rule R (requantise, divide, clamp) is a non-decreasing integer function, and so is g(a) = clip(floor(a * A + B)),
+  since IEEE multiplication and addition of a constant, A >= 0, are non-decreasing. R takes at most 256 values, so it is
+  its *thresholds* t_k = min {a : R(a) >= k}. If g = R at every t_k, at every t_k - 1 and at both ends of the reachable
+  range, then g = R on all of it. A and B are only guessed; that finite comparison is the proof. Where it fails, R itself is used.
+
+Centre and radius are kept doubled, c = l + u and r = u - l, so that they stay integers: 2 acc = W c + 2 b -+ |W| r.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import assert_never
+
+import numpy as np
+import numpy.typing as npt
+
+from cactus_edge.ir.arith import INT8_MAX, INT8_MIN
+from cactus_edge.ir.arithmetic import Clamp, Requantise, RoundDivide
+from cactus_edge.ir.atoms import Affine, Atom, Gather, Isotone, Max, Monotone, Program, Softmax
+from cactus_edge.ir.linear import Array, AxisSum, Conv, Dense, Linear, WindowSum, pad_image
+from cactus_edge.ir.ops import Int8, Int64, Padding2d
+
+Bounds = tuple[Array, Array]
+Rule = Requantise | RoundDivide | Clamp
+Float64 = npt.NDArray[np.float64]
+
+NEVER = 2.0**40
+"""An intercept that puts a floor out of reach of every int8 level."""
+
+
+def propagate(program: Program, lower: Int8, upper: Int8) -> list[tuple[Int64, Int64]]:
+    """(lo, hi) int64 [N, *shape] for each value of the program over the boxes lower <= x <= upper, int8 [N, *input shape]."""
+    bounds: dict[int, Bounds] = {program.input: (lower.astype(np.int64), upper.astype(np.int64))}
+    for step in program.steps:
+        bounds[step.out] = step_bounds(step.atom, [bounds[a] for a in step.args])
+    return [bounds[i] for i in range(len(program.values))]
+
+
+def step_bounds(atom: Atom, args: list[Bounds]) -> Bounds:
+    """The bounds of one step from its arguments' bounds, int64 [N, *shape].
+
+    Sound for all atoms; attained, element by element, where the arguments vary independently (and not for Softmax).
+    """
+    lo, hi = args[0]
+    match atom:
+        case Affine(linear, offset, bias):
+            centre = linear.apply(lo + hi + 2 * offset) + 2 * bias
+            radius = linear.absolute().apply(hi - lo)
+            return (centre - radius) >> 1, (centre + radius) >> 1
+        case Monotone(rule):
+            return rule.apply(lo), rule.apply(hi)
+        case Isotone(rule, signs):
+            ends = [a if sign > 0 else a[::-1] for a, sign in zip(args, signs, strict=True)]
+            return rule.apply(*(a[0] for a in ends)), rule.apply(*(a[1] for a in ends))
+        case Max() | Gather():
+            return atom.apply(*(a[0] for a in args)), atom.apply(*(a[1] for a in args))
+        case Softmax():
+            return np.full_like(lo, INT8_MIN), np.full_like(hi, INT8_MAX)
+        case _:
+            assert_never(atom)
+
+
+def full_range(shape: tuple[int, ...]) -> tuple[Int64, Int64]:
+    """Every int8 value for one sample: (-128, 127), int64 [1, *shape]."""
+    return np.full((1, *shape), INT8_MIN, np.int64), np.full((1, *shape), INT8_MAX, np.int64)
+
+
+def thresholds(rule: Callable[[Int64], Int64], low: Int64, high: Int64) -> tuple[Int64, Int64]:
+    """(levels k [L], t [L, *shape]): t_k = min {a in [low, high] : rule(a) >= k}, high + 1 where there is none.
+
+    rule: elementwise on [M, *shape], non-decreasing. Levels run from the least rule(low) + 1 to the largest rule(high).
+    """
+    levels = np.arange(int(rule(low[None]).min()) + 1, int(rule(high[None]).max()) + 1)
+    wanted = levels.reshape(-1, *(1,) * low.ndim)
+    shape = (len(levels), *low.shape)
+    under, reached = np.broadcast_to(low - 1, shape), np.broadcast_to(high + 1, shape)
+    while (reached - under > 1).any():
+        middle = (under + reached) >> 1
+        enough = rule(np.clip(middle, low, high)) >= wanted
+        # A gap of 1 has middle = under, whose state is known: it must not move.
+        open_gap = reached - under > 1
+        under, reached = np.where(open_gap & ~enough, middle, under), np.where(open_gap & enough, middle, reached)
+    return levels, np.ascontiguousarray(reached)
+
+
+@dataclass(frozen=True, eq=False)
+class Staircase:
+    """a -> clip(floor(t2 * slope + above), lo, hi) with t2 = 2 a; below `knee` the intercept is `under` where that is given."""
+
+    slope: Float64
+    above: Float64
+    under: Float64 | None
+    knee: int
+    lo: int
+    hi: int
+
+    def __call__(self, t2: Array) -> npt.NDArray[np.float32]:
+        """float32 levels for the doubled accumulators t2 [..., *shape] of any float dtype."""
+        scaled: Float64 = np.multiply(t2, self.slope, dtype=np.float64)
+        level = scaled + self.above if self.under is not None else np.add(scaled, self.above, out=scaled)
+        np.floor(level, out=level)
+        if self.under is not None:
+            lower = np.floor(np.add(scaled, self.under, out=scaled), out=scaled)
+            level = np.maximum(level, self.knee) + np.minimum(lower, self.knee) - self.knee
+        result: npt.NDArray[np.float32] = np.empty(level.shape, np.float32)
+        np.minimum(np.maximum(level, self.lo, out=level), self.hi, out=result, casting="same_kind")
+        return result
+
+
+def staircase(rule: Rule, low: Int64, high: Int64, dtype: npt.DTypeLike) -> Staircase | None:
+    """`rule` on low <= a <= high [*shape] as a Staircase, proved equal to it there for t2 of `dtype`; None where no guess is.
+
+    low and high are reduced to the axes along which the rule's constants vary: more accumulators than needed, never fewer.
+    """
+    constants = rule.multiplier if isinstance(rule, Requantise) else getattr(rule, "divisor", np.ones(1))
+    if constants.ndim > low.ndim:
+        return None
+    shape = (1,) * (low.ndim - constants.ndim) + constants.shape
+    shared = tuple(a for a, n in enumerate(shape) if n == 1)
+    low, high = low.min(shared, keepdims=True), high.max(shared, keepdims=True)
+    levels, t = thresholds(rule.apply, low, high)
+    first, last = rule.apply(low), rule.apply(high)
+    inside = (t > low) & (t <= high)
+    at = [(low, first), (high, last), (t, rule.apply(t)), (t - 1, rule.apply(t - 1))]
+    knee = rule.zero_point if isinstance(rule, Requantise) else 0
+    wanted = levels.reshape(-1, *(1,) * low.ndim)
+    slope = np.where(inside.any(0), np.broadcast_to(_slope(rule), first.shape), 0.0)
+    for split in (False, True):
+        upper = inside & (wanted > knee) if split else inside
+        above = _intercept(wanted, t, slope, upper, np.where(first == last, last + 0.5, -NEVER))
+        under = _intercept(wanted, t, slope, inside & (wanted <= knee), np.full(first.shape, NEVER)) if split else None
+        guess = Staircase(slope / 2, above, under, knee, int(first.min()), int(last.max()))
+        if all(((guess((2 * a).astype(dtype)) == r) | (a < low) | (a > high)).all() for a, r in at):
+            return guess
+    return None
+
+
+def _slope(rule: Rule) -> Float64:
+    """What the rule multiplies by, roughly: a guess that the comparison at the thresholds judges."""
+    match rule:
+        case Requantise():
+            return np.ldexp(rule.multiplier.astype(np.float64), rule.shift - 31)
+        case RoundDivide():
+            return 1.0 / rule.divisor
+        case Clamp():
+            return np.ones(1)
+        case _:
+            assert_never(rule)
+
+
+def _intercept(level: Int64, t: Int64, slope: Float64, used: npt.NDArray[np.bool_], otherwise: Float64) -> Float64:
+    """The middle of {B : (t - 1) * slope + B < level <= t * slope + B wherever used}; `otherwise` where nothing is used."""
+    least = np.where(used, level - t * slope, -np.inf).max(0, initial=-np.inf)
+    most = np.where(used, level - (t - 1) * slope, np.inf).min(0, initial=np.inf)
+    return np.where(used.any(0), (np.where(used.any(0), least, 0) + np.where(used.any(0), most, 0)) / 2, otherwise)
+
+
+@dataclass(frozen=True, eq=False)
+class Accumulate:
+    """An Affine atom on boxes of int8 codes: ends of 2 acc, exact in `dtype`.
+
+    The zero point is folded into the bias and padding reads it, which leaves |c| <= 256 and r <= 255.
+    """
+
+    centre: Linear
+    radius: Linear
+    padding: Padding2d
+    fill: int
+    bias2: Array
+    dtype: type[np.float32] | type[np.float64] | type[np.int64]
+
+    def ends(self, lo: Array, hi: Array) -> Bounds:
+        """(2 acc_lo, 2 acc_hi) for lo, hi [N, *in_shape] holding int8 codes."""
+        if self.padding != Padding2d():
+            lo, hi = pad_image(lo, self.padding, self.fill), pad_image(hi, self.padding, self.fill)
+        centre = self.centre.apply((lo + hi).astype(self.dtype, copy=False))
+        radius = self.radius.apply((hi - lo).astype(self.dtype, copy=False))
+        centre += self.bias2
+        low = centre - radius
+        return low, np.add(centre, radius, out=centre)
+
+
+def accumulate(atom: Affine) -> Accumulate:
+    """The compiled atom. The carrier is the smallest in which every partial sum of every order is an exact integer."""
+    linear, padding = _unpadded(atom.linear)
+    row_sums = linear.apply(np.ones((1, *linear.in_shape), np.int64))[0]
+    bias = atom.bias + atom.input_offset * row_sums
+    # Terms of W c are at most 256 |w|; 2 b and the other half of the interval stay within the same reach.
+    reach = 2 * int((128 * linear.reach() + np.abs(bias)).max())
+    dtype = np.float32 if reach < 2**24 else np.float64 if reach < 2**53 else np.int64
+    absolute = linear.absolute()
+    if isinstance(linear, Conv | Dense) and isinstance(absolute, Conv | Dense):
+        linear = replace(linear, weight=linear.weight.astype(dtype))
+        absolute = replace(absolute, weight=absolute.weight.astype(dtype))
+    return Accumulate(linear, absolute, padding, -atom.input_offset, (2 * bias).astype(dtype), dtype)
+
+
+def _unpadded(linear: Linear) -> tuple[Linear, Padding2d]:
+    match linear:
+        case Conv() | WindowSum():
+            (h, w, c), p = linear.in_shape, linear.padding
+            image = (h + p.top + p.bottom, w + p.left + p.right, c)
+            return replace(linear, in_shape=image, padding=Padding2d()), p
+        case Dense() | AxisSum():
+            return linear, Padding2d()
+    raise TypeError(f"no interval rule for {type(linear).__name__}")
+
+
+Elementwise = Callable[..., Array]
+
+
+class Engine:
+    """`propagate` for the values `targets` only, compiled: the same bounds, as float32 that hold the integers exactly.
+
+    Building it proves each shortcut; running it is a pure function and may be done by several threads at once.
+    """
+
+    def __init__(self, program: Program, targets: Iterable[int]) -> None:
+        self.program, self.targets = program, tuple(targets)
+        needed = set(self.targets)
+        for step in reversed(program.steps):
+            if step.out in needed:
+                needed.update(step.args)
+        self._steps = [s for s in program.steps if s.out in needed]
+        self._last_use = {a: i for i, s in enumerate(self._steps) for a in s.args}
+        self._affine = {s.out: accumulate(s.atom) for s in self._steps if isinstance(s.atom, Affine)}
+        self._rules = {s.out: self._compile(s.atom, s.args) for s in self._steps}
+
+    def run(self, lower: Int8, upper: Int8) -> list[Bounds]:
+        """(lo, hi) float32 [N, *shape] per target over int8 boxes; an accumulator among them comes as int64."""
+        values: dict[int, Bounds] = {self.program.input: (lower.astype(np.float32), upper.astype(np.float32))}
+        for index, step in enumerate(self._steps):
+            args = [values[a] for a in step.args]
+            rule = self._rules[step.out]
+            if step.out in self._affine:
+                values[step.out] = self._affine[step.out].ends(*args[0])
+            elif rule is not None:
+                signs = step.atom.signs if isinstance(step.atom, Isotone) else (1,) * len(args)
+                ends = [a if sign > 0 else a[::-1] for a, sign in zip(args, signs, strict=True)]
+                values[step.out] = rule(*(a[0] for a in ends)), rule(*(a[1] for a in ends))
+            else:
+                lo, hi = step_bounds(step.atom, args)
+                values[step.out] = lo, hi
+            for a in set(step.args):
+                if self._last_use[a] == index and a not in self.targets:
+                    del values[a]
+        halved = {t: self._halved(t, values[t]) for t in self.targets}
+        return [halved[t] for t in self.targets]
+
+    def _halved(self, value: int, bounds: Bounds) -> Bounds:
+        if value not in self._affine:
+            return bounds
+        lo, hi = (b.astype(np.int64) >> 1 for b in bounds)
+        return lo, hi
+
+    def _compile(self, atom: Atom, args: tuple[int, ...]) -> Elementwise | None:
+        match atom:
+            case Monotone(rule) if args[0] in self._affine:
+                source = next(s for s in self._steps if s.out == args[0])
+                assert isinstance(source.atom, Affine)
+                low, high = step_bounds(source.atom, [full_range(source.atom.linear.in_shape)])
+                found = staircase(rule, low[0], high[0], self._affine[args[0]].dtype)
+                return found or (lambda t2: rule.apply(t2.astype(np.int64) >> 1).astype(np.float32))
+            case Monotone(rule):
+                return (
+                    _table(rule.apply, 1) if getattr(rule, "multiplier", np.ones(1)).size == 1 else _plain(rule.apply)
+                )
+            case _ if any(a in self._affine for a in args):
+                raise TypeError(f"{type(atom).__name__} reads an accumulator, which this engine holds doubled")
+            case Isotone(rule, signs):
+                return _table(rule.apply, len(signs))
+            case _:
+                return None
+
+
+def _plain(rule: Callable[[Int64], Int64]) -> Elementwise:
+    return lambda x: rule(x.astype(np.int64)).astype(np.float32)
+
+
+def _table(rule: Callable[..., Int64], arity: int) -> Elementwise:
+    """An elementwise rule on int8 codes as a lookup among its 256^arity results."""
+    codes = np.arange(INT8_MIN, INT8_MAX + 1)
+    grid = np.meshgrid(*[codes] * arity, indexing="ij")
+    table = rule(*grid).astype(np.float32)
+
+    def look_up(*args: Array) -> Array:
+        return table[tuple(a.astype(np.intp) - INT8_MIN for a in args)]
+
+    return look_up

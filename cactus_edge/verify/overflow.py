@@ -1,0 +1,111 @@
+"""The proof that nothing overflows int32, per op, over all int8 inputs, for every order and spelling of each sum.
+
+An integer proof survives SIMD width, threads and compilers only where no sum can wrap. Each partial sum of sum_i w_i v_i
+with |v_i| <= v, in any order and grouping, stays within v * sum |w_i|; so bounding that bounds them all. Two spellings
+are in the field: sum w (x - z) + b, and sum w x + (b - z sum w); the bound for a mixture of both is given as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, assert_never
+
+import numpy as np
+
+from cactus_edge.errors import ModelError
+from cactus_edge.ir.arith import INT8_MAX, INT8_MIN, INT32_MAX, multiply_by_quantized_multiplier, rdp
+from cactus_edge.ir.arithmetic import REQUANTISE, Clamp, Requantise, RoundDivide
+from cactus_edge.ir.atoms import Affine, Atom, Gather, Isotone, Max, Monotone, Program, Softmax
+from cactus_edge.ir.ops import Int64
+
+SOFTMAX_SUM = 2**28 - 1
+"""Above it the rounding shift of the outputs would exceed 31, which gemmlowp's int32 code does not define."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """|quantity| <= bound <= limit in op `node`, for every input of the network."""
+
+    node: int
+    op: str
+    quantity: str
+    bound: int
+    limit: int
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def prove(program: Program) -> tuple[Fact, ...]:
+    """One fact per quantity that int32 arithmetic forms. Raises ModelError, naming the op, where a bound exceeds its limit."""
+    facts: list[Fact] = []
+    largest: dict[int, Int64] = {}
+    for step in program.steps:
+        source = largest.get(step.args[0], np.array([-INT8_MIN]))
+        op = type(program.graph.nodes[step.node].op).__name__
+        width = program.values[step.out].shape[-1:]
+        for quantity, bound in _quantities(step.atom, source, *width):
+            limit = SOFTMAX_SUM if isinstance(step.atom, Softmax) else INT32_MAX
+            facts.append(Fact(step.node, op, quantity, bound, limit))
+            if bound > limit:
+                raise ModelError(
+                    f"{program.graph.label(step.node)}: {quantity} may reach {bound}, beyond {limit}",
+                    hint="smaller weights, a smaller bias or a larger output scale",
+                )
+        if isinstance(step.atom, Affine):
+            largest[step.out] = _direct(step.atom)
+    return tuple(facts)
+
+
+def _direct(atom: Affine) -> Int64:
+    """Bound of every partial sum of W (x + offset) + b, per channel."""
+    offset = atom.input_offset
+    bound: Int64 = atom.linear.reach() * max(abs(INT8_MIN + offset), abs(INT8_MAX + offset)) + np.abs(atom.bias)
+    return bound
+
+
+def _quantities(atom: Atom, source: Int64, width: int = 1) -> Iterator[tuple[str, int]]:
+    """(name, bound) of each int32 quantity of one step whose first argument is bounded by `source`, its rows `width` long."""
+    match atom:
+        case Affine(linear, offset, bias):
+            reach = linear.reach()
+            yield "sums of w * (x - z) and the bias", int(_direct(atom).max())
+            # |sum w| <= sum |w| holds at every position, padded or not.
+            yield (
+                "sums of w * x and the bias, z folded anywhere",
+                int((reach * (128 + abs(offset)) + np.abs(bias)).max()),
+            )
+        case Monotone(rule):
+            yield from _rule_quantities(rule, source)
+        case Isotone(add, _):
+            codes = np.array([INT8_MIN, INT8_MAX])
+            shifted = max(int(np.abs(codes - z).max()) for z in add.zero_points) << add.left_shift
+            yield "an argument times 2^left_shift", shifted
+            total = sum(int(np.abs(add.term(i, codes)).max()) for i in range(2))
+            yield "the sum of both terms", total << max(add.output_shift, 0)
+            ends = np.array([-total, total])
+            result = multiply_by_quantized_multiplier(ends, add.output_multiplier, add.output_shift)
+            yield "the requantised sum and its zero point", int(np.abs(result).max()) + abs(add.zero_point)
+        case Softmax(softmax):
+            yield "the sum of exponentials (Q12.19)", width * int(rdp(softmax.exponentials, 12).max())
+        case Max() | Gather():
+            pass
+        case _:
+            assert_never(atom)
+
+
+def _rule_quantities(rule: Requantise | RoundDivide | Clamp, source: Int64) -> Iterator[tuple[str, int]]:
+    match rule:
+        case Requantise():
+            value = source + abs(rule.input_zero_point)
+            yield "the value times 2^max(shift, 0)", int((value << np.maximum(rule.shift, 0)).max())
+            family = REQUANTISE[rule.family]
+            scaled = max(int(np.abs(family(v, rule.multiplier, rule.shift)).max()) for v in (value, -value))
+            yield "the requantised value and its zero point", scaled + abs(rule.zero_point)
+        case RoundDivide(divisor):
+            yield "the sum and half its divisor", int((source + divisor // 2).max())
+        case Clamp():
+            pass
+        case _:
+            assert_never(rule)
