@@ -39,7 +39,7 @@ from cactus_edge.ir.blob_format import (
     parse,
 )
 from cactus_edge.ir.graph import Graph, Tensor
-from cactus_edge.ir.plan import plan
+from cactus_edge.ir.plan import Plan, plan
 
 Rule = TypeVar("Rule", Requantise, RoundDivide, Clamp)
 
@@ -77,7 +77,7 @@ def build(graph: Graph, profile: Profile) -> Blob:
     drafts = []
     for index in op_nodes(graph):
         try:
-            drafts.append(_draft(program, layout.offsets, index))
+            drafts.append(_draft(program, layout, index))
         except ModelError as error:
             raise type(error)(f"{graph.label(index)}: {error.message}", hint=error.hint) from error
     records, constants = _link(drafts)
@@ -151,16 +151,18 @@ def _offset(value: int | None) -> int:
     return value
 
 
-def _draft(program: Program, offsets: Sequence[int | None], index: int) -> _Draft:
+def _draft(program: Program, layout: Plan, index: int) -> _Draft:
     """The record of graph node `index`."""
     graph = program.graph
     node = graph.nodes[index]
     steps = [step.atom for step in program.steps if step.node == index]
     x, out = graph.tensors[node.inputs[0]], graph.tensors[node.output]
-    places = [_offset(offsets[i]) for i in node.inputs]
-    common = {"out": _offset(offsets[node.output]), "out_bytes": out.size, "in": places[0]}
+    places = [_offset(layout.offsets[i]) for i in node.inputs]
+    common = {"out": _offset(layout.offsets[node.output]), "out_bytes": out.size, "in": places[0]}
     match node.op:
-        case ops.Conv2d() | ops.DepthwiseConv2d() | ops.Dense() as op:
+        case ops.Conv2d() | ops.DepthwiseConv2d() as op:
+            return _affine(op, steps, x, out, common | {"scratch": layout.scratch[index]})
+        case ops.Dense() as op:
             return _affine(op, steps, x, out, common)
         case ops.Add():
             return _Draft(Kind.ADD, common | {"in2": places[1]} | _add(steps))

@@ -8,7 +8,7 @@ in C, and a test compares the two.
                  of COMMON and of RECORDS[kind]; CONCAT appends one (in, chunk) pair per input
     then         constants in op order: int32 arrays, int8 arrays padded with zero bytes to a whole word
 
-Offsets `in`, `in2`, `out` are bytes into the arena (`plan.py`); `weight`, `bias`, `multiplier`, `shift` of the affine
+Offsets `in`, `in2`, `out`, `scratch` are bytes into the arena (`plan.py`); `weight`, `bias`, `multiplier`, `shift` of the affine
 ops and `table` are words into the blob. Scales are the bits of float32 values. The multipliers and shifts are the
 profile's; biases have the input's zero point folded in, b - z_in * sum(w), so that the device's inner loop multiplies
 codes and a tap outside the image reads z_in. RESHAPE is no op, only an alias; QUANTIZE and DEQUANTIZE are the boundary
@@ -72,6 +72,7 @@ _CONV = (
     "group_in", "group_out",  # output o reads the group_in channels of group o // group_out
     "zero_in", "zero_out", "lo", "hi",
     "weight", "bias", "multiplier", "shift",  # int8 OHWI (depthwise HWO), int32 [out_c], int32 [out_c], int8 [out_c]
+    "scratch",                                # bytes into the arena: where the kernel gathers taps
 )
 _POOL = (
     "in_h", "in_w", "channels", "out_h", "out_w", "kernel_h", "kernel_w", "stride_h", "stride_w",
@@ -180,7 +181,7 @@ def _records(words: Sequence[int], header: Mapping[str, int]) -> Iterator[Record
             raise ModelError(f"model blob: {where} {kind.name} has {length} words")
         parts = tuple(zip(rest[0::2], rest[1::2], strict=True))
         _within(where, "out", fields["out"], fields["out_bytes"], header["arena"])
-        for place in (fields["in"], fields.get("in2", 0), *(p for p, _ in parts)):
+        for place in (fields["in"], fields.get("in2", 0), fields.get("scratch", 0), *(p for p, _ in parts)):
             _within(where, "in", place, 1, header["arena"])
         for name in CONSTANTS.get(kind, ()):
             _within(where, name, fields[name] - end, 1, len(words) - end)

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
+import numpy as np
+
 from cactus_edge.ir import ops
 from cactus_edge.ir.graph import Graph, Node
 
@@ -39,10 +41,12 @@ class Lifetime:
 class Plan:
     """`offsets[t]`: byte offset of graph tensor t in the arena, None for a float32 one.
 
+    `scratch[n]`: byte offset of what node n's kernel needs beside its tensors while it runs, 0 if it needs nothing.
     `live_bytes`: the largest sum of sizes alive at one node, below which no plan with the same in-place rules can go.
     """
 
     offsets: tuple[int | None, ...]
+    scratch: tuple[int, ...]
     arena_bytes: int
     live_bytes: int
 
@@ -51,10 +55,32 @@ def plan(graph: Graph) -> Plan:
     """The memory plan of a checked graph's int8 tensors."""
     home = _homes(graph)
     lives = _lifetimes(graph, home)
+    # Scratch is a tensor of one node's life, numbered behind the graph's own.
+    own = len(graph.tensors)
+    for index, node in enumerate(graph.nodes):
+        if size := scratch_bytes(node.op, graph.tensors[node.inputs[0]].shape):
+            lives[own + index] = Lifetime(size, index, index)
     shared = _shared(graph, home, lives)
     placed = min((_place(order, lives, shared) for order in _orders(lives)), key=lambda p: _end(p, lives))
     offsets = tuple(None if t.dtype != "int8" else placed[home[i]] for i, t in enumerate(graph.tensors))
-    return Plan(offsets, _end(placed, lives), _live_bytes(graph, home, lives, shared))
+    scratch = tuple(placed.get(own + index, 0) for index in range(len(graph.nodes)))
+    return Plan(offsets, scratch, _end(placed, lives), _live_bytes(graph, home, lives, shared))
+
+
+def scratch_bytes(op: ops.Op, in_shape: tuple[int, ...]) -> int:
+    """What the portable kernels (export/c) gather: the taps of two pixels of one group, or of one pixel, all channels.
+
+    A kernel of one tap reads the image in place, and so does a depthwise one without padding.
+    """
+    match op:
+        case ops.Conv2d(weight=weight, padding=padding):
+            taps = int(np.prod(weight.shape[1:], dtype=np.int64))
+            in_place = weight.shape[1:3] == (1, 1) and padding == ops.NO_PADDING
+            return 0 if in_place else 2 * taps
+        case ops.DepthwiseConv2d(weight=weight, padding=padding):
+            return 0 if padding == ops.NO_PADDING else weight.shape[0] * weight.shape[1] * in_shape[2]
+        case _:
+            return 0
 
 
 def _homes(graph: Graph) -> list[int]:

@@ -33,8 +33,8 @@ static inline int32_t ce_rdp(int32_t x, int32_t e)
 static inline int32_t ce_requantize(int32_t acc, int32_t m, int32_t s)
 {
     const int32_t left = s > 0 ? s : 0;
-    const int64_t shifted = (int64_t)acc * (INT32_C(1) << left);
-    return ce_rdp((int32_t)((shifted * m + (INT64_C(1) << 30)) >> 31), left - s);
+    const int32_t shifted = acc * (INT32_C(1) << left);
+    return ce_rdp((int32_t)(((int64_t)shifted * m + (INT64_C(1) << 30)) >> 31), left - s);
 }
 
 /* min(hi, max(lo, v)) for -128 <= lo <= hi <= 127. */
@@ -42,6 +42,12 @@ static inline int8_t ce_clamp(int32_t v, int32_t lo, int32_t hi)
 {
     const int32_t above = v < lo ? lo : v;
     return (int8_t)(above > hi ? hi : above);
+}
+
+/* clamp(D(acc; m, s) + zero_out). */
+static inline int8_t ce_output(int32_t acc, int32_t m, int32_t s, int32_t zero_out, int32_t lo, int32_t hi)
+{
+    return ce_clamp(ce_requantize(acc, m, s) + zero_out, lo, hi);
 }
 
 #endif

@@ -8,7 +8,7 @@
  *   words 16..    one record per operation, in execution order; the first two words of each are kind and length
  *   then          constants: int32 arrays, and int8 arrays padded with zero bytes to a whole word
  *
- * `in`, `in2`, `out` are byte offsets into the arena; `weight`, `bias`, `multiplier`, `shift`, `table` are word offsets
+ * `in`, `in2`, `out`, `scratch` are byte offsets into the arena; `weight`, `bias`, `multiplier`, `shift`, `table` are word offsets
  * into the blob, except where a comment calls them values.
  * Every record holds int32_t words only, so the structs below have no padding and describe the words exactly.
  *
@@ -75,6 +75,8 @@ typedef struct {
  *   weight int8 [out_c][kernel_h][kernel_w][group_in] (CE_CONV2D), [kernel_h][kernel_w][out_c] (CE_DEPTHWISE_CONV2D)
  *   bias int32 [out_c] with the zero point folded in: b - zero_in * sum(weight of that output)
  *   multiplier int32 [out_c], shift int8 [out_c]
+ *   scratch int8 in the arena: the taps of two pixels of one group (CE_CONV2D) or of one pixel (CE_DEPTHWISE_CONV2D);
+ *     none where a kernel of one tap, or no padding, leaves nothing to gather
  * Output channel o reads the group_in input channels of group o / group_out. Taps outside the image read zero_in. */
 typedef struct {
     int32_t kind, words, out, out_bytes, in;
@@ -87,6 +89,7 @@ typedef struct {
     int32_t group_in, group_out; /* channels per group; 1 and the depth multiplier for CE_DEPTHWISE_CONV2D */
     int32_t zero_in, zero_out, lo, hi;
     int32_t weight, bias, multiplier, shift;
+    int32_t scratch;
 } ce_conv2d_record;
 
 /* y[o] from acc = bias[o] + sum_i weight[o][i] * x[i]. bias is folded as above.
