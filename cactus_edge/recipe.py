@@ -177,7 +177,11 @@ class QuantiseRecipe:
     """Activation ranges are the largest clean activation of the validation split times a clip factor.
 
     The factors are searched layer by layer for the most certified validation samples of the integer network.
+    input_steps: steps of the int8 input tensor from 0 to 1. With 255 it is the byte of an 8-bit sensor less 128; where
+    eps * input_steps is a whole number, rounding the input does not widen the region.
     """
+
+    input_steps: Annotated[int, _integer(1, 255)] = 255
 
     clips: Annotated[tuple[float, ...], _list_of(_number(0.05, 4))] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
     train_clip: Annotated[float, _number(0.05, 4)] = 0.9

@@ -59,7 +59,7 @@ class EpochStats:
 
 @dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """What training leaves. weights_before, weights_after: weight elements when training began and now.
+    """What training leaves. weights_before, weights_after: weight elements of each layer when training began and now.
 
     history: one record per epoch, from all stages; a resumed run keeps the old ones.
     """
@@ -67,8 +67,8 @@ class TrainedModel:
     network: Network
     method: str
     seed: int
-    weights_before: int
-    weights_after: int
+    weights_before: tuple[int, ...]
+    weights_after: tuple[int, ...]
     widths_before: tuple[int, ...]
     widths_after: tuple[int, ...]
     history: tuple[EpochStats, ...]

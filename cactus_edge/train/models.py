@@ -111,9 +111,9 @@ class Network(nn.Module):
         """Output channels of each hidden layer."""
         return tuple(int(layer.weight.shape[0]) for layer in self._plan[:-1])
 
-    def weights(self) -> int:
-        """Number of weight elements, biases and normalisation not counted."""
-        return sum(int(layer.weight.numel()) for layer in self._plan)
+    def weights(self) -> tuple[int, ...]:
+        """Number of weight elements of each layer, biases and normalisation not counted."""
+        return tuple(int(layer.weight.numel()) for layer in self._plan)
 
 
 def build(

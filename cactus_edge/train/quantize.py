@@ -29,9 +29,6 @@ from cactus_edge.train.loop import TrainedModel, to_torch
 LEVELS = 255
 """Steps between the smallest and the largest int8."""
 
-INPUT_SCALE = float(np.float32(1 / LEVELS))
-"""The input tensor holds [0, 1] in steps of 1/255; its zero point is -128."""
-
 ROUNDING_SLACK = 1.02
 """Output steps by which a fused margin must win: two halves, and a little for the multiplier's own rounding."""
 
@@ -43,11 +40,12 @@ BATCH = 1000
 class Calibration:
     """ceilings: largest real activation of each hidden layer. clips: those over the validation split's clean maximum.
 
-    out_scale, out_zero_point: the logits' int8 grid. certified, correct of samples: what the ranking bounds counted.
+    in_scale: of the input tensor, whose zero point is -128. out_scale, out_zero_point: the logits' int8 grid. certified, correct of samples: what the ranking bounds counted.
     """
 
     ceilings: tuple[float, ...]
     clips: tuple[float, ...]
+    in_scale: float
     out_scale: float
     out_zero_point: int
     certified: int
@@ -68,10 +66,11 @@ def calibrate(net: Folded, dataset: Dataset, recipe: Recipe) -> Calibration:
     wrong answer buys nothing), then with more certified, then with a larger mean margin (cut at 1).
     """
     x, y = (t[:CALIBRATION_SAMPLES] for t in to_torch(dataset.validation))
+    steps = recipe.quantise.input_steps
     with torch.no_grad():
         tops = peaks(net, x)
         regions = [
-            (_rounded(ball(a, recipe.certify.eps, dataset.domain)), _rounded(box(a, a)), b)
+            (_rounded(ball(a, recipe.certify.eps, dataset.domain), steps), _rounded(box(a, a), steps), b)
             for a, b in zip(torch.split(x, BATCH), torch.split(y, BATCH), strict=True)
         ]
         tried: dict[tuple[float, ...], _Score] = {}
@@ -90,13 +89,27 @@ def calibrate(net: Folded, dataset: Dataset, recipe: Recipe) -> Calibration:
             best = max([best, *options], key=lambda clips: score(clips).rank)
     found = score(best)
     ceilings = tuple(clip * float(top) for clip, top in zip(best, tops, strict=True))
-    return Calibration(ceilings, best, found.scale, found.zero_point, found.certified, found.correct, len(y))
+    return Calibration(
+        ceilings,
+        best,
+        float(np.float32(1 / steps)),
+        found.scale,
+        found.zero_point,
+        found.certified,
+        found.correct,
+        len(y),
+    )
 
 
-def _rounded(region: Box) -> Box:
-    """The region after input quantisation: both ends rounded half away from zero to steps of 1/255."""
-    lower, upper = ((end * LEVELS + 0.5).floor() / LEVELS for end in (region.lower, region.upper))
+def _rounded(region: Box, steps: int) -> Box:
+    """The region after input quantisation to steps of 1 / steps: ends to the nearest, ties outward as for real ends."""
+    lower = (region.lower * steps + (0.5 - _TIE)).floor() / steps
+    upper = (region.upper * steps + (0.5 + _TIE)).floor() / steps
     return box(lower, upper)
+
+
+_TIE = 1e-3
+"""Steps within which a float32 end counts as a tie."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +172,7 @@ def export(net: Folded, calibration: Calibration, shape: tuple[int, int, int], n
     s_w per channel in convolutions, per tensor in dense layers. Raises ModelError where a bias leaves int32.
     """
     builder = GraphBuilder()
-    at = builder.input(Tensor(name, shape, "int8", INPUT_SCALE, -128))
+    at = builder.input(Tensor(name, shape, "int8", calibration.in_scale, -128))
     for i, affine in enumerate(net):
         last = i == len(net) - 1
         scale = calibration.out_scale if last else float(np.float32(calibration.ceilings[i] / LEVELS))

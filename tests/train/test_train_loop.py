@@ -42,8 +42,8 @@ def test_the_record_of_a_run(tiny: Recipe, few_digits: Dataset, tmp_path: Path) 
     ]  # fmt: skip
     assert tuple(seen) == trained.history
     assert (trained.widths_before, trained.widths_after) == ((6, 10), (4, 7))
-    assert trained.weights_before == 6 * 9 + 10 * 6 * 16 + 100
-    assert trained.weights_after == 4 * 9 + 7 * 4 * 16 + 70
+    assert trained.weights_before == (6 * 9, 10 * 6 * 16, 100)
+    assert trained.weights_after == (4 * 9, 7 * 4 * 16, 70)
     assert seen[-1].val_clean >= 0.5 and seen[-1].val_certified <= seen[-1].val_clean
 
 
