@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from cactus_edge.errors import InputError, InstallError, MismatchError, ModelError
+from cactus_edge.errors import InputError, InstallError, MismatchError, ModelError, UnsupportedError
+from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.evaluate import evaluate, trace
 from cactus_edge.ir.graph import Graph
@@ -21,8 +22,14 @@ from cactus_edge.verify.tflite_read import Model, read_tflite
 
 Array = npt.NDArray[Any]
 
-ARENA_LIMIT = 1 << 30
-"""Bytes of working memory at which growing stops."""
+ARENA_DOUBLINGS = 4
+"""How often the first, generous arena is doubled before the runtime's refusal is believed."""
+
+TFLM_PAD_RANK, TFLM_CONCAT_RANK, TFLM_CONCAT_INPUTS = 5, 6, 10
+"""Axes (batch included) and inputs that TFLM's kernels take. Source: micro/kernels/{pad_common,concatenation}.cc, and the wheel."""
+
+TFLM_SOFTMAX_ROW = 511
+"""From 512 equal inputs on the sum reaches 2^28 and gemmlowp's RoundingDivideByPOT is asked for an exponent of 32: it aborts."""
 
 
 class Session(Protocol):
@@ -39,10 +46,12 @@ class Session(Protocol):
 
 @dataclass(frozen=True)
 class Runtime:
-    """A runtime at hand: `open(data, graph, keep)` -> Session; with `keep`, intermediate tensors survive the run."""
+    """A runtime at hand. `check(graph)` refuses what it cannot run; `open(data, graph, keep)` gives a Session, in which
+    intermediate tensors survive the run with `keep`."""
 
     profile: str
     package: str
+    check: Callable[[Graph], None]
     open: Callable[[bytes, Graph, bool], Session]
 
     def version(self) -> str:
@@ -117,6 +126,7 @@ def agree(data: bytes, x: Array, runtime: str = "tflm") -> Agreement:
     entry = _runtime(runtime)
     version = entry.version()
     model = read_tflite(data)
+    entry.check(model.graph)
     rule = profile(entry.profile)
     expected = evaluate(model.graph, x, rule)
     samples = _as_file_input(model.graph, x, rule)
@@ -209,20 +219,20 @@ class _Tflm:
         config = (
             runtime.InterpreterConfig.kPreserveAllTensors if keep else runtime.InterpreterConfig.kAllocationRecording
         )
-        self._input = graph.input
         self._output = graph.output
         arena = _arena(graph, len(data))
-        while True:
+        for attempt in range(ARENA_DOUBLINGS + 1):
             try:
-                self._interpreter = runtime.Interpreter.from_bytes(data, arena_size=arena, intrepreter_config=config)
+                self._interpreter = runtime.Interpreter.from_bytes(
+                    data, arena_size=arena << attempt, intrepreter_config=config
+                )
                 return
             except RuntimeError as error:
-                arena *= 2
-                if arena > ARENA_LIMIT:
-                    raise ModelError(
-                        f"the tflite-micro wheel does not accept the model, even with an arena of {arena // 2} bytes: {error}",
-                        hint="its reason stands on stderr, above",
-                    ) from error
+                refusal = error
+        raise ModelError(
+            f"the tflite-micro wheel does not accept the model, even with {arena << ARENA_DOUBLINGS} bytes of arena: {refusal}",
+            hint="its reason stands on stderr, above",
+        ) from refusal
 
     def run(self, sample: Array) -> Array:
         self._interpreter.set_input(np.ascontiguousarray(sample)[np.newaxis], 0)
@@ -241,5 +251,27 @@ def _arena(graph: Graph, file_bytes: int) -> int:
     return (1 << 18) + 2 * sum(sizes) + 8 * max(sizes) + 2048 * len(graph.nodes) + file_bytes // 4
 
 
-RUNTIMES: dict[str, Runtime] = {"tflm": Runtime("tflm", "tflite-micro", _Tflm)}
+def check_tflm(graph: Graph) -> None:
+    """Raises UnsupportedError, naming the op, where TFLM's kernels refuse or abort although the profile defines the result.
+
+    Shown by running the wheel: everything else that `spec.check` and the profile admit is accepted, among it int8
+    FULLY_CONNECTED per channel, grouped CONV_2D, dilation, and 5 or more axes in the remaining ops.
+    """
+    for index, node in enumerate(graph.nodes):
+        shape = graph.tensors[node.output].shape
+        rank, reason = len(shape) + 1, ""
+        match node.op:
+            case ops.Pad() if rank > TFLM_PAD_RANK:
+                reason = f"pads {rank} axes, at most {TFLM_PAD_RANK}"
+            case ops.Concat() if rank > TFLM_CONCAT_RANK:
+                reason = f"joins tensors of {rank} axes, at most {TFLM_CONCAT_RANK}"
+            case ops.Concat() if len(node.inputs) > TFLM_CONCAT_INPUTS:
+                reason = f"joins {len(node.inputs)} tensors, at most {TFLM_CONCAT_INPUTS}"
+            case ops.Softmax() if max(shape[-1:], default=1) > TFLM_SOFTMAX_ROW:
+                reason = f"normalises rows of {shape[-1]}, at most {TFLM_SOFTMAX_ROW}"
+        if reason:
+            raise UnsupportedError(f"{graph.label(index)}: TFLM cannot run it: it {reason} are possible")
+
+
+RUNTIMES: dict[str, Runtime] = {"tflm": Runtime("tflm", "tflite-micro", check_tflm, _Tflm)}
 """Every runtime that a file can be compared with."""

@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from cactus_edge.errors import ModelError, UnsupportedError
 
-SHARING = 4
-"""How often, on average, a byte may be read again through another reference. Converters share buffers, never this much."""
+SHARING = 8
+"""How often, on average, a byte may be read. Files of converters need 1 to 3: few weights and many operators with shared vtables."""
 
 
 class Reader:

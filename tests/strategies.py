@@ -1,0 +1,363 @@
+"""Random legal integer networks, their inputs and input boxes, for every engine's tests.
+
+    @given(data=st.data())
+    def test_it(data):
+        graph = data.draw(graphs(max_nodes=6))
+        x = data.draw(inputs(graph, 8))
+
+`graphs` lets hypothesis choose the structure (so that a failure shrinks to few, small ops) and fills weights from a seed it
+chooses; `random_graph` makes the same networks from a numpy generator, for benchmarks. The networks are made to be
+awkward: per-channel scales over many powers of two, so that shifts are negative, zero and positive; multipliers that
+round to zero; zero points and outputs at both ends of int8; uneven padding, stride and dilation, groups, several outputs
+per channel; residual sums and joins of earlier tensors. No accumulator of theirs overflows int32, shift included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from hypothesis import strategies as st
+
+from cactus_edge.ir import ops
+from cactus_edge.ir.builder import GraphBuilder
+from cactus_edge.ir.graph import Graph, Tensor
+
+T = TypeVar("T")
+Array = npt.NDArray[Any]
+
+MAX_SIZE = 600
+"""Elements of one tensor: large enough for every geometry, small enough for thousands of graphs."""
+
+
+class Choices(Protocol):
+    """Where structural decisions come from."""
+
+    def integer(self, low: int, high: int) -> int: ...
+
+    def pick(self, options: Sequence[T]) -> T: ...
+
+
+@dataclass(frozen=True)
+class RngChoices:
+    """Decisions from a numpy generator."""
+
+    rng: np.random.Generator
+
+    def integer(self, low: int, high: int) -> int:
+        return int(self.rng.integers(low, high + 1))
+
+    def pick(self, options: Sequence[T]) -> T:
+        return options[self.integer(0, len(options) - 1)]
+
+
+@dataclass(frozen=True)
+class DrawnChoices:
+    """Decisions that hypothesis draws and can shrink (towards the low end and the first option)."""
+
+    draw: Callable[[st.SearchStrategy[Any]], Any]
+
+    def integer(self, low: int, high: int) -> int:
+        return int(self.draw(st.integers(low, high)))
+
+    def pick(self, options: Sequence[T]) -> T:
+        return options[self.integer(0, len(options) - 1)]
+
+
+class Maker:
+    """Grows one network op by op. `make_<op>` returns the new tensor's index, or None where the op does not apply to x."""
+
+    def __init__(self, choose: Choices) -> None:
+        self.choose = choose
+        self.builder = GraphBuilder()
+        self.rng = np.random.default_rng(choose.integer(0, 2**32 - 1))
+        self.known: list[int] = []
+
+    # Parameters
+
+    def scale(self, low: float = 2.0**-8, high: float = 1.0) -> float:
+        """A float32 scale, log-uniform in [low, high]."""
+        return float(np.float32(np.exp(self.rng.uniform(np.log(low), np.log(high)))))
+
+    def zero_point(self) -> int:
+        drawn = int(self.rng.integers(-100, 100))
+        return self.choose.pick([0, drawn, drawn // 4, drawn // 2, -128, 127])
+
+    def fresh(self, shape: tuple[int, ...], scale: float) -> Tensor:
+        return Tensor(f"t{len(self.known)}", shape, "int8", float(np.float32(scale)), self.zero_point())
+
+    def like(self, shape: tuple[int, ...], x: Tensor) -> Tensor:
+        return Tensor(f"t{len(self.known)}", shape, "int8", x.scale, x.zero_point)
+
+    def activation(self) -> ops.Activation:
+        return self.choose.pick([ops.Activation.NONE, ops.Activation.NONE, *ops.Activation])
+
+    def weights(self, shape: tuple[int, ...]) -> Array:
+        style = self.choose.pick(["uniform", "small", "ends", "sparse"])
+        if style == "ends":
+            return self.rng.choice(np.array([-128, -127, 127], np.int8), shape)
+        bound = {"uniform": 127, "small": 2, "sparse": 127}[style]
+        drawn = self.rng.integers(-bound, bound + 1, shape)
+        return (drawn * (self.rng.random(shape) < 0.2) if style == "sparse" else drawn).astype(np.int8)
+
+    def affine(self, weight: Array, taps: tuple[int, ...], x: Tensor, per_channel: bool) -> dict[str, Any]:
+        """weight, bias, weight_scale and (under "out_scale") a scale that uses the output's range in most channels."""
+        reach = np.abs(weight.astype(np.int64)).sum(taps)
+        spread = np.maximum(np.sqrt((weight.astype(np.float64) ** 2).sum(taps)) * 74, 1)
+        bias = np.rint(self.rng.normal(0, 1, reach.shape) * spread * self.choose.pick([0, 1, 1, 30])).astype(np.int64)
+        out_scale = self.scale(2.0**-6, 4.0)
+        # S_in * S_w / S_out: 64 / spread fills the output; powers of two around it saturate it or leave it constant.
+        wide = self.choose.pick([0, 1, 2, 4, 12])
+        multiplier = 64.0 / spread * 2.0 ** self.rng.uniform(-wide, min(wide, 4), spread.shape)
+        if self.choose.integer(0, 9) == 9:
+            multiplier[self.rng.integers(multiplier.size)] = 2.0**-34
+        # acc * 2^ceil(log2 M) stays in int32, and so does the result before the zero point is added.
+        multiplier = np.minimum(multiplier, 2.0**29 / (reach * 255 + np.abs(bias) + 1))
+        if not per_channel:
+            multiplier = multiplier.min(keepdims=True)
+        return {
+            "weight": ops.freeze(weight, np.int8),
+            "bias": ops.freeze(bias, np.int32),
+            "weight_scale": ops.freeze(np.asarray(multiplier * out_scale / x.scale, np.float32), np.float32),
+            "out_scale": out_scale,
+        }
+
+    def window(self, size: tuple[int, int], dilate: bool, any_padding: bool) -> dict[str, Any] | None:
+        """kernel, stride, dilation, padding and the output's size for an image of `size`; None where nothing fits."""
+        pick = self.choose.pick
+        kernel = (self.choose.integer(1, 4), self.choose.integer(1, 4))
+        stride = (self.choose.integer(1, 3), self.choose.integer(1, 3))
+        dilation = (self.choose.integer(1, 3), self.choose.integer(1, 3)) if dilate else (1, 1)
+        kind = pick(["valid", "same", "uneven"] if any_padding else ["valid", "same"])
+        padding = ops.Padding2d()
+        if kind == "same":
+            padding = ops.same_padding(size, kernel, stride, dilation)
+        elif kind == "uneven":
+            padding = ops.Padding2d(*(self.choose.integer(0, 3) for _ in range(4)))
+        around = (padding.top + padding.bottom, padding.left + padding.right)
+        free = [n + p - (k - 1) * d - 1 for n, p, k, d in zip(size, around, kernel, dilation, strict=True)]
+        if min(free) < 0:
+            return None
+        out = tuple(f // s + 1 for f, s in zip(free, stride, strict=True))
+        return {"kernel": kernel, "stride": stride, "dilation": dilation, "padding": padding, "out": out}
+
+    # Ops
+
+    def node(self, op: ops.Op, inputs: Sequence[int], out: Tensor) -> int | None:
+        if not 0 < out.size <= MAX_SIZE:
+            return None
+        index = self.builder.node(op, inputs, out)
+        self.known.append(index)
+        return index
+
+    def _shaped(self, x: Tensor) -> list[int]:
+        """Tensors of x's shape, x among them."""
+        return [k for k in self.known if self.builder.tensor(k).shape == x.shape]
+
+    def make_conv2d(self, i: int, x: Tensor) -> int | None:
+        w = self.window(x.shape[:2], dilate=True, any_padding=True) if len(x.shape) == 3 else None
+        if w is None:
+            return None
+        groups = self.choose.pick([g for g in range(1, x.shape[2] + 1) if x.shape[2] % g == 0])
+        o = groups * self.choose.integer(1, 3)
+        a = self.affine(self.weights((o, *w["kernel"], x.shape[2] // groups)), (1, 2, 3), x, True)
+        out = self.fresh((*w["out"], o), a.pop("out_scale"))
+        return self.node(ops.Conv2d(**a, **_geometry(w), activation=self.activation()), [i], out)
+
+    def make_depthwise_conv2d(self, i: int, x: Tensor) -> int | None:
+        w = self.window(x.shape[:2], dilate=True, any_padding=True) if len(x.shape) == 3 else None
+        if w is None:
+            return None
+        o = x.shape[2] * self.choose.integer(1, 3)
+        a = self.affine(self.weights((*w["kernel"], o)), (0, 1), x, True)
+        out = self.fresh((*w["out"], o), a.pop("out_scale"))
+        return self.node(ops.DepthwiseConv2d(**a, **_geometry(w), activation=self.activation()), [i], out)
+
+    def make_dense(self, i: int, x: Tensor) -> int | None:
+        o = self.choose.integer(1, 8)
+        a = self.affine(self.weights((o, x.size)), (1,), x, self.choose.pick([False, True]))
+        out = self.fresh((o,), a.pop("out_scale"))
+        return self.node(ops.Dense(**a, activation=self.activation()), [i], out)
+
+    def make_add(self, i: int, x: Tensor) -> int | None:
+        j = self.choose.pick(self._shaped(x))
+        largest = max(x.scale, self.builder.tensor(j).scale)
+        return self.node(ops.Add(self.activation()), [i, j], self.fresh(x.shape, largest * self.scale(0.5, 4.0)))
+
+    def _pool(self, kind: type[ops.AvgPool] | type[ops.MaxPool], i: int, x: Tensor) -> int | None:
+        w = self.window(x.shape[:2], dilate=False, any_padding=False) if len(x.shape) == 3 else None
+        if w is None:
+            return None
+        op = kind(w["kernel"], w["stride"], w["padding"], self.activation())
+        return self.node(op, [i], self.like((*w["out"], x.shape[2]), x))
+
+    def make_avg_pool(self, i: int, x: Tensor) -> int | None:
+        return self._pool(ops.AvgPool, i, x)
+
+    def make_max_pool(self, i: int, x: Tensor) -> int | None:
+        return self._pool(ops.MaxPool, i, x)
+
+    def make_mean(self, i: int, x: Tensor) -> int | None:
+        axes = tuple(a for a in range(len(x.shape)) if self.choose.integer(0, 1))
+        if not axes:
+            return None
+        keep = self.choose.pick([False, True])
+        shape = tuple(1 if a in axes else n for a, n in enumerate(x.shape) if keep or a not in axes)
+        return self.node(ops.Mean(axes, keep), [i], self.fresh(shape, x.scale * self.scale(0.1, 3.0)))
+
+    def make_pad(self, i: int, x: Tensor) -> int | None:
+        pads = tuple((self.choose.integer(0, 2), self.choose.integer(0, 2)) for _ in x.shape)
+        shape = tuple(n + a + b for n, (a, b) in zip(x.shape, pads, strict=True))
+        return self.node(ops.Pad(pads), [i], self.like(shape, x))
+
+    def make_concat(self, i: int, x: Tensor) -> int | None:
+        if not x.shape:
+            return None
+        axis = self.choose.integer(0, len(x.shape) - 1)
+        fitting = [k for k in self.known if _joins(self.builder.tensor(k), x, axis)]
+        others = [self.choose.pick(fitting) for _ in range(self.choose.integer(0, 2))]
+        if self.choose.integer(0, 1):
+            sibling = self.builder.node(ops.Requantize(), [self.choose.pick(self._shaped(x))], self.like(x.shape, x))
+            self.known.append(sibling)
+            others.append(sibling)
+        total = x.shape[axis] + sum(self.builder.tensor(k).shape[axis] for k in others)
+        shape = (*x.shape[:axis], total, *x.shape[axis + 1 :])
+        return self.node(ops.Concat(axis), [i, *others], self.like(shape, x))
+
+    def make_reshape(self, i: int, x: Tensor) -> int | None:
+        rank = self.choose.pick([1, 3, 2])
+        shape: list[int] = []
+        rest = x.size
+        for _ in range(rank - 1):
+            shape.append(self.choose.pick([n for n in range(1, rest + 1) if rest % n == 0]))
+            rest //= shape[-1]
+        return self.node(ops.Reshape(), [i], self.like((*shape, rest), x))
+
+    def make_relu(self, i: int, x: Tensor) -> int | None:
+        return self.node(ops.Relu(), [i], self.fresh(x.shape, x.scale * self.scale(0.02, 5.0)))
+
+    def make_relu6(self, i: int, x: Tensor) -> int | None:
+        return self.node(ops.Relu6(), [i], self.like(x.shape, x))
+
+    def make_requantize(self, i: int, x: Tensor) -> int | None:
+        return self.node(ops.Requantize(), [i], self.fresh(x.shape, x.scale * self.scale(0.02, 20.0)))
+
+    def finish(self, last: int, ends: Sequence[str]) -> Graph:
+        """The graph, after the closing op that is chosen of `ends`: "", "softmax", "dequantize" or both, in this order."""
+        closing = self.choose.pick(ends)
+        x = self.builder.tensor(last)
+        # From 512 equal inputs on, TFLM's softmax divides by 2^32, which it asserts not to do.
+        if "softmax" in closing and x.shape and x.shape[-1] < 512:
+            beta = self.choose.pick([1.0, 0.5, 2.0])
+            last = self.builder.node(ops.Softmax(beta), [last], Tensor("softmax", x.shape, "int8", 1 / 256, -128))
+        if "dequantize" in closing:
+            last = self.builder.node(ops.Dequantize(), [last], Tensor("real", x.shape, "float32"))
+        return self.builder.finish(last)
+
+
+def _geometry(window: dict[str, Any]) -> dict[str, Any]:
+    return {key: window[key] for key in ("stride", "padding", "dilation")}
+
+
+def _joins(a: Tensor, x: Tensor, axis: int) -> bool:
+    same_rank = len(a.shape) == len(x.shape) and a.quantised_like(x)
+    return same_rank and all(n == m for k, (n, m) in enumerate(zip(a.shape, x.shape, strict=True)) if k != axis)
+
+
+_MIDDLE = "conv2d dense add depthwise_conv2d avg_pool max_pool mean pad concat reshape relu relu6 requantize"
+MIDDLE = tuple(_MIDDLE.split())
+"""Every op that can stand in the middle of a network."""
+
+ENDS = ("", "softmax", "dequantize", "softmax dequantize")
+
+
+def make_graph(
+    choose: Choices, max_nodes: int = 5, middle: Sequence[str] = MIDDLE, *, ends: Sequence[str] = ENDS
+) -> Graph:
+    """A network of 1 to `max_nodes` middle ops of the kinds in `middle`, int8 or float32 at its ends.
+
+    `ends` are the closings to choose from; where "dequantize" may occur, a QUANTIZE may come first too.
+    """
+    make = Maker(choose)
+    shape = (choose.integer(1, 8), choose.integer(1, 8), choose.integer(1, 4))
+    first = Tensor("input", shape, "int8", make.scale(), make.zero_point())
+    if any("dequantize" in end for end in ends) and choose.integer(0, 3) == 3:
+        source = make.builder.input(Tensor("real_input", shape, "float32"))
+        last = make.builder.node(ops.Quantize(), [source], first)
+    else:
+        last = make.builder.input(first)
+    make.known.append(last)
+    wanted = choose.integer(1, max_nodes)
+    done = 0
+    for _ in range(4 * max_nodes):
+        if done == wanted:
+            break
+        # Mostly a chain; sometimes an earlier tensor, which leaves a branch for a later sum or join.
+        source = choose.pick(make.known) if choose.integer(0, 4) == 4 else last
+        made = getattr(make, f"make_{choose.pick(middle)}")(source, make.builder.tensor(source))
+        if made is not None:
+            last, done = made, done + 1
+    if done == 0:
+        made = make.make_requantize(last, make.builder.tensor(last))
+        assert made is not None
+        last = made
+    return make.finish(last, ends)
+
+
+def random_graph(rng: np.random.Generator, max_nodes: int = 5, middle: Sequence[str] = MIDDLE, **options: Any) -> Graph:
+    """`make_graph` with decisions from `rng`."""
+    return make_graph(RngChoices(rng), max_nodes, middle, **options)
+
+
+def graphs(max_nodes: int = 5, ops: Sequence[str] = MIDDLE, *, ends: Sequence[str] = ENDS) -> st.SearchStrategy[Graph]:
+    """Random legal networks; `ops` names the kinds in the middle (`MIDDLE`), `ends` the closings (`ENDS`)."""
+
+    @st.composite
+    def strategy(draw: Callable[[st.SearchStrategy[Any]], Any]) -> Graph:
+        return make_graph(DrawnChoices(draw), max_nodes, ops, ends=ends)
+
+    return strategy()
+
+
+def random_inputs(rng: np.random.Generator, graph: Graph, n: int) -> Array:
+    """[n, *input.shape] in the input's dtype: uniform, constant at an end, near the zero point, two-valued, in turn.
+
+    float32 inputs lie on the codes' real values, half of them moved by half a step so that they tie, some far outside.
+    """
+    starts_float = graph.input.dtype == "float32"
+    core = graph.tensors[graph.nodes[0].output] if starts_float else graph.input
+    x = rng.integers(-128, 128, (n, *core.shape)).astype(np.int64)
+    kind = np.arange(n) % 6
+    x[kind == 1] = -128
+    x[kind == 2] = 127
+    x[kind == 3] = np.clip(core.zero_point + x[kind == 3] // 32, -128, 127)
+    x[kind == 4] = np.where(x[kind == 4] < 0, -128, 127)
+    if not starts_float:
+        return x.astype(np.int8)
+    real = core.scale * (x - core.zero_point + rng.choice([0.0, 0.5, -0.5, 0.25], x.shape))
+    real[kind == 5] *= 1000
+    return real.astype(np.float32)
+
+
+def inputs(graph: Graph, n: int) -> st.SearchStrategy[Array]:
+    """`random_inputs` from a seed that hypothesis chooses."""
+    return st.integers(0, 2**32 - 1).map(lambda seed: random_inputs(np.random.default_rng(seed), graph, n))
+
+
+def regions(graph: Graph, max_radius: int = 32) -> st.SearchStrategy[tuple[Array, Array]]:
+    """Boxes (lo, hi) of int8 input codes, lo <= hi, both [*core.shape]; core is the graph's first int8 tensor.
+
+    A ball of some radius around a point, with features that are fixed or free over all of int8 among them.
+    """
+    core = graph.tensors[graph.nodes[0].output] if graph.input.dtype == "float32" else graph.input
+
+    def box(seed: int, radius: int) -> tuple[Array, Array]:
+        rng = np.random.default_rng(seed)
+        centre = rng.integers(-128, 128, core.shape)
+        reach = np.where(rng.random(core.shape) < 0.1, rng.choice([0, 255], core.shape), radius)
+        return (np.clip(centre - reach, -128, 127).astype(np.int8), np.clip(centre + reach, -128, 127).astype(np.int8))
+
+    return st.builds(box, st.integers(0, 2**32 - 1), st.integers(0, max_radius))
