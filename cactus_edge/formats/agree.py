@@ -133,9 +133,9 @@ def agree(data: bytes, x: Array, runtime: str = "tflm") -> Agreement:
     session = entry.open(data, model.graph, False)
     got = np.stack([session.run(sample) for sample in samples]) if len(samples) else expected
     differ = _bits(got) != _bits(expected)
-    rows = differ.reshape(len(differ), -1)
+    rows = differ.reshape(len(differ), model.graph.output.size)
     bad = np.flatnonzero(rows.any(1))
-    flips = expected.reshape(rows.shape).argmax(1) != got.reshape(rows.shape).argmax(1) if rows.size else rows
+    flips = expected.reshape(rows.shape).argmax(1) != got.reshape(rows.shape).argmax(1)
     gap = np.abs(got.astype(np.float64) - expected.astype(np.float64))
     first = _first_difference(data, model, entry, samples[bad[0]], int(bad[0])) if bad.size else None
     return Agreement(

@@ -241,10 +241,10 @@ class _Writer:
         weight = self._constant(f"{out.name}/weight", op.weight[np.newaxis] if depthwise else op.weight)
         self.tensors[weight].quantization = self._quantization(op.weight_scale, 0, 3 if depthwise else 0)
         bias = self._constant(f"{out.name}/bias", op.bias)
-        # Clipped so that a product beyond float32 stays a legal scale; no runtime computes with it.
-        limits = np.finfo(np.float32)
-        product = np.clip(x.scale * op.weight_scale.astype(np.float64), float(limits.tiny), float(limits.max))
-        self.tensors[bias].quantization = self._quantization(product, 0, 0)
+        product, limits = x.scale * op.weight_scale.astype(np.float64), np.finfo(np.float32)
+        # No runtime computes with the bias's scale; where float32 cannot hold it, none is better than a wrong one.
+        if limits.tiny <= product.min() and product.max() <= limits.max:
+            self.tensors[bias].quantization = self._quantization(product, 0, 0)
         return [weight, bias]
 
     def _operator(self, node: Node) -> Any:
