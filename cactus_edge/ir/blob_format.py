@@ -33,8 +33,8 @@ ARITHMETIC_TFLM = 1
 MAX_BYTES = 1 << 28
 """Of the blob and of the arena: every offset and every product of sizes in the runtime then stays in int32."""
 
-MAX_SOFTMAX_DEPTH = 4095
-"""So that the sum of exponentials, each at most 2^19, stays in int32."""
+MAX_SOFTMAX_DEPTH = 511
+"""Each exponential counts at most 2^19: below 2^28 the last rounding shift stays below 32. Above, TFLM's is undefined in C."""
 
 
 class Kind(IntEnum):

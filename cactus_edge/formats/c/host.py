@@ -5,6 +5,7 @@ The comparison runs a separate process: a crash or a trap of the sanitizer ends 
 
 from __future__ import annotations
 
+import math
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -57,7 +58,7 @@ class HostProgram:
         return [rows[:, end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
     def _run(self, x: Int8, mode: str, width: int) -> Int8:
-        flat = np.ascontiguousarray(x, np.int8).reshape(len(x), -1)
+        flat = np.ascontiguousarray(x, np.int8).reshape(len(x), math.prod(x.shape[1:]))
         if flat.shape[1] != self.blob.header["in_bytes"]:
             raise InternalError(f"{flat.shape[1]} bytes an input, the model takes {self.blob.header['in_bytes']}")
         step = max(1, _BATCH_BYTES // width)
@@ -94,14 +95,18 @@ class HostRuntime:
         folder: Path,
         flags: Sequence[str] = (),
         compiler: Compiler | None = None,
-        export: Path | None = None,
+        overlay: Path | None = None,
     ) -> None:
-        """Compiles into `folder`. `export`: another copy of export/c, for planted faults."""
-        export = export or data_path("export", "c")
+        """Compiles into `folder`. Files in `overlay` stand in for those of the same name in export/c: for planted faults."""
         self._folder = folder
         self._executable = folder / "runtime"
-        files = [*sorted((export / "src").glob("*.c")), *_host("ce_host.c", "ce_host_blob.c")]
-        includes = [export / "include", data_path("export", "c", "host")]
+        sources = sorted(data_path("export", "c", "src").glob("*.c"))
+        if overlay:
+            sources = [overlay / path.name if (overlay / path.name).exists() else path for path in sources]
+        files = [*sources, *_host("ce_host.c", "ce_host_blob.c")]
+        includes = [data_path("export", "c", "include"), data_path("export", "c", "host")]
+        if overlay:
+            includes.insert(0, overlay)
         self._compiler = _compile(files, includes, self._executable, flags, compiler)
 
     def open(self, blob: Blob) -> HostProgram:
@@ -121,7 +126,7 @@ def compare(graph: Graph, x: npt.NDArray[Any], profile: Profile, program: HostPr
     """The program's int8 outputs for x against the interpreter's; names the first layer that differs."""
     lowered = lower(graph, profile)
     codes = quantised(lowered, x)
-    expected = run(lowered, codes).reshape(len(x), -1)
+    expected = run(lowered, codes).reshape(len(x), program.blob.header["out_bytes"])
     got = program.run(codes)
     differ = got != expected
     bad = np.flatnonzero(differ.any(1))

@@ -162,7 +162,7 @@ typedef struct {
     int32_t zero_in, multiplier, shift, zero_out, lo, hi;
 } ce_requantize_record;
 
-/* Rows of `depth` elements, depth < 4096; y has scale 1/256 and zero point -128. y may be x.
+/* Rows of `depth` elements, depth < 512; y has scale 1/256 and zero point -128. y may be x.
  * table int32 [entries], entries in [1, 256]: table[k] = exp of a difference of -k to the row's maximum, as Q0.31;
  * larger differences contribute nothing. */
 typedef struct {

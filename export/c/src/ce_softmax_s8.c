@@ -25,30 +25,30 @@ static int32_t ce_reciprocal(int32_t t)
     return x > INT32_MAX / 2 ? INT32_MAX : x * 2;
 }
 
-/* tensorflow/lite/kernels/internal/reference/softmax.h, the exponentials looked up. Each row's sum of at most 4095
- * terms of at most 2^19 is in [2^19, 2^31). */
+/* tensorflow/lite/kernels/internal/reference/softmax.h, the exponentials looked up. Each row's sum of at most 511
+ * terms of at most 2^19 is in [2^19, 2^28), so that at least 4 bits lead and the last shift is at most 31. */
 void ce_softmax_s8(const int32_t *blob, const int32_t *record, int8_t *arena)
 {
-    const ce_softmax_record *const r = (const ce_softmax_record *)(const void *)record;
-    const int32_t *const table = blob + r->table; /* [entries], Q0.31 */
-    const int8_t *x = arena + r->in;              /* [rows][depth] */
-    int8_t *y = arena + r->out;                   /* [rows][depth] */
+    const ce_softmax_record r = *(const ce_softmax_record *)(const void *)record;
+    const int32_t *const table = blob + r.table; /* [entries], Q0.31 */
+    const int8_t *x = arena + r.in;              /* [rows][depth] */
+    int8_t *y = arena + r.out;                   /* [rows][depth] */
 
-    for (int32_t row = 0; row < r->rows; row++, x += r->depth, y += r->depth) {
+    for (int32_t row = 0; row < r.rows; row++, x += r.depth, y += r.depth) {
         int32_t best = INT8_MIN;
-        for (int32_t i = 0; i < r->depth; i++) {
+        for (int32_t i = 0; i < r.depth; i++) {
             best = x[i] > best ? x[i] : best;
         }
         int32_t sum = 0; /* Q12.19 */
-        for (int32_t i = 0; i < r->depth; i++) {
+        for (int32_t i = 0; i < r.depth; i++) {
             const int32_t difference = best - x[i];
-            sum += difference < r->entries ? ce_rdp(table[difference], 12) : 0;
+            sum += difference < r.entries ? ce_rdp(table[difference], 12) : 0;
         }
         const int32_t zeros = ce_leading_zeros(sum);
         const int32_t scale = ce_reciprocal((int32_t)(((uint32_t)sum << zeros) - (UINT32_C(1) << 31)));
-        for (int32_t i = 0; i < r->depth; i++) {
+        for (int32_t i = 0; i < r.depth; i++) {
             const int32_t difference = best - x[i];
-            const int32_t e = difference < r->entries ? table[difference] : 0;
+            const int32_t e = difference < r.entries ? table[difference] : 0;
             y[i] = ce_clamp(ce_rdp(ce_srdhm(scale, e), 12 - zeros + 23) - 128, INT8_MIN, INT8_MAX);
         }
     }
