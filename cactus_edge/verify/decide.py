@@ -34,8 +34,8 @@ Bools = npt.NDArray[np.bool_]
 RULE = "strict-win/1"
 """What a verdict of this module means; it stands in every certificate."""
 
-CHUNK = 128
-"""Samples decided together: small enough for the arrays of one layer to stay in cache. It changes no result."""
+BATCH = 128
+"""Samples decided together: few enough for the arrays of one layer to stay in cache. It changes no result."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -275,9 +275,11 @@ def decide(program: Program, lower: Int8, upper: Int8, labels: Int64, samples: I
     Neither `threads` nor the machine changes the result. Raises UnsupportedError where the program's end cannot be decided.
     """
     decider = Decider(program)
-    return _chunks(
-        lambda c: decider.decide(lower[c], upper[c], labels[c], samples[c]), len(labels), threads, lambda done: None
-    )
+
+    def part(c: slice) -> Decision:
+        return decider.decide(lower[c], upper[c], labels[c], samples[c])
+
+    return _batches(part, len(labels), BATCH, threads, lambda done: None)
 
 
 def certify(
@@ -287,12 +289,13 @@ def certify(
     labels: npt.NDArray[Any],
     *,
     threads: int = 1,
+    batch: int = BATCH,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Decision:
     """The decision for the regions around x [N, *input shape] (float32 or float64 in sensor units, or int8 codes).
 
-    progress(n) is called with the number of samples decided so far. Raises DataError or InputError for unusable data,
-    UnsupportedError where the program's end cannot be decided.
+    progress(n) is called with the number of samples decided so far. Neither `threads` nor `batch` changes the result.
+    Raises DataError or InputError for unusable data, UnsupportedError where the program's end cannot be decided.
     """
     y = check_data(program, x, labels)
     decider = Decider(program)
@@ -300,11 +303,13 @@ def certify(
     def part(c: slice) -> Decision:
         return decider.decide(*box(program, region, x[c]), y[c], points(program, x[c]))
 
-    return _chunks(part, len(y), threads, progress)
+    return _batches(part, len(y), batch, threads, progress)
 
 
-def _chunks(part: Callable[[slice], Decision], count: int, threads: int, progress: Callable[[int], None]) -> Decision:
-    slices = [slice(i, min(i + CHUNK, count)) for i in range(0, count, CHUNK)]
+def _batches(
+    part: Callable[[slice], Decision], count: int, size: int, threads: int, progress: Callable[[int], None]
+) -> Decision:
+    slices = [slice(i, min(i + size, count)) for i in range(0, count, size)]
     done: list[Decision] = []
     with ThreadPoolExecutor(max(threads, 1)) as pool:
         for where, decision in zip(slices, pool.map(part, slices) if threads > 1 else map(part, slices), strict=True):

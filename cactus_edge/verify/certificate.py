@@ -1,0 +1,212 @@
+"""Certificates: what was proved, about which bytes, in a JSON file that `recheck` recomputes from those bytes.
+
+The file is the canonical encoding of one JSON object (sorted keys, one space of indentation, ASCII, integers and strings
+only) and carries the SHA-256 of everything else in it: a flipped bit is not a certificate. That digest guards against
+accidents; against lies there is only recomputing, and every claim below is recomputed. What is not is listed in `UNCHECKED`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from cactus_edge import __version__
+from cactus_edge.errors import CertificateError, MismatchError
+from cactus_edge.ir.arithmetic import profile as profile_by_name
+from cactus_edge.ir.atoms import lower
+from cactus_edge.ir.blob import to_blob
+from cactus_edge.verify.decide import RULE, Bools, Decision, certify
+from cactus_edge.verify.elf import find_blob
+from cactus_edge.verify.overflow import Fact, prove
+from cactus_edge.verify.regions import Exact, Region, check_data, data_digest, exact, region
+from cactus_edge.verify.tflite_read import read_tflite
+
+FORMAT, VERSION = "cactus-edge certificate", 1
+
+UNCHECKED = {
+    "tool": "which program wrote the certificate",
+    "created": "when it was written",
+    "unit": "what one unit of the data is",
+    "notes": "free text",
+}
+"""Fields that no recomputation can confirm."""
+
+MAX_BYTES = 1 << 28
+
+Data = npt.NDArray[Any]
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Certificate:
+    """A finished certificate: its JSON object, and for the caller's convenience the decision and proof inside it."""
+
+    record: Mapping[str, Any]
+    decision: Decision
+    facts: tuple[Fact, ...]
+
+    def to_bytes(self) -> bytes:
+        """The certificate file."""
+        return encode(self.record)
+
+
+def certify_file(
+    model: bytes,
+    x: Data,
+    labels: Data,
+    *,
+    eps: Exact | Sequence[Exact],
+    domain: tuple[Exact, Exact] | None,
+    profile: str,
+    unit: str = "",
+    firmware: Sequence[tuple[str, bytes]] = (),
+    notes: Mapping[str, str] | None = None,
+    created: str = "",
+    threads: int = 1,
+    progress: Progress = lambda done: None,
+) -> Certificate:
+    """Reads the .tflite `model` from its bytes, decides the region of every sample, and writes down what was proved.
+
+    x [N, *input shape] float32 or float64 in sensor units, or int8 codes; labels integer [N]; eps, domain as in
+    `regions.region`; firmware: (target, ELF bytes) of images that hold the model's blob. created: a time stamp, by
+    default now. Raises InputError, DataError, ModelError, and MismatchError for a firmware without the model's blob.
+    """
+    program = lower(read_tflite(model).graph, profile_by_name(profile))
+    chosen = region(program, eps, domain)
+    claims, decision, facts, blob = prove_claims(model, x, labels, chosen, profile, threads, progress)
+    record = {
+        "format": FORMAT,
+        "version": VERSION,
+        "tool": f"cactus-edge {__version__}",
+        "created": created or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "unit": unit,
+        "notes": dict(notes or {}),
+        "firmware": [_firmware_entry(target, elf, blob) for target, elf in firmware],
+        **claims,
+    }
+    return Certificate(seal(record), decision, facts)
+
+
+def add_firmware(certificate: bytes, model: bytes, firmware: Sequence[tuple[str, bytes]]) -> bytes:
+    """The certificate with more firmware images (target, ELF bytes) bound to it. Raises MismatchError as `certify_file` does."""
+    record = decode(certificate)
+    name, _ = question(record)
+    match record:
+        case {"model": {"sha256": digest}, "firmware": list() as listed} if digest == hashlib.sha256(model).hexdigest():
+            blob = to_blob(read_tflite(model).graph, profile_by_name(name))
+        case _:
+            raise MismatchError("the certificate is about another model file")
+    entries = [*listed, *(_firmware_entry(target, elf, blob) for target, elf in firmware)]
+    return encode(seal({**record, "firmware": entries}))
+
+
+def prove_claims(
+    model: bytes, x: Data, labels: Data, region: Region, profile: str, threads: int, progress: Progress
+) -> tuple[dict[str, Any], Decision, tuple[Fact, ...], bytes]:
+    """Every claim of a certificate, from the bytes alone, with the decision, the overflow proof and the model's blob."""
+    rules = profile_by_name(profile)
+    graph = read_tflite(model).graph
+    program = lower(graph, rules)
+    check_data(program, x, labels)
+    blob = to_blob(graph, rules)
+    facts = prove(program)
+    decision = certify(program, region, x, labels, threads=threads, progress=progress)
+    claims: dict[str, Any] = {
+        "model": {
+            "sha256": hashlib.sha256(model).hexdigest(),
+            "graph_sha256": graph.digest(),
+            "blob_sha256": hashlib.sha256(blob).hexdigest(),
+        },
+        "profile": {"name": profile, "sha256": rules.digest()},
+        "region": region_record(region),
+        "data": {"sha256": data_digest(x, labels), "samples": len(x)},
+        "rule": RULE,
+        "overflow": [fact.as_json() for fact in facts],
+        "verdict": {
+            "correct": int(decision.correct.sum()),
+            "certified": int(decision.certified.sum()),
+            "correct_bits": bits(decision.correct),
+            "certified_bits": bits(decision.certified),
+        },
+    }
+    return claims, decision, facts, blob
+
+
+def region_record(region: Region) -> dict[str, Any]:
+    """The region as exact fractions: one eps, or a list with one per feature."""
+    eps: str | list[str] = str(region.eps[0]) if region.kind == "linf" else [str(e) for e in region.eps]
+    return {"kind": region.kind, "eps": eps, "domain": [str(d) for d in region.domain]}
+
+
+def question(record: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """(profile name, region object) of a certificate. Raises CertificateError where they are not of that form."""
+    profile, asked = record.get("profile"), record.get("region")
+    match profile, asked:
+        case {"name": str() as name}, {"eps": str() | list(), "domain": [str(), str()]} if isinstance(asked, dict):
+            return name, asked
+        case _:
+            raise CertificateError("the certificate names no profile and region")
+
+
+def region_of(asked: Mapping[str, Any]) -> Region:
+    """The region that a certificate names. Raises InputError where its numbers make none."""
+    eps, (lo, hi) = asked["eps"], asked["domain"]
+    radii = tuple(exact(e, "eps") for e in (eps if isinstance(eps, list) else [eps]))
+    return Region(radii, (exact(lo, "the domain"), exact(hi, "the domain")))
+
+
+def bits(flags: Bools) -> str:
+    """One bit a sample, first sample in the highest bit of the first byte, as hex."""
+    return np.packbits(flags).tobytes().hex()
+
+
+def seal(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with the SHA-256 of everything else in it."""
+    rest = {key: value for key, value in record.items() if key != "sha256"}
+    return {**rest, "sha256": hashlib.sha256(encode(rest)).hexdigest()}
+
+
+def encode(record: Mapping[str, Any]) -> bytes:
+    """The canonical bytes of a record."""
+    return (json.dumps(record, sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False) + "\n").encode("ascii")
+
+
+def decode(data: bytes) -> dict[str, Any]:
+    """The record in a certificate's bytes. Raises CertificateError for what is not a certificate of this version."""
+    if len(data) > MAX_BYTES:
+        raise CertificateError(f"the certificate has {len(data)} bytes, expected at most {MAX_BYTES}")
+    try:
+        record = json.loads(data.decode("ascii"), parse_float=_no_float, parse_constant=_no_float)
+        encode(record)  # nesting too deep to be written again is refused here, not later
+    except (ValueError, RecursionError) as error:
+        raise CertificateError(f"the certificate is not JSON of ours: {error}", hint="is it truncated?") from None
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise CertificateError(f'not a certificate: expected "format": "{FORMAT}"')
+    if record.get("version") != VERSION:
+        raise CertificateError(
+            f"certificate version {record.get('version')!r}, expected {VERSION}", hint="update cactus-edge"
+        )
+    return record
+
+
+def _no_float(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not an integer; fractions are written as strings")
+
+
+def _firmware_entry(target: str, elf: bytes, blob: bytes) -> dict[str, str]:
+    if find_blob(elf, blob, f"the firmware for {target}") is None:
+        raise MismatchError(
+            f"the firmware for {target} does not hold the model's blob", hint="build it from this model"
+        )
+    return {
+        "target": target,
+        "sha256": hashlib.sha256(elf).hexdigest(),
+        "blob_sha256": hashlib.sha256(blob).hexdigest(),
+    }

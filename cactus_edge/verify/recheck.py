@@ -1,0 +1,167 @@
+"""Re-checking a certificate: everything that can be recomputed is recomputed from the bytes, and no stored number is trusted.
+
+From the certificate come the question (profile and region) and the answer; the answer is computed anew by the same
+definitions and compared field by field.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from cactus_edge.errors import CactusError, ModelError
+from cactus_edge.verify.certificate import (
+    UNCHECKED,
+    Data,
+    Progress,
+    decode,
+    encode,
+    prove_claims,
+    question,
+    region_of,
+    seal,
+)
+from cactus_edge.verify.elf import find_blob
+from cactus_edge.verify.regions import Exact, data_digest, exact
+
+State = Literal["ok", "failed", "not checked"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: what was recomputed (`expected`) against what the certificate or the firmware says (`got`)."""
+
+    name: str
+    state: State
+    expected: str
+    got: str
+
+    @property
+    def detail(self) -> str:
+        """For people: the value, or how the two differ."""
+        if self.state == "failed":
+            return f"expected {_short(self.expected)}, got {_short(self.got)}"
+        return _short(self.got)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The outcome: accepted iff no check failed. `record` is the certificate's JSON object."""
+
+    checks: tuple[Check, ...]
+    record: Mapping[str, Any]
+
+    @property
+    def accepted(self) -> bool:
+        return all(c.state != "failed" for c in self.checks)
+
+
+def recheck(
+    certificate: bytes,
+    model: bytes,
+    x: Data,
+    labels: Data,
+    *,
+    firmware: bytes | None = None,
+    eps: Exact | None = None,
+    profile: str | None = None,
+    threads: int = 1,
+    progress: Progress = lambda done: None,
+) -> Report:
+    """Checks a certificate against the model's bytes, the data and, where given, a firmware ELF.
+
+    eps, profile: what the reader expects the certificate to be about (optional). Raises CertificateError for bytes that
+    are no certificate of this version, DataError for labels that are no integers; all else that is wrong is a failed check.
+    """
+    record = decode(certificate)
+    name, asked = question(record)
+    sealed = seal(record)
+    checks = [
+        Check(
+            "the file is intact", _state(encode(sealed) == certificate), sealed["sha256"], _text(record.get("sha256"))
+        ),
+        _compare("model.sha256", hashlib.sha256(model).hexdigest(), record, "model.sha256"),
+        _compare("data.sha256", data_digest(x, labels), record, "data.sha256"),
+    ]
+    if profile is not None:
+        checks.append(_compare("the profile asked for", profile, record, "profile.name"))
+    if eps is not None:
+        checks.append(_compare("the eps asked for", str(exact(eps, "eps")), record, "region.eps"))
+    if all(c.state == "ok" for c in checks):
+        try:
+            claims, _, _, blob = prove_claims(model, x, labels, region_of(asked), name, threads, progress)
+        except CactusError as error:
+            checks.append(Check("the proof", "failed", "one that can be recomputed", error.message))
+        else:
+            done = {c.name for c in checks}
+            checks += [_compare(p, value, record, p) for p, value in _leaves(claims).items() if p not in done]
+            checks += [Check(p, "failed", "no such field", _text(v)) for p, v in _unknown(claims, record)]
+            checks += _firmware(record, firmware, blob)
+    else:
+        checks.append(Check("the proof", "not checked", "", "not reached"))
+    checks += [Check(key, "not checked", why, _text(record.get(key))) for key, why in UNCHECKED.items()]
+    return Report(tuple(checks), record)
+
+
+def _unknown(claims: Mapping[str, Any], record: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The fields that no certificate has: refused, since nobody would have checked them."""
+    known = {*_leaves(claims), *UNCHECKED, "format", "version", "firmware", "sha256"}
+    return [(path, value) for path, value in _leaves(record).items() if path not in known]
+
+
+def _leaves(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by path: "group.key" for what stands in an object, except in the free notes."""
+    leaves: dict[str, Any] = {}
+    for key, value in record.items():
+        if isinstance(value, dict) and key != "notes":
+            leaves |= {f"{key}.{inner}": v for inner, v in value.items()}
+        else:
+            leaves[key] = value
+    return leaves
+
+
+def _firmware(record: Mapping[str, Any], firmware: bytes | None, blob: bytes) -> Iterator[Check]:
+    """Each listed image names this model's blob; the given one is listed and holds the blob byte for byte where it is loaded."""
+    entries = record.get("firmware")
+    if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+        yield Check("firmware", "failed", "a list of objects", _text(entries))
+        return
+    blob_digest = hashlib.sha256(blob).hexdigest()
+    for i, entry in enumerate(entries):
+        yield _compare(f"firmware {i}: blob", blob_digest, entry, "blob_sha256")
+    listed = [e.get("sha256") for e in entries]
+    if firmware is None:
+        if listed:
+            yield Check("firmware", "not checked", "an ELF file to compare with", _text(listed))
+        return
+    digest = hashlib.sha256(firmware).hexdigest()
+    yield Check("firmware: listed", _state(digest in listed), digest, _text(listed))
+    try:
+        address = find_blob(firmware, blob)
+    except ModelError as error:
+        yield Check("firmware: holds the blob", "failed", blob_digest, error.message)
+        return
+    where = "no copy of the blob in a loaded segment" if address is None else f"the blob at address {address:#x}"
+    yield Check("firmware: holds the blob", _state(address is not None), blob_digest, where)
+
+
+def _compare(name: str, expected: Any, record: Mapping[str, Any], path: str) -> Check:
+    leaves = _leaves(record)
+    # As JSON text: in Python True equals 1, in a certificate it must not.
+    same = path in leaves and json.dumps(expected, sort_keys=True) == json.dumps(leaves[path], sort_keys=True)
+    return Check(name, _state(same), _text(expected), _text(leaves.get(path, "nothing")))
+
+
+def _state(good: bool) -> State:
+    return "ok" if good else "failed"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
