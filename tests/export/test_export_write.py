@@ -1,0 +1,176 @@
+"""The written folder: complete, minimal, deterministic, free of float and libc, and its example runs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from strategies import random_graph, random_inputs
+
+from cactus_edge.errors import InputError
+from cactus_edge.formats.c.compiler import STRICT, compile_c, zig
+from cactus_edge.formats.c.host import agree_c, compare, compiled
+from cactus_edge.formats.c.write import KERNELS, CSources, write_c
+from cactus_edge.ir import ops
+from cactus_edge.ir.arithmetic import QuantizeRule, profile
+from cactus_edge.ir.blob import blob_digest
+from cactus_edge.ir.builder import GraphBuilder
+from cactus_edge.ir.graph import Graph, Tensor
+from cactus_edge.resources import data_path
+
+TFLM = profile("tflm")
+
+
+def small_graph() -> Graph:
+    """float -> QUANTIZE -> MAX_POOL -> DENSE -> SOFTMAX -> DEQUANTIZE."""
+    rng = np.random.default_rng(3)
+    builder = GraphBuilder()
+    f = builder.input(Tensor("f", (4, 4, 2), "float32"))
+    x = builder.node(ops.Quantize(), [f], Tensor("x", (4, 4, 2), "int8", 0.125, -3))
+    p = builder.node(ops.MaxPool((2, 2), (2, 2)), [x], Tensor("p", (2, 2, 2), "int8", 0.125, -3))
+    dense = ops.Dense(
+        ops.freeze(rng.integers(-127, 128, (3, 8)), np.int8),
+        ops.freeze(rng.integers(-500, 500, 3), np.int32),
+        ops.freeze([2.0**-6], np.float32),
+    )
+    y = builder.node(dense, [p], Tensor("y", (3,), "int8", 0.25, 7))
+    z = builder.node(ops.Softmax(), [y], Tensor("z", (3,), "int8", 1 / 256, -128))
+    return builder.finish(builder.node(ops.Dequantize(), [z], Tensor("g", (3,), "float32")))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> CSources:
+    x = np.arange(-16, 16, dtype=np.int8).reshape(4, 4, 2)
+    folder = tmp_path_factory.mktemp("c")
+    return write_c(small_graph(), TFLM, folder, name="small-1", labels=["null", 'ei"ns', "zwölf"], sample=x)
+
+
+def test_folder_holds_the_used_kernels_and_no_other(written: CSources) -> None:
+    used = {"ce_max_pool_s8", "ce_dense_s8", "ce_softmax_s8"}
+    present = {path.stem for path in written.folder.glob("ce_*_s8.c")}
+    assert present == used < set(KERNELS.values())
+    assert set(written.sources) == set(written.folder.glob("*.c"))
+    assert written.digest == blob_digest(small_graph(), TFLM)
+    assert written.digest in (written.folder / "model.h").read_text()
+
+
+def test_same_graph_same_files(written: CSources, tmp_path: Path) -> None:
+    again = write_c(small_graph(), TFLM, tmp_path, name="small-1")
+    for path in again.sources:
+        assert path.read_bytes() == (written.folder / path.name).read_bytes()
+    assert (tmp_path / "model.h").read_bytes() == (written.folder / "model.h").read_bytes()
+
+
+def test_agreement(written: CSources) -> None:
+    graph = small_graph()
+    x = random_inputs(np.random.default_rng(0), graph, 200)
+    result = agree_c(graph, x, TFLM, written)
+    result.require()
+    assert (result.inputs, result.elements, result.mismatches) == (200, 600, 0)
+    assert result.model_sha256 == written.digest
+
+
+def test_agreement_names_the_layer_of_another_model(written: CSources) -> None:
+    """A blob whose bias is off by enough to see: the comparison names DENSE, not what follows."""
+    source = (written.folder / "model.c").read_text()
+    record = next(r for r in written.blob.records if r.kind.name == "DENSE")
+    at = record.fields["bias"]
+    words = re.findall(r"0x[0-9a-f]{8}u", source)
+    words[at] = f"0x{(int(words[at][:-1], 16) + 2000) & 0xFFFFFFFF:08x}u"
+    it = iter(words)
+    (written.folder / "model.c").write_text(re.sub(r"0x[0-9a-f]{8}u", lambda _: next(it), source))
+    try:
+        graph = small_graph()
+        with compiled(written) as program:
+            result = compare(graph, random_inputs(np.random.default_rng(0), graph, 50), TFLM, program)
+    finally:
+        (written.folder / "model.c").write_text(source)
+    assert not result.exact and result.first_layer is not None
+    assert "Dense" in result.first_layer.label
+
+
+def test_example_runs_and_compares_itself(written: CSources, tmp_path: Path) -> None:
+    program = tmp_path / "example"
+    main = written.folder / "example" / "main.c"
+    flags = ["-std=c99", "-O2", "-Wall", "-Wextra", "-Werror"]
+    compile_c(zig(), [*flags, f"-I{written.folder}", main, *written.sources, "-o", program])
+    done = subprocess.run([program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "0 of 3 outputs differ" in done.stdout
+    assert "zwölf" in done.stdout and 'ei"ns' in done.stdout
+
+
+def test_no_float_and_no_libc_outside_the_helpers() -> None:
+    root = data_path("export", "c")
+    for path in [*(root / "src").glob("*.c"), *(root / "include").glob("*.h")]:
+        text = re.sub(r"/\*.*?\*/", "", path.read_text(), flags=re.S)
+        headers = set(re.findall(r"#include <(\w+)\.h>", text))
+        assert headers <= {"stdint", "stddef"}, path.name
+        if path.name != "ce_quantize.h":
+            assert not re.search(r"\b(float|double|malloc|free|\d+\.\d+)\b", text), path.name
+
+
+def test_headers_compile_as_cpp(written: CSources, tmp_path: Path) -> None:
+    unit = tmp_path / "unit.cpp"
+    unit.write_text('#include "model.h"\n#include "ce_quantize.h"\n#include "ce_sha256.h"\n#include "ce_crc32.h"\n')
+    compile_c(
+        zig(), ["-x", "c++", "-Wall", "-Wextra", "-Werror", f"-I{written.folder}", "-c", unit, "-o", tmp_path / "o"]
+    )
+
+
+def test_quantize_helper_is_the_profile_rule(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    scale, zero = float(np.float32(0.0123)), -17
+    codes = np.arange(-150, 150, 0.5)
+    x = np.concatenate(
+        [codes * scale, np.nextafter((codes * scale).astype(np.float32), np.float32(0)), rng.normal(0, 2, 5000)]
+    )
+    x = np.concatenate([x, [0.0, -0.0, 1e30, -1e30, np.inf, -np.inf, 1e-40]]).astype(np.float32)
+    program, source = tmp_path / "q", tmp_path / "q.c"
+    source.write_text(
+        '#include <stdio.h>\n#include "ce_quantize.h"\nint main(void) { float x; while (fread(&x, 4, 1, stdin) == 1) '
+        f"putchar((unsigned char)ce_quantize(x, {float(scale).hex()}f, {zero})); return 0; }}\n"
+    )
+    compile_c(zig(), [*STRICT, "-O2", f"-I{data_path('export', 'c', 'include')}", source, "-o", program])
+    done = subprocess.run([program], input=x.tobytes(), capture_output=True, check=True)
+    expected = QuantizeRule(scale, zero, "half_away").apply(x)
+    assert np.array_equal(np.frombuffer(done.stdout, np.int8), expected)
+
+
+@pytest.mark.parametrize("scale", [2.0**-20, 0.1, 1 / 3, 1.0, 123456.0])
+def test_scales_survive_as_c_literals(scale: float, tmp_path: Path) -> None:
+    value = float(np.float32(scale))
+    builder = GraphBuilder()
+    x = builder.input(Tensor("x", (1,), "int8", value, 0))
+    graph = builder.finish(builder.node(ops.Relu(), [x], Tensor("y", (1,), "int8", value, 0)))
+    sources = write_c(graph, TFLM, tmp_path)
+    literal = re.search(r"CE_INPUT_SCALE (\S+)f\n", (tmp_path / "model.h").read_text())
+    assert literal is not None and np.float32(literal.group(1)) == np.float32(scale)
+    assert sources.blob.input_scale == value
+
+
+@pytest.mark.parametrize("name", ["", "two words", 'quo"te', "x" * 33, "new\nline"])
+def test_a_name_that_no_board_could_print_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="model name"):
+        write_c(small_graph(), TFLM, tmp_path, name=name)
+
+
+def test_wrong_number_of_labels_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="2 labels for 3 outputs"):
+        write_c(small_graph(), TFLM, tmp_path, labels=["a", "b"])
+
+
+def test_sample_of_another_shape_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="shape"):
+        write_c(small_graph(), TFLM, tmp_path, sample=np.zeros((4, 4), np.int8))
+    assert not list(tmp_path.iterdir())
+
+
+def test_random_graphs_as_sources_agree(tmp_path: Path) -> None:
+    rng = np.random.default_rng(11)
+    for i in range(4):
+        graph = random_graph(rng, 5)
+        agree_c(graph, random_inputs(rng, graph, 12), TFLM, write_c(graph, TFLM, tmp_path / str(i))).require()
