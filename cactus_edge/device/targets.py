@@ -1,0 +1,230 @@
+"""Boards as data: `targets/<name>/target.toml`, read strictly.
+
+Adding a board edits no Python: a folder with a target.toml, and for bare metal a port.c. A key that is unknown, missing
+or of the wrong type is a TargetError with file, line and the nearest right key. No board inherits from another.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import string
+import tomllib
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
+
+from cactus_edge.errors import TargetError
+from cactus_edge.resources import data_path
+
+Kind = Literal["emulated", "board"]
+Firmware = Literal["bare-metal", "example"]
+PLACEHOLDERS = ("elf", "bin", "port", "flash_port", "usb_serial")
+"""What a flash command may contain in braces."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The part of the address space that firmware may use, and the stack that the linker reserves at the RAM's bottom."""
+
+    flash_origin: int
+    flash_bytes: int
+    ram_origin: int
+    ram_bytes: int
+    stack_bytes: int
+
+
+@dataclass(frozen=True)
+class Serial:
+    """The console, 8N1. usb: "vid:pid" in hex of ports that are this board's console. reset: DTR/RTS sequence as in
+    `transport.pulse`, empty for none. boot_s: longest time from reset to the first command."""
+
+    baud: int
+    usb: tuple[str, ...]
+    reset: str
+    boot_s: float
+
+
+@dataclass(frozen=True)
+class Flash:
+    """The flashing tool as an argument list, never a shell's line, with PLACEHOLDERS in braces; empty: nothing to flash.
+
+    usb: "vid:pid" of the port that {flash_port} stands for, where that is not the console. install: how to get the tool.
+    """
+
+    command: tuple[str, ...]
+    install: str
+    timeout_s: float
+    usb: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Target:
+    """A board.
+
+    kind: "emulated" (figures are instructions) or "board". firmware: "bare-metal" (we build it) or "example" (its vendor's
+    SDK must; we hand over C sources). cpu: the compiler's name for the core. vector_bits: width of its integer SIMD, 0 for
+    none. profile: the runtime profile whose arithmetic the generated C implements. evidence: what was really tried.
+    """
+
+    name: str
+    title: str
+    kind: Kind
+    firmware: Firmware
+    cpu: str
+    vector_bits: int
+    core_clock_hz: int
+    profile: str
+    evidence: str
+    note: str
+    memory: Memory
+    serial: Serial
+    flash: Flash
+
+    @property
+    def emulated(self) -> bool:
+        """Whether its figures are counts of instructions and never times."""
+        return self.kind == "emulated"
+
+    @property
+    def reached_by(self) -> str:
+        """How the host reaches it, in words."""
+        return (
+            "emulator in a process of its own, pseudo-terminal" if self.emulated else f"serial, {self.serial.baud} baud"
+        )
+
+    @property
+    def port_source(self) -> Path:
+        """The board's port.c."""
+        return data_path("targets", self.name, "port.c")
+
+
+def targets() -> tuple[Target, ...]:
+    """All boards, the emulated ones first, then by name."""
+    found = [load_target(path.parent.name) for path in data_path("targets").glob("*/target.toml")]
+    return tuple(sorted(found, key=lambda t: (not t.emulated, t.name)))
+
+
+def load_target(name: str) -> Target:
+    """The board of that name. Raises TargetError naming the nearest one."""
+    known = sorted(path.parent.name for path in data_path("targets").glob("*/target.toml"))
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        raise TargetError(
+            f"no target is called {name!r}; there are {', '.join(known)}", hint=near[0] if near else known[0]
+        )
+    path = data_path("targets", name, "target.toml")
+    target = parse_target(path.read_text(encoding="utf-8"), str(path))
+    if target.name != name:
+        raise TargetError(f"{path}:1: name = {target.name!r} in the folder {name!r}", hint="give both the same name")
+    return target
+
+
+def parse_target(text: str, where: str) -> Target:
+    """The board described by the TOML text; `where` names it in messages. Raises TargetError with file and line."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        line = re.search(r"line (\d+)", str(error))
+        at = line.group(1) if line else text.count("\n") + 1
+        raise TargetError(f"{where}:{at}: not TOML: {error}", hint="compare with targets/mcu/target.toml") from error
+    reader = _Reader(where, text)
+    target = reader.record(Target, table, "")
+    reader.cross_check(target)
+    return target
+
+
+_Record = TypeVar("_Record")
+_KEY = re.compile(r"\s*([A-Za-z0-9_-]+)\s*=")
+_SECTION = re.compile(r"\s*\[([A-Za-z0-9_-]+)\]")
+
+
+class _Reader:
+    def __init__(self, where: str, text: str) -> None:
+        self._where = where
+        self._lines: dict[str, int] = {}
+        section = ""
+        for number, line in enumerate(text.splitlines(), start=1):
+            if header := _SECTION.match(line):
+                section = header.group(1)
+                self._lines.setdefault(section, number)
+            elif key := _KEY.match(line):
+                self._lines.setdefault(f"{section}.{key.group(1)}", number)
+
+    def error(self, section: str, key: str, message: str, hint: str) -> TargetError:
+        line = self._lines.get(f"{section}.{key}", self._lines.get(section or key, 1))
+        return TargetError(f"{self._where}:{line}: {message}", hint=hint)
+
+    def record(self, kind: type[_Record], table: dict[str, Any], section: str) -> _Record:
+        known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+        types = get_type_hints(kind)
+        place = f"[{section}]" if section else "the top level"
+        for key in table:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+                hint = near[0] if near else f"one of {', '.join(known)}"
+                raise self.error(section, key, f"unknown key {key!r} in {place}", hint)
+        values: dict[str, Any] = {}
+        for name, field in known.items():
+            if name in table:
+                values[name] = self._value(types[name], table[name], section, name)
+            elif field.default is MISSING:
+                raise self.error(section, name, f"{place} lacks {name!r}", f"add {name} there")
+        return kind(**values)
+
+    def _value(self, kind: Any, value: Any, section: str, key: str) -> Any:
+        if kind in (Memory, Serial, Flash) and isinstance(value, dict):
+            return self.record(kind, value, key)
+        if kind is str and isinstance(value, str):
+            return value
+        if kind is int and type(value) is int and 0 <= value < 1 << 32:
+            return value
+        if kind is float and type(value) in (int, float) and 0 <= value < 86_400:
+            return float(value)
+        if kind == tuple[str, ...] and isinstance(value, list) and all(isinstance(v, str) for v in value):
+            return tuple(value)
+        if (choices := get_args(kind)) and value in choices:
+            return value
+        wanted = {str: "a string", int: "an integer from 0 to 2^32 - 1", float: "seconds below a day"}.get(kind)
+        wanted = wanted or (
+            f"one of {', '.join(choices)}" if choices and choices[0] is not str else "a list of strings"
+        )
+        if kind in (Memory, Serial, Flash):
+            wanted = "a table"
+        raise self.error(section, key, f"{key} = {value!r}: expected {wanted}", "change it there")
+
+    def cross_check(self, target: Target) -> None:
+        """What one key alone cannot tell."""
+        memory = target.memory
+        for kind in ("flash", "ram"):
+            origin, size = getattr(memory, f"{kind}_origin"), getattr(memory, f"{kind}_bytes")
+            if not 0 < size <= (1 << 32) - origin:
+                raise self.error(
+                    "memory",
+                    f"{kind}_bytes",
+                    f"{kind}_bytes = {size} from {origin:#x}: expected to end below 2^32",
+                    "change it",
+                )
+        if not 0 < memory.stack_bytes < memory.ram_bytes or memory.stack_bytes % 8:
+            raise self.error(
+                "memory",
+                "stack_bytes",
+                f"stack_bytes = {memory.stack_bytes}: expected a multiple of 8 below ram_bytes",
+                "4096",
+            )
+        for section, ids in (("serial", target.serial.usb), ("flash", target.flash.usb)):
+            for identity in ids:
+                if not re.fullmatch(r"[0-9a-f]{4}:[0-9a-f]{4}", identity):
+                    raise self.error(
+                        section, "usb", f"usb id {identity!r}: expected vid:pid in lower-case hex", "0483:374b"
+                    )
+        for argument in target.flash.command:
+            for placeholder in _placeholders(argument):
+                if placeholder not in PLACEHOLDERS:
+                    near = difflib.get_close_matches(placeholder, PLACEHOLDERS, n=1)
+                    hint = near[0] if near else f"one of {', '.join(PLACEHOLDERS)}"
+                    raise self.error("flash", "command", f"unknown placeholder {{{placeholder}}} in {argument!r}", hint)
+
+
+def _placeholders(argument: str) -> list[str]:
+    return [name for _, name, _, _ in string.Formatter().parse(argument) if name is not None]
