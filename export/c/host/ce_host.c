@@ -26,7 +26,8 @@ int main(int argc, char **argv)
         return 2;
     }
     const ce_observer observer = strcmp(argv[2], "taps") == 0 ? write_tensor : NULL;
-    const size_t in_bytes = (size_t)ce_model_header(model)->in_bytes, out_bytes = (size_t)ce_model_header(model)->out_bytes;
+    const size_t in_bytes = (size_t)ce_model_header(model)->in_bytes;
+    const size_t out_bytes = (size_t)ce_model_header(model)->out_bytes;
     int8_t *const in = malloc(in_bytes), *const out = malloc(out_bytes);
     int code = in && out ? 0 : 2;
     while (code == 0 && fread(in, 1, in_bytes, stdin) == in_bytes) {

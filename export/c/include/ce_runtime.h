@@ -17,7 +17,7 @@ extern "C" {
 #endif
 
 #define CE_OK 0
-#define CE_BAD_BLOB (-1)  /* not a blob of this version and arithmetic, its records do not add up, or a big-endian core */
+#define CE_BAD_BLOB (-1)  /* another version or arithmetic, records that do not add up, or a big-endian core */
 #define CE_NO_KERNEL (-2) /* an operation whose kernel is not in the kernel table */
 
 typedef struct {

@@ -2,8 +2,8 @@
 #include "ce_arith.h"
 #include "ce_kernels.h"
 
-/* tensorflow/lite/kernels/internal/reference/integer_ops/add.h. |x - zero| * 2^left <= 255 * 2^20, and both inner shifts
- * are at most 0, so the sum stays below 2^30. */
+/* tensorflow/lite/kernels/internal/reference/integer_ops/add.h. |x - zero| * 2^left <= 255 * 2^20, and both inner
+ * shifts are at most 0, so the sum stays below 2^30. */
 void ce_add_s8(const int32_t *blob, const int32_t *record, int8_t *arena)
 {
     const ce_add_record r = *(const ce_add_record *)(const void *)record;

@@ -4,8 +4,9 @@
 #include "ce_kernels.h"
 #include "ce_patch.h"
 
-/* The patch of the pixel at row iy, column ix: in the image itself for a kernel of one tap, else gathered into scratch. */
-static const int8_t *ce_conv2d_patch(const ce_conv2d_record *r, const int8_t *x, int32_t iy, int32_t ix, int8_t *scratch)
+/* The patch of the pixel at row iy, column ix: in the image itself for a kernel of one tap, else in scratch. */
+static const int8_t *ce_conv2d_patch(const ce_conv2d_record *r, const int8_t *x, int32_t iy, int32_t ix,
+                                      int8_t *scratch)
 {
     if (r->kernel_h == 1 && r->kernel_w == 1 && ce_window_inside(r, iy, ix)) {
         return x + (iy * r->in_w + ix) * r->in_c;

@@ -10,8 +10,8 @@ typedef struct {
     int32_t step;
 } ce_taps;
 
-/* acc[k] += sum over the taps of w[kh][kw][k] * tap(kh, kw)[k], k < 4; w int8 [kernel_h][kernel_w][out_c] from channel 0
- * of the four on. */
+/* acc[k] += sum over the taps of w[kh][kw][k] * tap(kh, kw)[k], k < 4; w int8 [kernel_h][kernel_w][out_c] from channel
+ * 0 of the four on. */
 static void ce_depthwise_4(const ce_conv2d_record *r, const int8_t *w, ce_taps t, int32_t *acc)
 {
     int32_t a0 = acc[0], a1 = acc[1], a2 = acc[2], a3 = acc[3];

@@ -36,8 +36,8 @@ static void ce_sha256_block(ce_sha256 *h)
                          (ce_rotate(w2, 17) ^ ce_rotate(w2, 19) ^ (w2 >> 10));
         }
         const uint32_t e = v[4], a = v[0];
-        const uint32_t t1 = v[7] + (ce_rotate(e, 6) ^ ce_rotate(e, 11) ^ ce_rotate(e, 25)) + ((e & v[5]) ^ (~e & v[6])) +
-                            CE_SHA256_K[t] + w[t & 15];
+        const uint32_t t1 = v[7] + (ce_rotate(e, 6) ^ ce_rotate(e, 11) ^ ce_rotate(e, 25)) +
+                            ((e & v[5]) ^ (~e & v[6])) + CE_SHA256_K[t] + w[t & 15];
         const uint32_t t2 = (ce_rotate(a, 2) ^ ce_rotate(a, 13) ^ ce_rotate(a, 22)) +
                             ((a & v[1]) ^ (a & v[2]) ^ (v[1] & v[2]));
         for (int i = 7; i > 0; i--) {

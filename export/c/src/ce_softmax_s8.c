@@ -13,8 +13,8 @@ static int32_t ce_leading_zeros(int32_t v)
 }
 
 /* 1 / (1 + t) for t in [0, 1), both as Q0.31, by three Newton steps in Q2.29: gemmlowp/fixedpoint/fixedpoint.h,
- * one_over_one_plus_x_for_x_in_0_1. `half` in [2^30, 2^31), so 48/17 - 32/17 * half starts in (0.94, 1.89): the steps of
- * |step| < 2^29 and the iterates below 2^31 stay in int32 until the last doubling, which saturates. */
+ * one_over_one_plus_x_for_x_in_0_1. `half` in [2^30, 2^31), so 48/17 - 32/17 * half starts in (0.94, 1.89): the steps
+ * of |step| < 2^29 and the iterates below 2^31 stay in int32 until the last doubling, which saturates. */
 static int32_t ce_reciprocal(int32_t t)
 {
     const int32_t half = (int32_t)(((int64_t)t + INT32_MAX + 1) >> 1);
