@@ -153,6 +153,26 @@ def agree(data: bytes, x: Array, runtime: str = "tflm") -> Agreement:
     )
 
 
+def layer_difference(graph: Graph, node: int, sample: int, want: Array, got: Array) -> LayerDifference | None:
+    """How the int8 outputs `got` of one node [1, *shape] differ from `want`; None where they are equal."""
+    differ = got != want
+    if not differ.any():
+        return None
+    position = tuple(int(i) for i in np.argwhere(differ)[0])
+    gap = np.abs(got.astype(np.int64) - want.astype(np.int64))
+    return LayerDifference(
+        node,
+        graph.label(node),
+        sample,
+        int(differ.sum()),
+        differ.size,
+        int(gap.max()),
+        position[1:],
+        int(want[position]),
+        int(got[position]),
+    )
+
+
 def _runtime(name: str) -> Runtime:
     if name not in RUNTIMES:
         raise InputError(f"unknown runtime {name!r}", hint=f"one of {', '.join(RUNTIMES)}")
@@ -184,21 +204,9 @@ def _first_difference(data: bytes, model: Model, entry: Runtime, sample: Array, 
         if want is None:
             continue
         got = session.tensor(model.file_tensors[node.output]).reshape(want.shape)
-        differ = got != want
-        if differ.any():
-            position = tuple(int(i) for i in np.argwhere(differ)[0])
-            gap = np.abs(got.astype(np.int64) - want.astype(np.int64))
-            return LayerDifference(
-                index,
-                graph.label(index),
-                number,
-                int(differ.sum()),
-                differ.size,
-                int(gap.max()),
-                position[1:],
-                int(want[position]),
-                int(got[position]),
-            )
+        found = layer_difference(graph, index, number, want, got)
+        if found is not None:
+            return found
     return None
 
 

@@ -1,0 +1,150 @@
+"""The interpreter against the real TFLM wheel and the compiled C, bit for bit: how many output elements differ.
+
+    python bench/agreement.py [--graphs 200] [--inputs 10000] [--build build] [--fresh]
+
+Sources: `--graphs` random networks over every op (together `--inputs` inputs), each build/*/model.tflite (`--inputs` random
+inputs each: uniform, constant, two-valued, at both ends), and the reference models where they are at hand
+(CACTUS_EDGE_MODELS; the keyword model on its 1,000 real inputs from CACTUS_EDGE_DATA). Writes bench/results/agreement.json.
+Exit code 1 where anything differs. A row that was measured with the same file, inputs and versions is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from _common import ROOT, Results, Row, Target, table, verdict
+
+sys.path.insert(0, str(ROOT / "tests"))
+
+from strategies import random_graph, random_inputs
+
+from cactus_edge.formats.agree import Agreement, agree
+from cactus_edge.formats.c.host import HostRuntime, blob_program, compare
+from cactus_edge.formats.tflite import read_tflite, write_tflite
+from cactus_edge.ir.arithmetic import profile
+from cactus_edge.ir.graph import Graph
+
+Array = npt.NDArray[Any]
+Comparison = Callable[[bytes, Graph, Array], Agreement]
+
+SEED = 20260101
+
+
+def total(found: Sequence[Agreement]) -> Row:
+    """The sum over several comparisons with one runtime, and the first layer that differed anywhere."""
+    first = next((str(a.first_layer) for a in found if a.first_layer is not None), "")
+    return {
+        "runtime": f"{found[0].runtime} {found[0].version}",
+        "networks": len(found),
+        "inputs": sum(a.inputs for a in found),
+        "elements": sum(a.elements for a in found),
+        "mismatches": sum(a.mismatches for a in found),
+        "max_difference": max(a.max_difference for a in found),
+        "argmax_flips": sum(a.argmax_flips for a in found),
+        "first_layer": first,
+    }
+
+
+def random_networks(count: int, inputs: int, compare_one: Comparison) -> Row:
+    """`count` random networks with `inputs` inputs in all."""
+    found = []
+    for number in range(count):
+        rng = np.random.default_rng([SEED, number])
+        graph = random_graph(rng, 6)
+        x = random_inputs(rng, graph, -(-inputs // count))
+        data = write_tflite(graph)
+        found.append(compare_one(data, read_tflite(data).graph, x))
+    return total(found)
+
+
+def files(build: Path, inputs: int) -> dict[str, tuple[bytes, Array]]:
+    """Source -> (the file, its inputs)."""
+    found: dict[str, tuple[bytes, Array]] = {}
+    for path in sorted(build.glob("*/model.tflite")):
+        data = path.read_bytes()
+        found[f"build/{path.parent.name}"] = (
+            data,
+            random_inputs(np.random.default_rng(SEED), read_tflite(data).graph, inputs),
+        )
+    data_folder = Path(os.environ.get("CACTUS_EDGE_DATA", ROOT.parent / "shared" / "data"))
+    models = Path(os.environ.get("CACTUS_EDGE_MODELS", data_folder.parent / "models"))
+    for path in sorted(models.glob("*/*.tflite")):
+        data = path.read_bytes()
+        real = data_folder / "mlperf-tiny-kws" / "kws01_test.npz"
+        if path.stem == "kws_ref_model" and real.is_file():
+            with np.load(real) as stored:
+                found[f"{path.stem} (real inputs)"] = data, stored["x"]
+        else:
+            found[path.stem] = data, random_inputs(np.random.default_rng(SEED), read_tflite(data).graph, 200)
+    return found
+
+
+def digest(*parts: object) -> str:
+    """What a row depends on."""
+    h = hashlib.sha256()
+    for part in parts:
+        raw = part if isinstance(part, bytes) else repr(part).encode()
+        h.update(len(raw).to_bytes(8, "little") + raw)
+    return h.hexdigest()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Agreement of the interpreter with the TFLM wheel and the compiled C.")
+    parser.add_argument("--graphs", type=int, default=200, help="random networks")
+    parser.add_argument("--inputs", type=int, default=10_000, help="inputs over all random networks, and for each file")
+    parser.add_argument("--build", type=Path, default=ROOT / "build", help="folder of finished builds")
+    parser.add_argument("--fresh", action="store_true", help="measure everything again")
+    options = parser.parse_args()
+    tflm = profile("tflm")
+    code = [
+        p.read_bytes()
+        for folder in ("cactus_edge/ir", "export/c", "tests")
+        for p in sorted((ROOT / folder).rglob("*.[pch]*"))
+    ]
+    versions = (metadata.version("tflite-micro"), digest(*code))
+    results = Results("agreement", fresh=options.fresh)
+    rows: dict[str, Row] = {}
+    with tempfile.TemporaryDirectory(prefix="cactus-edge-") as folder:
+        host = HostRuntime(Path(folder))
+        comparisons: dict[str, Comparison] = {
+            "TFLM": lambda data, graph, x: agree(data, x),
+            "C": lambda data, graph, x: compare(graph, x, tflm, blob_program(host, graph, tflm)),
+        }
+        for name, one in comparisons.items():
+            count, inputs = options.graphs, options.inputs
+            key = f"{count} random networks, {name}"
+            rows[key] = results.row(key, digest(versions, count, inputs), lambda: random_networks(count, inputs, one))
+            for source, (data, x) in files(options.build, inputs).items():
+                key = f"{source}, {name}"
+                rows[key] = results.row(
+                    key,
+                    digest(versions, data, x.tobytes()),
+                    lambda: total([one(data, read_tflite(data).graph, x)]),
+                    {"model": hashlib.sha256(data).hexdigest()},
+                )
+    lines = [["source", "networks", "inputs", "elements", "mismatches", "argmax flips"]]
+    lines += [
+        [key, *(str(row[c]) for c in ("networks", "inputs", "elements", "mismatches", "argmax_flips"))]
+        for key, row in rows.items()
+    ]
+    print(table(lines))
+    for key, row in rows.items():
+        if row["first_layer"]:
+            print(f"{key}: {row['first_layer']}")
+    return verdict(
+        [Target("output elements that differ", sum(r["mismatches"] for r in rows.values()), 0, at_most=True)]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
