@@ -8,8 +8,8 @@
  *   words 16..    one record per operation, in execution order; the first two words of each are kind and length
  *   then          constants: int32 arrays, and int8 arrays padded with zero bytes to a whole word
  *
- * `in`, `in2`, `out`, `scratch` are byte offsets into the arena; `weight`, `bias`, `multiplier`, `shift`, `table` are word
- * offsets into the blob, except where a comment calls them values.
+ * `in`, `in2`, `out`, `scratch` are byte offsets into the arena; `weight`, `bias`, `multiplier`, `shift`, `table` are
+ * word offsets into the blob, except where a comment calls them values.
  * Every record holds int32_t words only, so the structs below have no padding and describe the words exactly.
  *
  * Requantisation (TFLite's double rounding): with m = multiplier in [0, 2^31) and s = shift in [-31, 30],

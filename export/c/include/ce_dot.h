@@ -2,8 +2,9 @@
 /* Inner products of int8 vectors, accumulated in int32: the inner loops of CE_CONV2D and CE_DENSE.
  *
  * The writer of the blob proves |bias| + 128 * sum |w| < 2^31, so no partial sum in any order overflows: order and
- * width are free, and the results are the same bits with and without the DSP extension. Blocks of four outputs, because an
- * operand that is loaded once serves two or four products. Vectors need no alignment. */
+ * width are free, and the results are the same bits with and without the DSP extension. Blocks of four outputs, because
+ * an operand that is loaded once serves two or four products. Vectors need no alignment.
+ */
 #ifndef CE_DOT_H
 #define CE_DOT_H
 
