@@ -144,7 +144,8 @@ class TrainRecipe:
 
     For `warmup_epochs` the radius is 0, over the next `ramp_epochs` it grows linearly to `eps`, and robust_weight (lambda
     of CACTUS, kappa of IBP) grows with it from 0. The learning rate is constant until decay_from of the stage, then
-    falls linearly to one hundredth.
+    falls linearly to one hundredth. shift_pixels, rotate_degrees and zoom (a part of the size) bound the random movement of
+    each training sample.
     """
 
     eps: Annotated[Fraction, _rational(0, 1)]
@@ -158,7 +159,9 @@ class TrainRecipe:
     robust_weight: Annotated[float, _number(0, 1)] = 0.7
     warmup_regulariser: Annotated[float, _number(0, 100)] = 0.5
     weight_l1: Annotated[float, _number(0, 1)] = 0.0
-    shift_pixels: Annotated[int, _integer(0, 8)] = 0
+    shift_pixels: Annotated[float, _number(0, 8)] = 0.0
+    rotate_degrees: Annotated[float, _number(0, 45)] = 0.0
+    zoom: Annotated[float, _number(0, 0.5)] = 0.0
     members: Annotated[tuple[Member, ...], _list_of(_one_of("full", "pruned", "quantised", "perturbed"))] = ("full",)
     seed: Annotated[int, _integer(0, 2**31 - 1)] = 0
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from cactus_edge.errors import InputError
 from cactus_edge.recipe import Recipe
 from cactus_edge.resources import write_atomic
+from cactus_edge.train.augment import moved
 from cactus_edge.train.bounds import ball, holds, propagate
 from cactus_edge.train.data import Dataset, Split
 from cactus_edge.train.folded import Folded, fold, forward, statistics
@@ -183,10 +184,10 @@ class _Run:
         return torch.optim.Adam([p for p in self._network.parameters() if p.requires_grad])
 
     def _run_epoch(self, stage: Stage, schedule: Schedule, optimizer: torch.optim.Optimizer) -> EpochStats:
-        start = time.monotonic()
+        start, recipe = time.monotonic(), self._recipe.train
         objective, update = stage.objective(self._recipe), stage.update(self._recipe)
         generator = torch.Generator().manual_seed(_epoch_seed(self._seed, self._stage, self._epoch))
-        batches = list(_batches(len(self._y), self._recipe.train.batch, generator))
+        batches = list(_batches(len(self._y), recipe.batch, generator))
         total, correct, certified, seen, step = 0.0, 0, 0, 0, Step(0.0, 0.0, 0.0)
         for i, index in enumerate(batches):
             at = self._epoch + i / len(batches)
@@ -194,7 +195,13 @@ class _Run:
             step = Step(progress, progress * schedule.eps, progress * schedule.robust_weight)
             for group in optimizer.param_groups:
                 group["lr"] = schedule.rate(at)
-            x = _shift(self._x[index], self._recipe.train.shift_pixels, generator)
+            x = moved(
+                self._x[index],
+                generator,
+                shift_pixels=recipe.shift_pixels,
+                rotate_degrees=recipe.rotate_degrees,
+                zoom=recipe.zoom,
+            )
             batch = Batch(x, self._y[index], ball(x, step.eps, self._domain))
             found: list[Terms] = []
 
@@ -293,22 +300,6 @@ def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tens
     for index in torch.split(torch.randperm(count, generator=generator), size):
         if len(index) >= min(count, (size + 1) // 2):
             yield index
-
-
-def _shift(x: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
-    """Each sample of x [N, C, H, W] moved by up to `pixels` along each axis, the border filled with the domain's zero."""
-    if pixels == 0:
-        return x
-    n, _, h, w = x.shape
-    padded = torch.nn.functional.pad(x, (pixels,) * 4)
-    top = torch.randint(0, 2 * pixels + 1, (n, 1), generator=generator)
-    left = torch.randint(0, 2 * pixels + 1, (n, 1), generator=generator)
-    rows, columns = top + torch.arange(h), left + torch.arange(w)
-    return (
-        padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
-        .permute(0, 3, 1, 2)
-        .contiguous()
-    )
 
 
 @contextmanager

@@ -40,7 +40,8 @@ BATCH = 1000
 class Calibration:
     """ceilings: largest real activation of each hidden layer. clips: those over the validation split's clean maximum.
 
-    in_scale: of the input tensor, whose zero point is -128. out_scale, out_zero_point: the logits' int8 grid. certified, correct of samples: what the ranking bounds counted.
+    in_scale: of the input tensor, whose zero point is -128. out_scale, out_zero_point: the logits' int8 grid. certified,
+    correct of samples: what the ranking bounds counted.
     """
 
     ceilings: tuple[float, ...]

@@ -14,6 +14,7 @@ import torch
 from cactus_edge.errors import InputError, InternalError
 from cactus_edge.recipe import Recipe
 from cactus_edge.train import loop
+from cactus_edge.train.augment import moved
 from cactus_edge.train.bounds import ball
 from cactus_edge.train.data import Dataset
 from cactus_edge.train.evaluate import float_attacked, float_certified, float_predict
@@ -76,16 +77,16 @@ def test_interrupted_inside_an_epoch_resumes_at_its_start(
 ) -> None:
     whole = train(tiny, few_digits, tmp_path / "whole", threads=1)
     calls = 0
-    honest = loop._shift
+    honest = loop.moved
 
-    def interrupting(*args: object) -> torch.Tensor:
+    def interrupting(*args: object, **options: object) -> torch.Tensor:
         nonlocal calls
         calls += 1
         if calls == 7:
             raise KeyboardInterrupt
-        return honest(*args)  # type: ignore[arg-type]
+        return honest(*args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "_shift", interrupting)
+    monkeypatch.setattr(loop, "moved", interrupting)
     with pytest.raises(KeyboardInterrupt):
         train(tiny, few_digits, tmp_path / "cut", threads=1)
     monkeypatch.undo()
@@ -248,8 +249,34 @@ def test_projections(make_network: Make) -> None:
     assert float(norm.gamma.detach().min()) == pytest.approx(1e-3)
 
 
-def test_shifting_moves_and_fills_with_zeros() -> None:
-    x = torch.arange(1.0, 10.0).reshape(1, 1, 3, 3)
-    seen = {tuple(loop._shift(x, 1, torch.Generator().manual_seed(s)).flatten().tolist()) for s in range(60)}
-    assert len(seen) == 9
-    assert (0, 0, 0, 1, 2, 3, 4, 5, 6) in seen and tuple(x.flatten().tolist()) in seen
+def test_movement_stays_in_range_and_differs_by_sample() -> None:
+    x = torch.arange(1.0, 13.0).reshape(1, 1, 3, 4)
+    generator = torch.Generator().manual_seed(0)
+    state = generator.get_state()
+    assert moved(x, generator) is x and torch.equal(generator.get_state(), state)
+    batch = x.expand(200, 1, 3, 4)
+    found = moved(batch, generator, shift_pixels=1.5, rotate_degrees=20, zoom=0.2)
+    assert float(found.min()) >= 0 and float(found.max()) <= 12 + 1e-4
+    assert len({tuple(f.flatten().tolist()) for f in found}) == 200
+
+
+@pytest.mark.parametrize(
+    ("draw", "expected"),
+    [((0.5, 0.5, 1.0, 0.5), [[2, 3, 0], [5, 6, 0]]), ((0.5, 0.5, 0.5, 1.0), [[4, 5, 6], [0, 0, 0]])],
+)
+def test_the_extreme_draws_shift_by_one_pixel(
+    monkeypatch: pytest.MonkeyPatch, draw: tuple[float, ...], expected: list[list[float]]
+) -> None:
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor([draw]))
+    x = torch.tensor([[[[1.0, 2, 3], [4, 5, 6]]]])
+    out = moved(x, torch.Generator(), shift_pixels=1.0)
+    assert torch.allclose(out[0, 0], torch.tensor(expected, dtype=torch.float32), atol=1e-5)
+
+
+def test_a_quarter_turn_of_an_oblong_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor([[1.0, 0.5, 0.5, 0.5]]))
+    x = torch.zeros(1, 1, 3, 5)
+    x[0, 0, 1, 3] = 1
+    out = moved(x, torch.Generator(), rotate_degrees=90.0)
+    assert torch.allclose(out.sum(), torch.tensor(1.0), atol=1e-5)
+    assert float(out[0, 0, :, 2].sum()) == pytest.approx(1, abs=1e-5)
