@@ -16,6 +16,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,33 @@ def digest(*parts: object) -> str:
     return h.hexdigest()
 
 
+def in_tflm(data: bytes, _: Graph, x: Array) -> Agreement:
+    """The file in the TFLM wheel."""
+    return agree(data, x)
+
+
+def compared(results: Results, name: str, one: Comparison, options: argparse.Namespace) -> dict[str, Row]:
+    """Every source in one runtime; key -> row."""
+    sources = [ROOT / "tests" / "strategies.py"]
+    for folder in ("cactus_edge/ir", "cactus_edge/formats", "export/c"):
+        sources += [p for p in sorted((ROOT / folder).rglob("*")) if p.suffix in (".py", ".c", ".h")]
+    versions = digest(metadata.version("tflite-micro"), *(p.read_bytes() for p in sources))
+    count, inputs = options.graphs, options.inputs
+    key = f"{count} random networks, {name}"
+    rows = {key: results.row(key, digest(versions, count, inputs), lambda: random_networks(count, inputs, one))}
+    for source, (data, x) in files(options.build, inputs).items():
+        measure = partial(one_file, one, data, x)
+        digests = {"model": hashlib.sha256(data).hexdigest()}
+        key = f"{source}, {name}"
+        rows[key] = results.row(key, digest(versions, data, x.tobytes()), measure, digests)
+    return rows
+
+
+def one_file(compare_one: Comparison, data: bytes, x: Array) -> Row:
+    """One file on its inputs."""
+    return total([compare_one(data, read_tflite(data).graph, x)])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Agreement of the interpreter with the TFLM wheel and the compiled C.")
     parser.add_argument("--graphs", type=int, default=200, help="random networks")
@@ -106,32 +134,16 @@ def main() -> int:
     parser.add_argument("--fresh", action="store_true", help="measure everything again")
     options = parser.parse_args()
     tflm = profile("tflm")
-    code = [
-        p.read_bytes()
-        for folder in ("cactus_edge/ir", "export/c", "tests")
-        for p in sorted((ROOT / folder).rglob("*.[pch]*"))
-    ]
-    versions = (metadata.version("tflite-micro"), digest(*code))
     results = Results("agreement", fresh=options.fresh)
     rows: dict[str, Row] = {}
     with tempfile.TemporaryDirectory(prefix="cactus-edge-") as folder:
         host = HostRuntime(Path(folder))
-        comparisons: dict[str, Comparison] = {
-            "TFLM": lambda data, graph, x: agree(data, x),
-            "C": lambda data, graph, x: compare(graph, x, tflm, blob_program(host, graph, tflm)),
-        }
-        for name, one in comparisons.items():
-            count, inputs = options.graphs, options.inputs
-            key = f"{count} random networks, {name}"
-            rows[key] = results.row(key, digest(versions, count, inputs), lambda: random_networks(count, inputs, one))
-            for source, (data, x) in files(options.build, inputs).items():
-                key = f"{source}, {name}"
-                rows[key] = results.row(
-                    key,
-                    digest(versions, data, x.tobytes()),
-                    lambda: total([one(data, read_tflite(data).graph, x)]),
-                    {"model": hashlib.sha256(data).hexdigest()},
-                )
+
+        def in_c(_: bytes, graph: Graph, x: Array) -> Agreement:
+            return compare(graph, x, tflm, blob_program(host, graph, tflm))
+
+        for name, one in {"TFLM": in_tflm, "C": in_c}.items():
+            rows |= compared(results, name, one, options)
     lines = [["source", "networks", "inputs", "elements", "mismatches", "argmax flips"]]
     lines += [
         [key, *(str(row[c]) for c in ("networks", "inputs", "elements", "mismatches", "argmax_flips"))]
