@@ -127,13 +127,13 @@ def _every(rows: Bools) -> Bools:
 
 
 def softmax_separates(e: Int64, winner: int) -> Bools:
-    """Whether int8 softmax gives the winner's exponential a larger output than e_j, for rows e [N, K] of upper bounds.
+    """Whether int8 softmax gives the winner's exponential E a larger output than e_j, [N, K] for rows e of upper bounds.
 
-    Each e_i bounds the exponential of class i from above, the winner's own entry equals `winner` = 2^31 - 1. With
-    S = sum of rdp(e_i, 12), g the fixed-point reciprocal and n its shift, g / 2^n >= (1 - 2^-26) 2^27 / S (tested by exhaustion).
-    srdhm(g, E) - srdhm(g, e) >= floor(g (E - e) / 2^31), and numbers 2^n apart are never rounded together by rdp(., n): so
-    (2^26 - 1) (E - e) >= 2^30 S suffices. S is at least (E + e) / 2^12 - 1, hence e's output stays below 129 - 128 and
-    cannot tie with the winner's by saturation.
+    e_i bounds the exponential of class i from above; the winner's own entry is E = `winner`. With S the sum of rdp(e_i, 12), g
+    its fixed-point reciprocal and n the shift: g / 2^n is within 2^-26, relative, of 2^27 / S (for every S: exhaustive test).
+    srdhm(g, E) - srdhm(g, e) >= floor(g (E - e) / 2^31), and rdp(., n) never rounds numbers 2^n apart to the same; so
+    g (E - e) >= 2^(31 + n) suffices, which (2^26 - 1) (E - e) >= 2^30 S implies, also for a larger e or S than the true ones.
+    Saturation cannot tie them: S >= (E + e) / 2^12 - 1 keeps e's output near 256 / 2 - 128 at most.
     """
     total = rdp(e, 12).sum(1, keepdims=True)
     enough: Bools = (2**26 - 1) * (winner - e) >= 2**30 * total
