@@ -93,7 +93,8 @@ class Maker:
         return Tensor(f"t{len(self.known)}", shape, "int8", x.scale, x.zero_point)
 
     def activation(self) -> ops.Activation:
-        return self.choose.pick([ops.Activation.NONE, ops.Activation.NONE, *ops.Activation])
+        kinds: list[ops.Activation] = [ops.Activation.NONE, ops.Activation.NONE, *ops.Activation]
+        return self.choose.pick(kinds)
 
     def weights(self, shape: tuple[int, ...]) -> Array:
         style = self.choose.pick(["uniform", "small", "ends", "sparse"])
@@ -339,7 +340,8 @@ def random_inputs(rng: np.random.Generator, graph: Graph, n: int) -> Array:
         return x.astype(np.int8)
     real = core.scale * (x - core.zero_point + rng.choice([0.0, 0.5, -0.5, 0.25], x.shape))
     real[kind == 5] *= 1000
-    return real.astype(np.float32)
+    real32: Array = real.astype(np.float32)
+    return real32
 
 
 def inputs(graph: Graph, n: int) -> st.SearchStrategy[Array]:
