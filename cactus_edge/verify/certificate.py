@@ -17,7 +17,6 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from cactus_edge import __version__
 from cactus_edge.errors import CertificateError, MismatchError
 from cactus_edge.ir.arithmetic import profile as profile_by_name
 from cactus_edge.ir.atoms import lower
@@ -27,6 +26,7 @@ from cactus_edge.verify.elf import find_blob
 from cactus_edge.verify.overflow import Fact, prove
 from cactus_edge.verify.regions import Exact, Region, check_data, data_digest, exact, region
 from cactus_edge.verify.tflite_read import read_tflite
+from cactus_edge.version import __version__
 
 FORMAT, VERSION = "cactus-edge certificate", 1
 
