@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from cactus_edge.device.emulator import FirmwareFaultError, qemu_command
 from cactus_edge.device.protocol import Link, Log, Timeouts
 from cactus_edge.device.targets import Target
 from cactus_edge.device.transport import open_port
-from cactus_edge.errors import DeviceError, InputError, InternalError, TargetError
+from cactus_edge.errors import DeviceError, InputError, InternalError, MismatchError, TargetError
 
 EmulatorName = Literal["unicorn", "qemu"]
 
@@ -52,16 +52,17 @@ def emulated(elf: Path, target: Target, emulator: EmulatorName = "unicorn") -> I
             if not path:
                 process.wait(_END_S)
                 raise DeviceError(
-                    f"the emulated board does not start: {_words(words)}",
-                    hint="python -m cactus_edge.device.emulator FIRMWARE.elf",
+                    f"the emulated board does not start: {_words(words).removeprefix('fault: ')}",
+                    hint="build the firmware for this target again",
                 )
-            yield path
-        except DeviceError as error:
-            if (text := _words(words)).startswith("fault:"):
-                raise FirmwareFaultError(
-                    f"the emulated board stopped: {text.removeprefix('fault: ')}", hint="see the ELF file's symbols"
-                ) from error
-            raise
+            try:
+                yield path
+            except DeviceError as error:
+                if (text := _words(words)).startswith("fault:"):
+                    raise FirmwareFaultError(
+                        f"the emulated board stopped: {text.removeprefix('fault: ')}", hint="see the ELF file's symbols"
+                    ) from error
+                raise
         finally:
             process.stdin.close()
             process.stdout.close()
@@ -72,11 +73,9 @@ def emulated(elf: Path, target: Target, emulator: EmulatorName = "unicorn") -> I
                 process.wait()
 
 
-def _words(stream: object) -> str:
-    assert hasattr(stream, "seek")
-    assert hasattr(stream, "read")
+def _words(stream: IO[bytes]) -> str:
     stream.seek(0)
-    return str(stream.read().decode("utf-8", "replace")).strip()
+    return stream.read().decode("utf-8", "replace").strip()
 
 
 @contextmanager
@@ -122,8 +121,6 @@ def _linked(
 
 def require_digest(board: Board, digest: str) -> None:
     """Refuses a board that does not run the blob of that SHA-256. MismatchError names both digests."""
-    from cactus_edge.errors import MismatchError
-
     if len(digest) != 64:
         raise InternalError(f"not a SHA-256: {digest!r}")
     capability = board.link.profile().capability

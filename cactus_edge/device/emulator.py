@@ -170,6 +170,7 @@ class Board:
         self._pc_register = registers.UC_ARM_REG_PC
         self._blocks: dict[tuple[int, int], int] = {}
         self._block = 0
+        self._violation = ""
         self.instructions = 0
         self.uart = Uart(descriptor)
         self._timer = Timer(lambda: self.instructions)
@@ -246,7 +247,8 @@ class Board:
             uc.UC_MEM_WRITE_PROT: "write to read-only",
             uc.UC_MEM_FETCH_PROT: "jump into non-executable",
         }.get(access, "access to")
-        raise self._fault(f"{verb} memory at {address:#010x} ({size} bytes), which the board does not allow")
+        self._violation = f"{verb} memory at {address:#010x} ({size} bytes), which the board does not allow"
+        return False
 
     def _fault(self, what: str) -> FirmwareFaultError:
         pc = self._core.reg_read(self._pc_register)
@@ -261,7 +263,7 @@ class Board:
             try:
                 self._core.emu_start(self._next, 0xFFFF_FFFE)
             except self._uc.UcError as error:
-                raise self._fault(f"the core stopped: {error}") from error
+                raise self._fault(self._violation or f"the core stopped: {error}") from error
             # Only WFI ends an emulation without an error.
             self.uart.wait()
             self._next = self._core.reg_read(self._pc_register) | 1

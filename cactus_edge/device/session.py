@@ -25,9 +25,9 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from cactus_edge import __version__
 from cactus_edge.errors import InputError
 from cactus_edge.resources import write_atomic
+from cactus_edge.version import __version__
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,14 @@ from cactus_edge.errors import (
     InstallError,
 )
 
+try:
+    import termios
+
+    _GONE: tuple[type[Exception], ...] = (OSError, termios.error)
+except ImportError:  # Windows
+    _GONE = (OSError,)
+"""What a vanished device raises differs by system and by moment."""
+
 _RESET_STEP = re.compile(r"([DRW])(\d+(?:\.\d+)?)")
 
 
@@ -120,8 +128,7 @@ class SerialPort:
     def __init__(self, address: Address, baud: int) -> None:
         serial = _serial()
         self.name = address.url
-        # What a vanished device raises differs by system and by moment.
-        self._gone: tuple[type[Exception], ...] = (serial.SerialException, OSError)
+        self._gone = (*_GONE, serial.SerialException)
         options = {} if "://" in address.url else {"exclusive": True}
         try:
             self._port = serial.serial_for_url(address.url, baudrate=baud, timeout=0.0, write_timeout=10.0, **options)
@@ -145,7 +152,6 @@ class SerialPort:
         """As `Port.write`."""
         try:
             self._port.write(data)
-            self._port.flush()
         except self._gone as error:
             raise DeviceGoneError(
                 f"{self.name} vanished: {error}", hint="check the cable and the board's power"

@@ -1,0 +1,97 @@
+"""Boards as data: what is shipped is complete, and every way to get a target.toml wrong has its line and hint."""
+
+from __future__ import annotations
+
+import pytest
+
+from cactus_edge.device.targets import load_target, parse_target, targets
+from cactus_edge.device.transport import parse_reset
+from cactus_edge.errors import TargetError
+from cactus_edge.resources import data_path
+
+MCU = data_path("targets", "mcu", "target.toml").read_text()
+
+
+def test_the_emulated_board_and_three_real_ones():
+    names = [t.name for t in targets()]
+    assert names == ["mcu", "arduino-nano-33-ble", "esp32-s3-devkitc", "nucleo-l4r5zi"]
+    assert [t.name for t in targets() if t.emulated] == ["mcu"]
+    for target in targets():
+        assert bool(target.flash.command) != target.emulated
+        assert bool(target.flash.install) != target.emulated
+        assert target.profile == "tflm"
+        assert target.emulated or "not run on hardware" in target.evidence
+        parse_reset(target.serial.reset)
+        assert (target.firmware == "bare-metal") == data_path("targets", target.name).joinpath("port.c").exists()
+
+
+def test_every_ports_name_and_clock_are_its_targets():
+    for target in targets():
+        if target.firmware == "bare-metal":
+            source = target.port_source.read_text()
+            assert f'{{"{target.name}", "{"instructions" if target.emulated else "us"}"' in source
+            assert f"#define CORE_HZ {target.core_clock_hz}u" in source
+
+
+def line_of(text: str, start: str) -> int:
+    return next(i for i, line in enumerate(text.splitlines(), start=1) if line.startswith(start))
+
+
+SINS = {
+    "misspelt_key": ("ram_bytes =", "ram_byte =", "unknown key 'ram_byte' in .memory.", "ram_bytes"),
+    "misspelt_table": ("[memory]", "[memry]", "unknown key 'memry' in the top level", "memory"),
+    "key_without_unit": (
+        "core_clock_hz =",
+        "core_clock =",
+        "unknown key 'core_clock' in the top level",
+        "core_clock_hz",
+    ),
+    "text_for_a_number": ("baud = 115_200", 'baud = "fast"', "baud = 'fast': expected an integer", "change it"),
+    "negative_size": ("stack_bytes = 4096", "stack_bytes = -8", "expected an integer from 0", "change it"),
+    "true_for_a_number": ("baud = 115_200", "baud = true", "expected an integer", "change it"),
+    "stack_larger_than_the_ram": ("stack_bytes = 4096", "stack_bytes = 400000", "below ram_bytes", "4096"),
+    "stack_unaligned": ("stack_bytes = 4096", "stack_bytes = 4097", "multiple of 8", "4096"),
+    "beyond_32_bits": ("ram_bytes = 262_144", "ram_bytes = 4_000_000_000", "end below 2.32", "change it"),
+    "unknown_kind": ('kind = "emulated"', 'kind = "imaginary"', "expected one of emulated, board", "change it"),
+    "usb_ids_in_decimal": ("usb = []", 'usb = ["1155:14155"]', "expected vid:pid in lower-case hex", "0483:374b"),
+    "usb_not_a_list": ("usb = []", 'usb = "0483:374b"', "expected a list of strings", "change it"),
+    "flash_command_as_one_string": (
+        "command = []",
+        'command = "openocd -f x"',
+        "expected a list of strings",
+        "change it",
+    ),
+    "unknown_placeholder": ("command = []", 'command = ["tool", "{prot}"]', "unknown placeholder .prot.", "port"),
+    "not_toml": ('kind = "emulated"', "kind = emulated", "not TOML", "compare"),
+}
+
+
+@pytest.mark.parametrize("sin", SINS)
+def test_sins_are_named_with_their_line(sin):
+    good, bad, words, hint = SINS[sin]
+    assert good in MCU
+    text = MCU.replace(good, bad, 1)
+    with pytest.raises(TargetError, match=words) as caught:
+        parse_target(text, "mine.toml")
+    number = line_of(text, bad.split("\n")[0])
+    assert str(caught.value).startswith(f"mine.toml:{number}: ")
+    assert hint in caught.value.hint
+
+
+def test_a_number_where_a_table_belongs():
+    text = MCU[: MCU.index("[memory]")] + "memory = 3\n" + MCU[MCU.index("[serial]") :]
+    with pytest.raises(TargetError, match="memory = 3: expected a table") as caught:
+        parse_target(text, "mine.toml")
+    assert str(caught.value).startswith(f"mine.toml:{line_of(text, 'memory = 3')}: ")
+
+
+@pytest.mark.parametrize("line", [line for line in MCU.splitlines() if "=" in line and not line.startswith("#")])
+def test_no_key_may_be_missing(line):
+    with pytest.raises(TargetError, match=f"lacks '{line.split()[0]}'"):
+        parse_target(MCU.replace(line + "\n", "", 1), "mine.toml")
+
+
+def test_unknown_target_names_the_nearest():
+    with pytest.raises(TargetError, match="no target is called 'nucleo'") as caught:
+        load_target("nucleo")
+    assert caught.value.hint == "nucleo-l4r5zi"
