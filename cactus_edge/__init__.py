@@ -1,3 +1,24 @@
-"""cactus-edge: certified int8 networks for devices."""
+"""cactus-edge: train certifiably robust, compressible networks, ship them as int8 files, prove the file that ships.
 
-__version__ = "0.1.0"
+The verbs of the command line are functions here; each imports what it needs when it is called.
+
+    import cactus_edge as ce
+    built = ce.build("digits", target="mcu")
+    certificate = ce.certify("model.tflite", x, y, eps="1/16", profile="tflm")
+    report = ce.verify("certificate.json", "model.tflite", "test.npz")
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from cactus_edge.version import __version__ as __version__
+
+# Two verbs share their names with packages of ours. Importing a package binds its name here once, the first time; done
+# now, the functions bound below keep their names whatever is imported later.
+import_module("cactus_edge.certify")
+import_module("cactus_edge.verify")
+
+from cactus_edge.api import bench, build, certify, flash, targets, verify  # noqa: E402
+
+__all__ = ["bench", "build", "certify", "flash", "targets", "verify"]

@@ -61,3 +61,14 @@ def _umask() -> int:
 def sha256(data: bytes) -> str:
     """SHA-256 of `data` in hex."""
     return hashlib.sha256(data).hexdigest()
+
+
+def cache_folder() -> Path:
+    """The user's cache folder of cactus-edge: $XDG_CACHE_HOME or ~/.cache, or what the platform uses instead."""
+    from importlib.util import find_spec
+
+    if find_spec("platformdirs") is not None:
+        from platformdirs import user_cache_path
+
+        return user_cache_path("cactus-edge", appauthor=False)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cactus-edge"

@@ -1,0 +1,55 @@
+"""The command line: one module per verb, which parses, calls `cactus_edge.api` and prints. No logic lives here.
+
+Nothing heavy is imported before a verb runs: `cactus-edge --help` and `verify` need numpy at most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from cactus_edge.cli import bench, build, certify, doctor, flash, recipes, targets, verify
+from cactus_edge.errors import UNUSABLE, CactusError
+from cactus_edge.version import __version__
+
+VERBS = (build, certify, verify, bench, flash, targets, recipes, doctor)
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells use it (128 + SIGINT)."""
+
+EXIT_CODES = "exit codes: 0 good, 1 a negative verdict, 2 bad usage or input"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="cactus-edge",
+        description="Train networks to be provably robust and compressible, ship them as int8 files, certify the very file that ships.",
+        epilog=EXIT_CODES,
+    )
+    top.add_argument("--version", action="version", version=f"cactus-edge {__version__}")
+    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for module in VERBS:
+        module.add_parser(verbs)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    arguments = parser().parse_args(argv)
+    # The matrix products of a proof are small: several of OpenBLAS's own threads would spin against each other and ours.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    try:
+        code: int = arguments.run(arguments)
+    except CactusError as error:
+        print(f"cactus-edge {arguments.verb}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\ninterrupted; what was finished is kept, run the same command again to continue", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()
+        return UNUSABLE
+    return code

@@ -15,12 +15,12 @@ from typing import Any, assert_never
 import numpy as np
 import numpy.typing as npt
 
-import cactus_edge
 from cactus_edge.errors import InstallError, UnsupportedError
 from cactus_edge.ir import ops
 from cactus_edge.ir.graph import Graph, Node, Tensor
 from cactus_edge.ir.spec import check
 from cactus_edge.verify.tflite_read import Model, read_tflite
+from cactus_edge.version import __version__
 
 __all__ = ["Model", "explicit_padding", "read_tflite", "write_tflite"]
 
@@ -175,7 +175,7 @@ class _Writer:
         metadata.setdefault(RUNTIME_METADATA, ".".join(map(str, oldest)).encode().ljust(16, b"\0"))
         model = fb.ModelT()
         model.version = 3
-        model.description = f"cactus-edge {cactus_edge.__version__}"
+        model.description = f"cactus-edge {__version__}"
         model.metadata = [self._metadata(name, metadata[name]) for name in sorted(metadata)]
         model.operatorCodes = [self._code(code) for code in self.codes]
         model.subgraphs, model.buffers = [sub], self.buffers

@@ -135,8 +135,14 @@ class SoftmaxRule:
         return g, 12 - leading + 23
 
 
-def softmax_rule(beta: float, scale: float) -> SoftmaxRule:
+MAX_SOFTMAX_DEPTH = 511
+"""Longest softmax row: 511 exponentials of at most 2^19 stay below 2^28, so that the last shift stays within rdp's 31 bits."""
+
+
+def softmax_rule(beta: float, scale: float, depth: int) -> SoftmaxRule:
     """p = min(beta * scale * 2^26, 2^31 - 1); differences scaled by D(p) into Q5.26; below -floor(31 * 2^26 / 2^ls) skipped."""
+    if depth > MAX_SOFTMAX_DEPTH:
+        raise UnsupportedError(f"softmax over {depth} elements: TFLM's last shift is defined up to {MAX_SOFTMAX_DEPTH}")
     product = min(float(np.float32(beta)) * scale * 2.0**26, float(INT32_MAX))
     if product <= 1:
         raise UnsupportedError(f"softmax with beta * scale = {beta * scale}: TFLM needs more than 2^-26")
@@ -158,13 +164,14 @@ class QuantizeRule:
     rounding: str
 
     def apply(self, x: Float32) -> Int8:
-        """int8 codes of float32 x; NaN is refused, infinities saturate."""
-        if np.isnan(x).any():
-            raise InputError("the data contain NaN, which no runtime quantises alike", hint="clean the data first")
-        with np.errstate(over="ignore"):
-            ratio = np.asarray(x, np.float32) / np.float32(self.scale)
-        # |ratio| beyond 2^20 saturates anyway, and float64 holds ratio + 1/2 exactly below it.
-        real = np.clip(ratio.astype(np.float64), -(2.0**20), 2.0**20)
+        """int8 codes of float32 x. Raises InputError for NaN and for |x / scale| near 2^31: C leaves their conversion undefined."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            real = (np.asarray(x, np.float32) / np.float32(self.scale)).astype(np.float64)
+        if not (np.abs(real) < 2.0**31 - 128).all():
+            raise InputError(
+                "the data contain NaN, infinities or values beyond 2^31 input steps, which no two runtimes quantise alike",
+                hint="clean the data, or clip them to the sensor's range",
+            )
         if self.rounding == "half_away":
             rounded = np.trunc(real + np.copysign(0.5, real))
         else:
@@ -180,7 +187,10 @@ def activation_range(activation: Activation, scale: float, zero_point: int) -> t
     """
 
     def q(value: float) -> int:
-        return zero_point + round_half_away(float(np.float32(value) / np.float32(scale)))
+        ratio = float(np.float32(value) / np.float32(scale))
+        if not abs(ratio) < 2.0**31 - 128:
+            raise UnsupportedError(f"a fused activation at {value} with scale {scale}: TFLM refuses {ratio:.3g} codes")
+        return zero_point + round_half_away(ratio)
 
     match activation:
         case Activation.NONE:
@@ -218,11 +228,15 @@ float32 (kernel_util.cc GetQuantizedConvolutionMultipler). float32_ratio: S_in /
 """
 
 
-def _shift_in_range(kind: str, value: float) -> tuple[int, int]:
-    """`quantize_multiplier`, refused where an int32 would be shifted left by more than 30 bits."""
+ACCUMULATING = frozenset({"Conv2d", "DepthwiseConv2d", "Dense", "DensePerChannel", "Mean"})
+"""Ops that requantise a sum, whose range `verify.overflow` bounds; the others requantise one code, at most 255 in magnitude."""
+
+
+def _shift_in_range(kind: str, value: float, largest: int = 30) -> tuple[int, int]:
+    """`quantize_multiplier`, refused where it shifts left by more than `largest` bits, since int32 would then wrap."""
     multiplier, shift = quantize_multiplier(value)
-    if shift > 30:
-        raise UnsupportedError(f"{kind}: a multiplier of {value:.3g} shifts left by {shift} bits, more than 30")
+    if shift > largest:
+        raise UnsupportedError(f"{kind}: a multiplier of {value:.3g} shifts left by {shift} bits, more than {largest}")
     return multiplier, shift
 
 
@@ -255,7 +269,8 @@ class Profile:
         """(family, m, s) of the op's requantisation; m, s int64 with one entry per entry of s_weight (float32)."""
         family, real = self.rule(kind)
         values = REAL_MULTIPLIERS[real](s_in, np.atleast_1d(np.asarray(s_weight, np.float64)), s_out)
-        pairs = [_shift_in_range(kind, float(v)) for v in values]
+        largest = 30 if kind in ACCUMULATING else 23
+        pairs = [_shift_in_range(kind, float(v), largest) for v in values]
         return family, np.array([m for m, _ in pairs], np.int64), np.array([s for _, s in pairs], np.int64)
 
     def add(

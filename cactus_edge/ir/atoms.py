@@ -308,7 +308,7 @@ def _expand(b: _Builder, index: int, node: Node) -> None:
             b.result(Monotone(Requantise(family, m, s, out.zero_point, input_zero_point=x.zero_point)), args, index)
         case ops.Softmax(beta):
             profile.rule(kind)
-            b.result(Softmax(softmax_rule(beta, x.scale)), args, index)
+            b.result(Softmax(softmax_rule(beta, x.scale, x.shape[-1])), args, index)
         case ops.Quantize() | ops.Dequantize():
             raise UnsupportedError("a float island inside the graph")
         case _:

@@ -9,12 +9,14 @@ import numpy.typing as npt
 
 from cactus_edge.errors import InputError
 from cactus_edge.ir.arithmetic import Profile
-from cactus_edge.ir.atoms import Program, lower
+from cactus_edge.ir.atoms import Affine, Program, lower
 from cactus_edge.ir.graph import Graph
+from cactus_edge.ir.linear import Conv
 from cactus_edge.ir.ops import Int8, Int64
 
 BATCH = 256
-"""Samples computed at a time: bounds the memory, changes no result."""
+WORKING_SET = 1 << 24
+"""At most BATCH samples, or about WORKING_SET elements of the widest step, at a time: bounds the memory, changes no result."""
 
 
 def evaluate(graph: Graph, x: npt.NDArray[Any], profile: Profile) -> npt.NDArray[Any]:
@@ -60,8 +62,21 @@ def run(program: Program, x: Int8) -> Int8:
     """The program's int8 output for int8 x [N, *shape]."""
     if len(x) == 0:
         return np.zeros((0, *program.values[program.output].shape), np.int8)
-    batches = (x[i : i + BATCH] for i in range(0, len(x), BATCH))
+    size = min(BATCH, max(1, WORKING_SET // widest(program)))
+    batches = (x[i : i + size] for i in range(0, len(x), size))
     return np.concatenate([values(program, b)[program.output].astype(np.int8) for b in batches])
+
+
+def widest(program: Program) -> int:
+    """Elements of the largest array that a step forms for one sample: its output, or a convolution's unfolded windows."""
+    sizes = [1]
+    for step in program.steps:
+        out = int(np.prod(program.values[step.out].shape, dtype=np.int64))
+        sizes.append(out)
+        if isinstance(step.atom, Affine) and isinstance(step.atom.linear, Conv):
+            outputs, *taps = step.atom.linear.weight.shape
+            sizes.append(out // outputs * step.atom.linear.groups * int(np.prod(taps, dtype=np.int64)))
+    return max(sizes)
 
 
 def dequantize(q: Int8, scale: float, zero_point: int) -> npt.NDArray[np.float32]:

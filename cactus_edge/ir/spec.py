@@ -135,6 +135,8 @@ def _check_node(graph: Graph, index: int, node: Node) -> None:
             _expect_shape(out, x.shape)
         case ops.Softmax(beta):
             _expect_shape(out, x.shape)
+            if not x.shape:
+                raise ModelError("a softmax needs at least one axis besides the batch")
             if not (math.isfinite(beta) and beta > 0):
                 raise ModelError(f"beta {beta}, expected a finite number above zero")
             if (out.scale, out.zero_point) != (1 / 256, -128):
@@ -186,6 +188,9 @@ def _check_window(
         raise ModelError(
             f"kernel {kernel}, stride {op.stride}, dilation {dilation}, padding {p}: sizes must be positive"
         )
+    padded = (size[0] + p.top + p.bottom) * (size[1] + p.left + p.right) * channels
+    if padded > MAX_ELEMENTS:
+        raise ModelError(f"{padded} elements after padding by {p}, expected at most {MAX_ELEMENTS}")
     h, w = output_size(size, kernel, op.stride, p, dilation)
     if h <= 0 or w <= 0:
         raise ModelError(f"a kernel of {kernel} does not fit an image of {size}")

@@ -73,6 +73,11 @@ SINS: dict[str, tuple[Callable[[], Graph], str]] = {
     "concat_axis": (lambda: single(ops.Concat(3), out(4, 4, 2)), "axis 3"),
     "reshape_loses_elements": (lambda: single(ops.Reshape(), out(31)), "reshapes"),
     "softmax_scale": (lambda: single(ops.Softmax(), out(4, 4, 2)), "1/256"),
+    "softmax_of_a_scalar": (lambda: single(ops.Softmax(), out(scale=1 / 256, zero_point=-128), Tensor("x", ())), "at least one axis"),
+    "padding_bomb": (
+        lambda: single(ops.AvgPool((40000, 40000), (1, 1), ops.Padding2d(39999, 39999, 39999, 39999)), out(2, 2, 2)),
+        "elements after padding",
+    ),
     "softmax_in_the_middle": (
         lambda: Graph(
             (IMAGE, out(4, 4, 2, scale=1 / 256, zero_point=-128), out(32, scale=1 / 256, zero_point=-128)),
@@ -113,6 +118,37 @@ def test_relu6_that_rescales_is_refused_by_the_profile() -> None:
     check(graph)
     with pytest.raises(UnsupportedError, match="op 0 Relu6"):
         lower(graph, profile("tflm"))
+
+
+REFUSED: dict[str, tuple[Callable[[], Graph], str]] = {
+    "softmax_too_deep": (
+        lambda: single(ops.Softmax(), out(512, scale=1 / 256, zero_point=-128), Tensor("x", (512,), scale=0.5)),
+        "512 elements",
+    ),
+    "requantise_wraps": (lambda: single(ops.Requantize(), out(4, 4, 2, scale=2.0**-25)), "more than 23"),
+    "relu6_beyond_int32": (
+        lambda: single(conv(activation=ops.Activation.RELU6), out(2, 2, 3, scale=2.0**-30)),
+        "TFLM refuses",
+    ),
+    "mean_out_of_range": (lambda: single(ops.Mean((0, 1)), out(2, scale=2.0**-40)), "more than 30"),
+}
+
+
+@pytest.mark.parametrize("sin", REFUSED)
+def test_what_the_runtime_cannot_compute_is_refused_by_name(sin: str) -> None:
+    make, message = REFUSED[sin]
+    graph = make()
+    check(graph)
+    with pytest.raises(UnsupportedError) as caught:
+        lower(graph, profile("tflm"))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 3e9])
+def test_values_that_no_two_runtimes_quantise_alike_are_refused(value: float) -> None:
+    rule = profile("tflm").quantize(1.0, 0)
+    with pytest.raises(InputError, match="no two runtimes"):
+        rule.apply(np.array([0.0, value], np.float32))
 
 
 def test_unknown_profile_names_the_nearest() -> None:

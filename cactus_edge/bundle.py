@@ -1,0 +1,276 @@
+"""What a build leaves behind: results, report, manifest, and the key figures in words."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cactus_edge.errors import MismatchError
+from cactus_edge.ir import ops
+from cactus_edge.report import html
+from cactus_edge.report import results as r
+from cactus_edge.resources import sha256, write_atomic
+from cactus_edge.version import __version__
+
+if TYPE_CHECKING:
+    from cactus_edge.pipeline import Chain
+    from cactus_edge.steps import Steps
+
+PACKAGES = (
+    "numpy",
+    "torch",
+    "scikit-learn",
+    "tflite-micro",
+    "ai-edge-litert",
+    "flatbuffers",
+    "ziglang",
+    "unicorn",
+    "pyserial",
+)
+"""Packages whose versions a manifest records, where they are installed."""
+
+Found = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Built:
+    """A finished bundle."""
+
+    folder: Path
+    results: r.BuildResults
+
+    @property
+    def report(self) -> Path:
+        """The page for people."""
+        return self.folder / "report.html"
+
+    def summary(self) -> list[tuple[str, str]]:
+        """The key figures in words, for the terminal."""
+        a, device = self.results.accuracy, self.results.device
+        rows = [
+            ("clean", f"{html.score(a.int8_clean)} (float network: {html.score(a.float_clean)})"),
+            ("attacked", f"{html.score(a.int8_attacked)} survive the attack"),
+            ("certified", f"{html.score(a.int8_certified)} within eps {self.results.region.eps}"),
+            ("profile", self.results.certificate.profile),
+            ("", f"(float network: {html.score(a.float_certified)}, measured, not proved)"),
+            ("file", f"{self.results.model.path}, {self.results.model.bytes:,} bytes, sha256 {self.results.model.sha256[:16]}..."),
+        ]  # fmt: skip
+        if device is None:
+            rows.append(("device", "not measured; see the report for how to measure it"))
+        else:
+            per = device.instructions or device.latency_us
+            unit = "emulated instructions" if device.instructions else "us"
+            cost = "cost not measured" if per is None else f"{per.median:,.0f} {unit} per inference"
+            rows.append(("device", f"{device.equal} of {device.compared} outputs equal on {device.target}; {cost}"))
+            rows.append(("firmware", f"{device.flash_bytes:,} bytes of flash, {device.ram_bytes:,} of RAM"))
+        return [*rows, ("report", str(self.report))]
+
+
+def write_bundle(chain: Chain, found: Found, steps: Steps) -> Built:
+    """Writes results.json, report.html and manifest.json. Raises MismatchError where something contradicts the certificate."""
+    results = collect(chain, found, steps)
+    folder = chain.folder
+    write_atomic(folder / "results.json", results.to_json())
+    write_atomic(folder / "report.html", html.render(results))
+    write_atomic(folder / "manifest.json", json.dumps(manifest(chain, results), sort_keys=True, indent=2) + "\n")
+    if contradictions := html.problems(results):
+        raise MismatchError("; ".join(contradictions), hint=f"see {folder / 'report.html'}")
+    return Built(folder, results)
+
+
+def collect(chain: Chain, found: Found, steps: Steps) -> r.BuildResults:
+    """The steps' results as one record."""
+    verdict, built, file = found["certify"], found["lower"], found["compress"]
+    recipe, data, program = chain.recipe, chain.dataset, chain.program
+    source, total = program.quantize, verdict["total"]
+    return r.BuildResults(
+        tool_version=__version__,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=chain.options.command,
+        recipe=recipe.name,
+        recipe_sha256=recipe.digest(),
+        seeds=(recipe.train.seed,),
+        machine=machine(),
+        data=r.Data(
+            data.name,
+            data.digest(),
+            len(data.train.y),
+            len(data.validation.y),
+            len(data.test.y),
+            data.shape,
+            tuple(data.labels),
+            data.preprocessing,
+        ),
+        region=r.Region(
+            str(recipe.certify.eps),
+            float(data.domain[0]),
+            float(data.domain[1]),
+            f"of the sensor range [{data.domain[0]}, {data.domain[1]}]",
+            source.scale,
+            source.zero_point,
+        ),
+        training=_training(chain, found["train"]),
+        accuracy=r.Accuracy(
+            r.Score(verdict["float"]["correct"], total),
+            r.Score(verdict["correct"], total),
+            r.Score(verdict["attacked"], total),
+            r.Score(verdict["float"]["certified"], total),
+            r.Score(verdict["certified"], total),
+            "projected gradient descent on the integer file, 20 steps, 3 starts",
+            "exact integer intervals, last layer fused with the margin",
+        ),
+        curve=tuple(r.CurvePoint(p["eps"], p["float"], p["int8"]) for p in verdict["curve"]),
+        curve_inputs=verdict["curve_inputs"],
+        layers=_layers(chain, found),
+        model=r.Model("model.tflite", file["bytes"], file["sha256"], built["blob"]),
+        certificate=r.Certificate(
+            "certificate.json", verdict["sha256"], chain.profile.name, chain.profile.runtime, "strict win", "test.npz"
+        ),
+        agreement=tuple(r.Agreement(a["name"], a["inputs"], a["mismatches"], None) for a in found["agree"]["runtimes"]),
+        device=_device(chain, found),
+        target=chain.target.name,
+        steps=tuple(r.Step(d.name, d.seconds, d.cached) for d in steps.finished),
+        versions=versions(),
+        files=tuple(_file(chain.folder, name) for name in _files(chain.folder)),
+    )
+
+
+def _training(chain: Chain, trained: dict[str, Any]) -> r.Training:
+    recipe = chain.recipe
+    epochs = tuple(
+        r.Epoch(i + 1, e["seconds"], float(e["eps"]), e["loss"], e["val_clean"], e["val_certified"])
+        for i, e in enumerate(trained["epochs"])
+    )
+    return r.Training(
+        "IBP with Shi initialisation and warm-up regulariser, averaged over a CACTUS network set",
+        tuple(recipe.train.members),
+        float(recipe.train.eps),
+        recipe.train.seed,
+        sum(trained["weights_before"]),
+        epochs,
+    )
+
+
+def _layers(chain: Chain, found: Found) -> tuple[r.Layer, ...]:
+    """One row an op; the weight counts before compression follow the order of the layers with weights."""
+    graph, verdict = chain.program.graph, found["certify"]
+    before = iter(found["train"]["weights_before"])
+    rows = []
+    for index, node in enumerate(graph.nodes):
+        out = graph.tensors[node.output]
+        weight = ops.constants(node.op).get("weight")
+        low, high = verdict["ranges"][str(node.output)]
+        sums = [f["bound"] for f in verdict["overflow"] if f["node"] == index]
+        rows.append(
+            r.Layer(
+                out.name,
+                type(node.op).__name__,
+                out.shape,
+                None if weight is None else tuple(weight.shape),
+                None if weight is None else next(before),
+                None if weight is None else int(weight.size),
+                # Weights, and an int32 bias, multiplier and shift per channel.
+                0 if weight is None else int(weight.size) + 12 * out.shape[-1],
+                out.scale,
+                out.zero_point,
+                low,
+                high,
+                max(sums) if sums else None,
+            )
+        )
+    return tuple(rows)
+
+
+def _device(chain: Chain, found: Found) -> r.Device | None:
+    run, firmware = found["run"], found["lower"].get("firmware")
+    if not run["measured"] or firmware is None:
+        return None
+    spread = r.Spread(**run["cost"]) if run["cost"] else None
+    emulated = bool(run["emulated"])
+    return r.Device(
+        chain.target.name,
+        chain.target.cpu,
+        emulated,
+        run["reached_by"],
+        firmware["compiler"],
+        firmware["flash_bytes"],
+        firmware["flash_limit_bytes"],
+        firmware["ram_bytes"],
+        firmware["ram_limit_bytes"],
+        spread if emulated else None,
+        None if emulated else spread,
+        run["compared"],
+        run["equal"],
+        "firmware.elf",
+        firmware["sha256"],
+        run["blob"],
+    )
+
+
+def manifest(chain: Chain, results: r.BuildResults) -> dict[str, Any]:
+    """What a machine needs to know about the bundle; hashes of every file, versions, seeds, command, labels, preprocessing."""
+    return {
+        "format": "cactus-edge manifest",
+        "version": 1,
+        "tool": f"cactus-edge {__version__}",
+        "created": results.created,
+        "command": results.command,
+        "recipe": chain.recipe.to_json(),
+        "target": chain.target.name,
+        "profile": {"name": chain.profile.name, "sha256": chain.profile.digest()},
+        "seeds": list(results.seeds),
+        "labels": list(results.data.labels),
+        "preprocessing": results.data.preprocessing,
+        "input": {
+            "shape": list(results.data.input_shape),
+            "scale": results.region.input_scale,
+            "zero_point": results.region.input_zero_point,
+        },
+        "data_sha256": results.data.sha256,
+        "blob_sha256": results.model.blob_sha256,
+        "files": {f.path: f.sha256 for f in (*results.files, _file(chain.folder, "results.json"), _file(chain.folder, "report.html"))},
+        "versions": {v.name: v.version for v in results.versions},
+        "machine": results.machine,
+    }  # fmt: skip
+
+
+def machine() -> str:
+    """Processor, cores and system in words, without names of hosts or users."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [
+            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        cpu = names[0] if names else cpu
+    return f"{cpu}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}"
+
+
+def versions() -> tuple[r.Version, ...]:
+    """Python's and the packages' versions."""
+    found = [r.Version("python", sys.version.split()[0])]
+    for package in PACKAGES:
+        try:
+            found.append(r.Version(package, metadata.version(package)))
+        except metadata.PackageNotFoundError:
+            continue
+    return tuple(found)
+
+
+def _files(folder: Path) -> list[str]:
+    """The bundle's files that exist before the report, without the steps' own records."""
+    written = {"results.json", "report.html", "manifest.json"}
+    every = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
+    return sorted(p.as_posix() for p in every if not p.parts[0].startswith(".") and p.as_posix() not in written)
+
+
+def _file(folder: Path, name: str) -> r.File:
+    data = (folder / name).read_bytes()
+    return r.File(name, len(data), sha256(data))

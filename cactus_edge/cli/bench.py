@@ -1,0 +1,53 @@
+"""`cactus-edge bench`: run a model on a board through the serial harness and compare every output bit for bit."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from cactus_edge.errors import GOOD, NEGATIVE
+
+
+def add_parser(verbs: Any) -> None:
+    """Adds the verb."""
+    p = verbs.add_parser("bench", help="run a model on a board and compare its outputs", description=__doc__)
+    p.add_argument("model", type=Path, metavar="MODEL.tflite")
+    p.add_argument("--target", default="mcu", help="board (default: mcu); see `cactus-edge targets`")
+    p.add_argument(
+        "--port", default="", help="serial port of a board that runs the firmware already: auto, /dev/..., id:SERIAL"
+    )
+    p.add_argument(
+        "--data", type=Path, metavar="X.npz", help="inputs (default: test.npz beside the model, else random int8)"
+    )
+    p.add_argument("--inputs", type=int, default=100, metavar="N", help="how many of them (default: 100)")
+    p.add_argument("--emulator", choices=("unicorn", "qemu"), default="unicorn", help="for emulated targets")
+    p.add_argument("--compiler", choices=("zig", "gcc"), default="zig")
+    p.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="session folder (default: MODEL's folder/bench-TARGET); a second run resumes",
+    )
+    p.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the bench; exit 1 where an output differs."""
+    from cactus_edge import api
+    from cactus_edge.cli.progress import terminal_progress
+    from cactus_edge.report.table import pairs
+
+    result = api.bench(
+        arguments.model,
+        target=arguments.target,
+        port=arguments.port,
+        data=arguments.data,
+        inputs=arguments.inputs,
+        emulator=arguments.emulator,
+        compiler=arguments.compiler,
+        out=arguments.out,
+        progress=terminal_progress(quiet=False),
+    )
+    print(pairs(result.summary()))
+    return GOOD if result.equal == result.compared else NEGATIVE

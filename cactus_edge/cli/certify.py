@@ -1,0 +1,58 @@
+"""`cactus-edge certify`: bound a .tflite file, read back from its bytes, around given inputs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from cactus_edge.errors import GOOD, NEGATIVE
+
+
+def add_parser(verbs: Any) -> None:
+    """Adds the verb."""
+    p = verbs.add_parser(
+        "certify", help="prove the robustness of an int8 file around given inputs", description=__doc__
+    )
+    p.add_argument("model", type=Path, metavar="MODEL.tflite")
+    p.add_argument("--data", type=Path, required=True, metavar="X.npz", help="arrays x [N, ...] and y [N]")
+    p.add_argument("--eps", required=True, help="radius of the l-inf ball in the data's units, exact: 1/16 or 0.1")
+    p.add_argument(
+        "--domain",
+        default="",
+        metavar="LO,HI",
+        help="what the sensor can deliver (default: the model's own, else unbounded)",
+    )
+    p.add_argument(
+        "--profile", default="tflm", help="runtime arithmetic for which the certificate holds (default: tflm)"
+    )
+    p.add_argument(
+        "--firmware",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FW.elf",
+        help="firmware to bind to the certificate",
+    )
+    p.add_argument("--out", type=Path, required=True, metavar="cert.json")
+    p.add_argument("--require", type=float, metavar="PERCENT", help="exit 1 where fewer of the inputs are certified")
+    p.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Certifies, writes the certificate, prints the verdict."""
+    from cactus_edge import api
+    from cactus_edge.report.table import pairs
+
+    result = api.certify_files(
+        arguments.model,
+        arguments.data,
+        eps=arguments.eps,
+        domain=arguments.domain,
+        profile=arguments.profile,
+        firmware=arguments.firmware,
+        out=arguments.out,
+    )
+    print(pairs(result.summary()))
+    enough = arguments.require is None or 100 * result.certified >= arguments.require * result.total
+    return GOOD if enough else NEGATIVE

@@ -1,0 +1,34 @@
+"""`cactus-edge verify`: re-check a certificate against the model, the data and the firmware. Needs numpy alone.
+
+Everything that can be recomputed is recomputed from the bytes; what is not is listed as "not checked".
+Exit code 0: accepted, 1: rejected, 2: unusable input.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from cactus_edge.errors import GOOD, NEGATIVE
+
+
+def add_parser(verbs: Any) -> None:
+    """Adds the verb."""
+    p = verbs.add_parser("verify", help="re-check a certificate (numpy alone)", description=__doc__)
+    p.add_argument("certificate", type=Path, metavar="cert.json")
+    p.add_argument("--model", type=Path, required=True, metavar="MODEL.tflite")
+    p.add_argument("--data", type=Path, required=True, metavar="X.npz")
+    p.add_argument("--firmware", type=Path, metavar="FW.elf", help="also check the firmware that is flashed")
+    p.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Re-checks and prints every check."""
+    from cactus_edge import api
+    from cactus_edge.report.table import table
+
+    report = api.verify(arguments.certificate, arguments.model, arguments.data, firmware=arguments.firmware)
+    print(table(("check", "result", "detail"), [(c.name, c.state, c.detail) for c in report.checks]))
+    print("accepted" if report.accepted else "REJECTED")
+    return GOOD if report.accepted else NEGATIVE

@@ -1,0 +1,440 @@
+"""The whole chain: train, compress, lower, agree, certify, run, bundle. The only module that knows every layer.
+
+Each step is done once (`steps.Steps`): it runs again only where its inputs changed. From `compress` on, the network *is*
+the file: every later step reads `model.tflite` back from its bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from cactus_edge.errors import InternalError
+from cactus_edge.ir.arithmetic import Profile
+from cactus_edge.ir.arithmetic import profile as named_profile
+from cactus_edge.ir.atoms import Program, lower
+from cactus_edge.ir.evaluate import run, trace
+from cactus_edge.ir.ops import Int8
+from cactus_edge.progress import SILENT, Progress
+from cactus_edge.recipe import Recipe, load_recipe
+from cactus_edge.resources import sha256, write_atomic
+from cactus_edge.samples import write_samples
+from cactus_edge.steps import Result, Steps
+from cactus_edge.verify.tflite_read import read_tflite
+from cactus_edge.version import __version__
+
+if TYPE_CHECKING:
+    from cactus_edge.bundle import Built
+    from cactus_edge.device.measure import DeviceReport
+    from cactus_edge.device.targets import Target
+    from cactus_edge.train.data import Dataset, Split
+    from cactus_edge.train.loop import TrainedModel
+
+Bools = npt.NDArray[np.bool_]
+Advance = Callable[[int, int, str], None]
+
+METADATA = "cactus_edge"
+"""Name of the .tflite metadata entry that says what the file's numbers mean (JSON)."""
+
+CURVE_FACTORS = tuple(Fraction(k, 4) for k in (0, 1, 2, 3, 4, 5, 6, 8))
+"""Radii of the report's curve, in multiples of the certified one."""
+
+CURVE_SAMPLES = 500
+AGREE_SAMPLES = 2000
+"""Test inputs that the curve and the comparison with real runtimes use at most."""
+
+CHUNK = 128
+"""Samples bounded together. It changes no result."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to build, beside the recipe. threads 0: all processors. port "": the emulator, or nothing on a real board."""
+
+    target: str = "mcu"
+    emulator: Literal["unicorn", "qemu"] = "unicorn"
+    compiler: Literal["zig", "gcc"] = "zig"
+    port: str = ""
+    device_inputs: int = 100
+    threads: int = 0
+    command: str = ""
+
+
+def build(recipe: Recipe | str | Path, folder: Path, options: Options, progress: Progress = SILENT) -> Built:
+    """Builds `recipe` for `options.target` into `folder`; finished steps of an earlier run are kept."""
+    from cactus_edge.bundle import write_bundle
+
+    chain = Chain(recipe if isinstance(recipe, Recipe) else load_recipe(recipe), folder, options)
+    steps = Steps(folder, 7, progress)
+    about = chain.identity
+    trained = steps.run("train", about, (), chain.train, summary=_trained)
+    file = steps.run("compress", about | trained, ("model.tflite", "test.npz"), chain.compress, summary=_compressed)
+    built = steps.run("lower", about | file | chain.board, chain.images, chain.lower, summary=_lowered)
+    agreed = steps.run("agree", built, (), chain.agree, summary=_agreed)
+    verdict = steps.run("certify", about | built, ("certificate.json",), chain.certify, summary=_certified)
+    device = steps.run("run", built | chain.board, (), chain.run, summary=_ran)
+    found = {"train": trained, "compress": file, "lower": built, "agree": agreed, "certify": verdict, "run": device}
+    return write_bundle(chain, found, steps)
+
+
+class Chain:
+    """The state of one build: what was asked for, and what the steps share. Each step returns plain JSON values."""
+
+    def __init__(self, recipe: Recipe, folder: Path, options: Options) -> None:
+        self.recipe, self.folder, self.options = recipe, folder, options
+
+    @cached_property
+    def target(self) -> Target:
+        """The board."""
+        from cactus_edge.device.targets import load_target
+
+        return load_target(self.options.target)
+
+    @cached_property
+    def profile(self) -> Profile:
+        """The arithmetic of the board's runtime."""
+        return named_profile(self.target.profile)
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The recipe's data."""
+        from cactus_edge.train.data import load_dataset
+
+        return load_dataset(self.recipe.data)
+
+    @cached_property
+    def test(self) -> Split:
+        """The listed inputs: the first `samples` of the test set."""
+        from cactus_edge.train.data import Split
+
+        count = self.recipe.certify.samples or len(self.dataset.test.y)
+        return Split(self.dataset.test.x[:count], self.dataset.test.y[:count])
+
+    @cached_property
+    def network(self) -> TrainedModel:
+        """The trained network, from its checkpoint where training is finished."""
+        return self._train(lambda done, total, text: None)
+
+    @cached_property
+    def program(self) -> Program:
+        """The integer program of the file, read back from its bytes."""
+        return lower(read_tflite(self.model_bytes).graph, self.profile)
+
+    @property
+    def model_bytes(self) -> bytes:
+        """model.tflite."""
+        return (self.folder / "model.tflite").read_bytes()
+
+    @cached_property
+    def identity(self) -> Result:
+        """What every step depends on."""
+        return {"recipe": self.recipe.digest(), "data": self.dataset.digest(), "tool": __version__}
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """The firmware that is built here, if the target's firmware is ours to build."""
+        return ("firmware.elf",) if self.target.firmware == "bare-metal" else ()
+
+    @cached_property
+    def board(self) -> Result:
+        """What the firmware and its run depend on besides the model."""
+        o = self.options
+        target = json.loads(json.dumps(dataclasses.asdict(self.target), default=str))
+        return {"target": target, "emulator": o.emulator, "compiler": o.compiler, "port": o.port, "n": o.device_inputs}
+
+    def _train(self, advance: Advance) -> TrainedModel:
+        from cactus_edge.train.loop import EpochStats, train
+
+        total = self.recipe.train.epochs + self.recipe.compress.finetune_epochs
+        before = {"train": 0, "compress": self.recipe.train.epochs}
+
+        def on_epoch(e: EpochStats) -> None:
+            shown = (
+                "" if e.val_certified is None else f"certified {e.val_certified:.1%} of validation at full precision"
+            )
+            advance(before[e.stage] + e.epoch, total, shown)
+
+        threads = self.options.threads or None
+        return train(self.recipe, self.dataset, self.folder / ".train", on_epoch=on_epoch, threads=threads)
+
+    def train(self, advance: Advance) -> Result:
+        """Trains over the network set, removes channels for good, fine-tunes the network that ships."""
+        trained = self.network = self._train(advance)
+        return {
+            "network": trained.digest(),
+            "weights_before": list(trained.weights_before),
+            "weights_after": list(trained.weights_after),
+            "epochs": [dataclasses.asdict(e) for e in trained.history],
+        }
+
+    def compress(self, advance: Advance) -> Result:
+        """Calibrates and quantises; writes model.tflite and the samples that it is certified for."""
+        from cactus_edge.formats.tflite import write_tflite
+        from cactus_edge.train.quantize import to_graph
+
+        data = write_tflite(to_graph(self.network, self.dataset, self.recipe), metadata={METADATA: self._metadata()})
+        write_atomic(self.folder / "model.tflite", data)
+        write_samples(self.folder / "test.npz", self.test.x, self.test.y)
+        return {"bytes": len(data), "sha256": sha256(data)}
+
+    def _metadata(self) -> bytes:
+        low, high = self.dataset.domain
+        content = {
+            "tool": f"cactus-edge {__version__}",
+            "recipe": self.recipe.name,
+            "labels": list(self.dataset.labels),
+            "preprocessing": self.dataset.preprocessing,
+            "domain": [str(low), str(high)],
+        }
+        return json.dumps(content, sort_keys=True).encode()
+
+    def lower(self, advance: Advance) -> Result:
+        """Writes the C sources and the example; cross-compiles the firmware where the target has one of ours."""
+        from cactus_edge.device.firmware import build_firmware
+        from cactus_edge.formats.c.write import write_c
+
+        sample = self.program.quantize.apply(self.test.x[0])
+        c = write_c(
+            self.program.graph,
+            self.profile,
+            self.folder / "c",
+            name=self.recipe.name,
+            labels=self.dataset.labels,
+            sample=sample,
+        )
+        result: Result = {"blob": c.digest, "model": sha256(self.model_bytes), "c_sources": len(c.sources)}
+        if not self.images:
+            return result
+        firmware = build_firmware(c.folder, self.target, self.folder / "firmware.elf", self.options.compiler)
+        return result | {"firmware": dataclasses.asdict(firmware) | {"elf": firmware.elf.name}}
+
+    def agree(self, advance: Advance) -> Result:
+        """Compares the file in the TFLM wheel, and the compiled C, with the interpreter, bit for bit."""
+        from cactus_edge.formats.agree import agree
+        from cactus_edge.formats.c.host import agree_c
+        from cactus_edge.formats.c.write import CSources
+        from cactus_edge.ir.blob import build as build_blob
+
+        rng = np.random.default_rng(self.recipe.train.seed)
+        noise = rng.integers(-128, 128, (AGREE_SAMPLES // 4, *self.test.x.shape[1:])).astype(np.int8)
+        x = np.concatenate([self.program.quantize.apply(self.test.x[:AGREE_SAMPLES]), noise])
+        runtime = agree(self.model_bytes, x)
+        advance(1, 2, f"{runtime.runtime} {runtime.version}")
+        graph, folder = self.program.graph, self.folder / "c"
+        written = CSources(folder, tuple(sorted(folder.glob("*.c"))), build_blob(graph, self.profile))
+        compiled = agree_c(graph, x, self.profile, written)
+        for agreement in (runtime, compiled):
+            agreement.require()
+        return {
+            "runtimes": [
+                {"name": f"{a.runtime} {a.version}", "inputs": a.inputs, "mismatches": a.differing_inputs}
+                for a in (runtime, compiled)
+            ]
+        }
+
+    def certify(self, advance: Advance) -> Result:
+        """Certifies the file from its bytes, attacks what was not certified, and measures the float network beside it."""
+        from cactus_edge.verify.certificate import certify_file
+        from cactus_edge.verify.regions import box, points, region
+
+        x, y = self.test.x, self.test.y
+        eps, domain, threads = self.recipe.certify.eps, self.dataset.domain, self.threads
+        elf = self.folder / "firmware.elf"
+        certificate = certify_file(
+            self.model_bytes,
+            x,
+            y,
+            eps=eps,
+            domain=domain,
+            profile=self.profile.name,
+            unit=self.dataset.preprocessing,
+            firmware=[(self.target.name, elf.read_bytes())] if self.images else [],
+            threads=threads,
+            progress=lambda done: advance(done, len(y), "certified"),
+        )
+        write_atomic(self.folder / "certificate.json", certificate.to_bytes())
+        decision = certificate.decision
+        around = region(self.program, eps, domain)
+        lower_, upper = box(self.program, around, x)
+        survived = self._attack(lower_, upper, points(self.program, x), decision.correct, decision.certified)
+        curve = self._curve(advance)
+        return {
+            "sha256": sha256(certificate.to_bytes()),
+            "rule": certificate.record["rule"],
+            "correct": int(decision.correct.sum()),
+            "certified": int(decision.certified.sum()),
+            "attacked": survived,
+            "total": len(y),
+            "float": self._float(eps),
+            "curve": curve,
+            "curve_inputs": min(len(y), CURVE_SAMPLES),
+            "overflow": [fact.as_json() for fact in certificate.facts],
+            "ranges": self._ranges(lower_, upper),
+        }
+
+    @property
+    def threads(self) -> int:
+        """Threads to use."""
+        return self.options.threads or os.cpu_count() or 1
+
+    def _attack(self, lower_: Int8, upper: Int8, start: Int8, correct: Bools, certified: Bools) -> int:
+        """How many samples survive the attack. Attacks some certified ones too: one that falls would disprove the verifier."""
+        from cactus_edge.certify.attack import attack
+
+        checked = np.flatnonzero(certified)[: len(certified) // 10]
+        chosen = np.concatenate([np.flatnonzero(correct & ~certified), checked])
+        labels = self.test.y[chosen]
+        seed = self.recipe.train.seed
+        found = attack(self.program, lower_[chosen], upper[chosen], labels, start=start[chosen], seed=seed).found
+        if found[len(chosen) - len(checked) :].any():
+            sample = int(chosen[len(chosen) - len(checked) :][found[len(chosen) - len(checked) :]][0])
+            raise InternalError(
+                f"test sample {sample} was certified, and an attack turned it: please report this model"
+            )
+        return int(correct.sum() - found.sum())
+
+    def _float(self, eps: Fraction) -> Result:
+        from cactus_edge.train.evaluate import float_certified, float_predict
+
+        x, y = self.test.x, self.test.y
+        certified = float_certified(self.network, x, y, eps, self.dataset.domain)
+        return {"correct": int((float_predict(self.network, x) == y).sum()), "certified": int(certified.sum())}
+
+    def _curve(self, advance: Advance) -> list[Result]:
+        """Certified shares over the radius, float network and file, on the first CURVE_SAMPLES inputs."""
+        from cactus_edge.train.evaluate import float_certified
+        from cactus_edge.verify.decide import certify
+        from cactus_edge.verify.regions import region
+
+        x, y = self.test.x[:CURVE_SAMPLES], self.test.y[:CURVE_SAMPLES]
+        rows: list[Result] = []
+        for done, factor in enumerate(CURVE_FACTORS):
+            eps = factor * self.recipe.certify.eps
+            around = region(self.program, eps, self.dataset.domain)
+            certified = certify(self.program, around, x, y, threads=self.threads).certified
+            float_ = float_certified(self.network, x, y, eps, self.dataset.domain)
+            rows.append({"eps": float(eps), "int8": float(certified.mean()), "float": float(float_.mean())})
+            advance(done + 1, len(CURVE_FACTORS), "curve")
+        return rows
+
+    def _ranges(self, lower_: Int8, upper: Int8) -> dict[str, list[int]]:
+        """Per tensor index, the least and the largest int8 value over the regions of all listed inputs."""
+        from cactus_edge.verify.interval import Engine
+
+        values = [i for i, v in enumerate(self.program.values) if v.tensor is not None]
+        engine = Engine(self.program, values)
+        low = np.full(len(values), 127)
+        high = np.full(len(values), -128)
+        for at in range(0, len(lower_), CHUNK):
+            for i, (lo, hi) in enumerate(engine.run(lower_[at : at + CHUNK], upper[at : at + CHUNK])):
+                low[i], high[i] = min(low[i], int(lo.min())), max(high[i], int(hi.max()))
+        return {str(self.program.values[v].tensor): [int(a), int(b)] for v, a, b in zip(values, low, high, strict=True)}
+
+    def run(self, advance: Advance) -> Result:
+        """Boots the firmware, or talks to the board at `port`, and compares every output; nothing without a board."""
+        if not self.images or not (self.target.emulated or self.options.port):
+            return {"measured": False}
+        count = min(self.options.device_inputs, len(self.test.y))
+        report = run_on_board(
+            self.program,
+            self.program.quantize.apply(self.test.x[:count]),
+            self.folder / "device",
+            self.target,
+            self.options,
+            self.folder / "firmware.elf",
+            lambda done, total: advance(done, total, "inputs"),
+        )
+        return device_result(report)
+
+
+def run_on_board(
+    program: Program,
+    inputs: Int8,
+    folder: Path,
+    target: Target,
+    options: Options,
+    elf: Path | None,
+    on_input: Callable[[int, int], None],
+) -> DeviceReport:
+    """Runs int8 inputs [N, *shape] on the board and compares every output with the interpreter's, bit for bit.
+
+    A difference is reported together with the first op that differs. Finished inputs stay in `folder`.
+    """
+    from cactus_edge.device.measure import bench
+    from cactus_edge.ir.blob import blob_digest, op_nodes
+
+    graph = program.graph
+
+    def layers(index: int) -> list[tuple[str, bytes]]:
+        tensors = trace(graph, inputs[index : index + 1], program.profile)
+        outputs = [(node, tensors[graph.nodes[node].output]) for node in op_nodes(graph)]
+        return [(graph.label(node), tensor.tobytes()) for node, tensor in outputs if tensor is not None]
+
+    return bench(
+        target,
+        digest=blob_digest(graph, program.profile),
+        inputs=inputs,
+        expected=run(program, inputs),
+        folder=folder,
+        port=options.port,
+        elf=elf,
+        firmware_sha256=sha256(elf.read_bytes()) if elf else "",
+        emulator=options.emulator,
+        layers=layers,
+        progress=on_input,
+    )
+
+
+def device_result(report: DeviceReport) -> Result:
+    """The board's report as the JSON values of a step."""
+    spread = report.instructions or report.latency_us
+    cost = {"median": spread.median, "iqr": spread.iqr, "runs": spread.n} if spread else None
+    return {
+        "measured": True,
+        "emulated": report.emulated,
+        "reached_by": report.reached_by,
+        "compared": report.compared,
+        "equal": report.equal,
+        "first_difference": report.first_difference,
+        "blob": report.blob_sha256,
+        "cost": cost,
+    }
+
+
+def _trained(result: Result) -> str:
+    last = result["epochs"][-1]
+    before, after = sum(result["weights_before"]), sum(result["weights_after"])
+    return f"{len(result['epochs'])} epochs, validation certified {last['val_certified']:.1%}; weights {before:,} -> {after:,}"
+
+
+def _compressed(result: Result) -> str:
+    return f"model.tflite, {result['bytes']:,} bytes"
+
+
+def _lowered(result: Result) -> str:
+    firmware = result.get("firmware")
+    size = f", firmware of {firmware['flash_bytes']:,} bytes" if firmware else ", no firmware of ours for this target"
+    return f"blob {result['blob'][:16]}...{size}"
+
+
+def _agreed(result: Result) -> str:
+    return ", ".join(f"{a['name']}: {a['mismatches']} of {a['inputs']} inputs differ" for a in result["runtimes"])
+
+
+def _certified(result: Result) -> str:
+    n = result["total"]
+    return f"clean {result['correct'] / n:.2%}, attacked {result['attacked'] / n:.2%}, certified {result['certified'] / n:.2%}"
+
+
+def _ran(result: Result) -> str:
+    return f"{result['equal']} of {result['compared']} outputs equal" if result["measured"] else "not measured"

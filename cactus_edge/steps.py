@@ -1,0 +1,89 @@
+"""Steps that are done once: a step is skipped when its inputs and its output files have the digests they had last time.
+
+Each finished step leaves `<folder>/.steps/<name>.json` with the digest of its inputs, its result (JSON values) and the
+SHA-256 of the files it wrote. An interrupted step leaves nothing there and runs again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cactus_edge.progress import Progress
+from cactus_edge.resources import sha256, write_atomic
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Done:
+    """One finished step. `seconds` is how long it took when it ran, also where it was found `cached`."""
+
+    name: str
+    seconds: float
+    cached: bool
+    result: Result
+
+
+class Steps:
+    """Runs the named steps of one build, in order, in one folder."""
+
+    def __init__(self, folder: Path, count: int, progress: Progress) -> None:
+        self.folder = folder
+        self.finished: list[Done] = []
+        self._count = count
+        self._progress = progress
+
+    def run(
+        self,
+        name: str,
+        inputs: Mapping[str, Any],
+        outputs: Sequence[str],
+        action: Callable[[Callable[[int, int, str], None]], Result],
+        *,
+        summary: Callable[[Result], str] = lambda _: "",
+    ) -> Result:
+        """`action(advance)`'s result, from the record where nothing changed.
+
+        `inputs` are JSON values that determine the result; `outputs` name the files, relative to the folder, that the
+        action writes. `summary` puts the result in words.
+        """
+        self._progress.begin(name, len(self.finished) + 1, self._count)
+        key = hashlib.sha256(json.dumps([name, inputs], sort_keys=True).encode()).hexdigest()
+        record = self.folder / ".steps" / f"{name}.json"
+        known = self._recall(record, key, outputs)
+        if known is None:
+            start = time.perf_counter()
+            result = action(self._progress.advance)
+            done = Done(name, time.perf_counter() - start, False, result)
+            files = {o: sha256((self.folder / o).read_bytes()) for o in outputs}
+            content = {"key": key, "seconds": done.seconds, "files": files, "result": result}
+            write_atomic(record, json.dumps(content, sort_keys=True, indent=1) + "\n")
+        else:
+            done = known
+        self.finished.append(done)
+        self._progress.end(done.seconds, cached=done.cached, text=summary(done.result))
+        return done.result
+
+    def _recall(self, record: Path, key: str, outputs: Sequence[str]) -> Done | None:
+        """The recorded step, or None where it has to run: no record, other inputs, or a file that changed."""
+        if not record.is_file():
+            return None
+        try:
+            content = json.loads(record.read_text())
+            same = content["key"] == key and set(content["files"]) == set(outputs)
+            seconds, result, files = float(content["seconds"]), dict(content["result"]), dict(content["files"])
+        except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+            return None
+        if not same:
+            return None
+        for name, digest in files.items():
+            path = self.folder / name
+            if not path.is_file() or sha256(path.read_bytes()) != digest:
+                return None
+        return Done(record.stem, seconds, True, result)
