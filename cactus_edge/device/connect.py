@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from cactus_edge.device.emulator import FirmwareFaultError, qemu_command
+from cactus_edge.device.emulator_counter import CounterName
 from cactus_edge.device.protocol import Link, Log, Timeouts
 from cactus_edge.device.targets import Target
 from cactus_edge.device.transport import open_port
@@ -33,7 +34,9 @@ class Board:
 
 
 @contextmanager
-def emulated(elf: Path, target: Target, emulator: EmulatorName = "unicorn") -> Iterator[str]:
+def emulated(
+    elf: Path, target: Target, emulator: EmulatorName = "unicorn", counter: CounterName = "auto"
+) -> Iterator[str]:
     """Boots `elf`; yields the path of the port that any serial program can open. The process ends with the context, and
     with this process however it ends.
 
@@ -42,7 +45,7 @@ def emulated(elf: Path, target: Target, emulator: EmulatorName = "unicorn") -> I
     if emulator == "qemu":
         qemu_command(elf)  # says what is missing before anything starts
     command = [sys.executable, "-m", "cactus_edge.device.emulator", str(elf)]
-    command += ["--target", target.name, "--emulator", emulator, "--until-eof"]
+    command += ["--target", target.name, "--emulator", emulator, "--counter", counter, "--until-eof"]
     with tempfile.TemporaryFile() as words:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words)
         assert process.stdin is not None
@@ -52,15 +55,16 @@ def emulated(elf: Path, target: Target, emulator: EmulatorName = "unicorn") -> I
             if not path:
                 process.wait(_END_S)
                 raise DeviceError(
-                    f"the emulated board does not start: {_words(words).removeprefix('fault: ')}",
+                    f"the emulated board does not start: {_words(words).rpartition('fault: ')[2]}",
                     hint="build the firmware for this target again",
                 )
             try:
                 yield path
             except DeviceError as error:
-                if (text := _words(words)).startswith("fault:"):
+                _, fault, text = _words(words).rpartition("fault: ")
+                if fault:
                     raise FirmwareFaultError(
-                        f"the emulated board stopped: {text.removeprefix('fault: ')}", hint="see the ELF file's symbols"
+                        f"the emulated board stopped: {text}", hint="see the ELF file's symbols"
                     ) from error
                 raise
         finally:

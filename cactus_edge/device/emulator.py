@@ -27,6 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cactus_edge.device.emulator_counter import CounterName, attach
 from cactus_edge.device.targets import Target, load_target
 from cactus_edge.errors import CactusError, DeviceError, InstallError, TargetError
 from cactus_edge.verify.elf import Elf, read_elf
@@ -148,19 +149,10 @@ class Uart:
             del self._sent[: os.write(self._descriptor, bytes(self._sent))]
 
 
-def instruction_count(code: bytes) -> int:
-    """How many Thumb-2 instructions `code` holds, from its first byte on (Arm DDI 0403 A5.1)."""
-    count = at = 0
-    while at < len(code):
-        at += 4 if code[at + 1] >> 3 in (0x1D, 0x1E, 0x1F) else 2
-        count += 1
-    return count
-
-
 class Board:
     """The core, its memory and its peripherals. `run` never returns unless something is wrong."""
 
-    def __init__(self, elf: Elf, target: Target, descriptor: int) -> None:
+    def __init__(self, elf: Elf, target: Target, descriptor: int, counter: CounterName = "auto") -> None:
         try:
             uc: Any = importlib.import_module("unicorn")
             registers: Any = importlib.import_module("unicorn.arm_const")
@@ -168,12 +160,9 @@ class Board:
             raise InstallError("the emulated board needs unicorn", hint="pip install 'unicorn>=2.1,<3'") from error
         self._uc = uc
         self._pc_register = registers.UC_ARM_REG_PC
-        self._blocks: dict[tuple[int, int], int] = {}
-        self._block = 0
         self._violation = ""
-        self.instructions = 0
         self.uart = Uart(descriptor)
-        self._timer = Timer(lambda: self.instructions)
+        self._timer = Timer(lambda: self._counter.instructions)
         self._system: dict[int, int] = {}
 
         core = uc.Uc(uc.UC_ARCH_ARM, uc.UC_MODE_THUMB | uc.UC_MODE_MCLASS)
@@ -185,15 +174,16 @@ class Board:
         for segment in elf.segments:
             if segment.data:
                 self._load(segment.load_address, segment.data, memory.flash_origin, memory.flash_bytes)
+        flash = bytes(core.mem_read(memory.flash_origin, memory.flash_bytes))
+        self._counter = attach(core, flash, memory.flash_origin, counter)
         for base, read, write in (
             (_TIMER, self._timer.read, self._timer.write),
             (_UART, self.uart.read, self.uart.write),
             (_SYSTEM, self._read_system, self._write_system),
         ):
             self._map_device(base, read, write)
-        core.hook_add(uc.UC_HOOK_BLOCK, self._on_block)
         core.hook_add(uc.UC_HOOK_MEM_INVALID, self._on_invalid)
-        stack, reset = (int.from_bytes(core.mem_read(memory.flash_origin + offset, 4), "little") for offset in (0, 4))
+        stack, reset = (int.from_bytes(flash[i : i + 4], "little") for i in (0, 4))
         core.reg_write(registers.UC_ARM_REG_SP, stack)
         self._next = reset | 1
 
@@ -230,14 +220,6 @@ class Board:
         self._system[offset] = value
         return offset in _SYSTEM_WRITES
 
-    def _on_block(self, _: Any, address: int, size: int, __: Any) -> None:
-        key = (address, size)
-        count = self._blocks.get(key)
-        if count is None:
-            count = self._blocks[key] = instruction_count(bytes(self._core.mem_read(address, size)))
-        self._block = address
-        self.instructions += count
-
     def _on_invalid(self, _: Any, access: int, address: int, size: int, __: int, ___: Any) -> bool:
         uc = self._uc
         verb = {
@@ -253,7 +235,7 @@ class Board:
     def _fault(self, what: str) -> FirmwareFaultError:
         pc = self._core.reg_read(self._pc_register)
         return FirmwareFaultError(
-            f"{what}; pc {pc:#010x}, in the code that begins at {self._block:#010x}",
+            f"{what}; pc {pc:#010x}, in the code that begins at {self._counter.block:#010x}",
             hint="look the address up in the ELF file's symbols",
         )
 
@@ -328,6 +310,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("firmware", type=Path)
     parser.add_argument("--target", default="mcu")
     parser.add_argument("--emulator", choices=("unicorn", "qemu"), default="unicorn")
+    parser.add_argument(
+        "--counter", choices=("auto", "native", "python"), default="auto", help="same counts, other speed"
+    )
     parser.add_argument("--until-eof", action="store_true", help="end when standard input ends")
     options = parser.parse_args(arguments)
     try:
@@ -338,7 +323,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.emulator == "qemu":
             return _run_qemu(options.firmware, options.until_eof)
         ours, _, path = _open_terminal()
-        board = Board(elf, target, ours)
+        board = Board(elf, target, ours, options.counter)
         if options.until_eof:
             # The core may be deep in an emulation that no exception interrupts.
             _at_eof(lambda: os._exit(0))

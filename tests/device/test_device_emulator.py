@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 
 from cactus_edge.device.connect import Board, connect, emulated
-from cactus_edge.device.emulator import FirmwareFaultError, Timer, instruction_count
+from cactus_edge.device.emulator import FirmwareFaultError, Timer
+from cactus_edge.device.emulator_counter import instruction_count
 from cactus_edge.device.firmware import build_firmware
+from cactus_edge.device.protocol import Link
+from cactus_edge.device.transport import open_port
 from cactus_edge.errors import DeviceError
 
 QEMU = pytest.mark.skipif(
@@ -53,6 +56,18 @@ def test_many_inferences_cost_as_much_as_one_each(built, board: Board):
     board.link.infer(5, 2)
     assert board.link.ticks().n == 5
     assert abs(board.link.ticks().per_inference - single) < 1
+
+
+@pytest.mark.parametrize("counter", ["native", "python"])
+def test_both_counters_count_alike(built, board: Board, counter):
+    expected = cost(board, built.inputs[1].tobytes())
+    with emulated(built.firmware.elf, built.target, counter=counter) as path:
+        link = Link(open_port(path, 115200))
+        link.handshake()
+        link.load(built.inputs[1].tobytes())
+        link.infer(1, 0)
+        assert (round(link.ticks().per_inference), link.raw()) == expected
+        link.close()
 
 
 @QEMU
@@ -127,8 +142,6 @@ def test_an_idle_board_costs_nothing_and_ends_with_its_parent(built):
 
 
 def test_a_busy_board_ends_with_its_parent_too(built):
-    from cactus_edge.device.transport import open_port
-
     with emulated(built.firmware.elf, built.target) as path:
         port = open_port(path, 115200)
         digits = built.inputs[0].tobytes().hex()
