@@ -27,15 +27,19 @@ from cactus_edge.ir.evaluate import dequantize
 from cactus_edge.ir.ops import Int8, Int64
 from cactus_edge.verify.interval import Accumulate, Bounds, Engine, accumulate, full_range, step_bounds, thresholds
 from cactus_edge.verify.overflow import prove
-from cactus_edge.verify.regions import Region, box, check_data, points
+from cactus_edge.verify.regions import Boxes, Region, check_data, points
 
+Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
 
 RULE = "strict-win/1"
 """What a verdict of this module means; it stands in every certificate."""
 
-BATCH = 128
+BATCH = 32
 """Samples decided together: few enough for the arrays of one layer to stay in cache. It changes no result."""
+
+PAIR_ELEMENTS = 1 << 20
+"""Elements of the arrays over pairs of classes: bounds the memory, changes no result."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +74,7 @@ class Decider:
     def decide(self, lower: Int8, upper: Int8, labels: Int64, samples: Int8) -> Decision:
         """lower, upper, samples int8 [N, *input shape] with lower <= samples <= upper, labels int64 [N] in 0..classes-1."""
         margins = self.margins(lower, upper, labels)
-        certified = self._separates(margins, labels)
+        certified = _every(self._won(margins, labels))
         margins[np.arange(len(labels)), labels] = np.iinfo(np.int64).max
         # A certified region holds its sample; only the others have to be run.
         correct, rest = certified.copy(), ~certified
@@ -90,23 +94,18 @@ class Decider:
         lo, hi = self.tail.rule(acc[0]), self.tail.rule(acc[1])
         margins = lo[rows, labels][:, None] - hi
         margins[rows, labels] = 0
-        undecided = ~self._separates(margins, labels)
-        for label in np.unique(labels[undecided]):
-            near = np.flatnonzero(undecided & (labels == label))
-            inside = (bounds[0][near], bounds[1][near])
-            fused = self.tail.fused(int(label), inside, acc[0][near], lo[near], hi[near])
-            margins[near] = np.maximum(margins[near], fused)
-        margins[rows, labels] = 0
+        sample, other = np.nonzero(~self._won(margins, labels))
+        fused = self.tail.fused(sample, labels[sample], other, bounds, acc[0], lo, hi)
+        margins[sample, other] = np.maximum(margins[sample, other], fused)
         return margins
 
-    def _separates(self, margins: Int64, labels: Int64) -> Bools:
-        """Whether lower bounds of the logit margins [N, classes] (0 at the label) imply a strict win at the output."""
-        other = np.arange(self.classes) != labels[:, None]
-        wins = _every((margins >= 1) | ~other)
-        if self.softmax is None:
-            return wins
-        e = self.softmax.exponentials[255 - np.clip(margins, 0, 255)]
-        return wins & _every(softmax_separates(e, INT32_MAX) | ~other)
+    def _won(self, margins: Int64, labels: Int64) -> Bools:
+        """[N, classes]: whether lower bounds of the logit margins imply out_y > out_j at the output; True at j = y."""
+        won = margins >= 1
+        if self.softmax is not None:
+            won &= softmax_separates(self.softmax.exponentials[255 - np.clip(margins, 0, 255)], INT32_MAX)
+        won[np.arange(len(labels)), labels] = True
+        return won
 
     def _correct(self, samples: Int8, labels: Int64) -> Bools:
         if len(labels) == 0:
@@ -146,6 +145,7 @@ class _Tail:
 
     weight float64 [K, I] and bias int64 [K]: acc = weight (x + offset) + bias. factors int64 [K]: the p of the module's
     head. steps int64 [1 + L, K]: steps[k - first_level, c] = the least reachable accumulator of class c with output >= k.
+    ladder: the thresholds of all classes (steps without its first row) as one increasing array, class c raised by c * 2^40.
     """
 
     source: int
@@ -158,6 +158,7 @@ class _Tail:
     factors: Int64
     first_level: int
     steps: Int64
+    ladder: Int64
 
     def accumulators(self, bounds: Bounds) -> tuple[Int64, Int64]:
         """Bounds of the accumulators, int64 [N, K], from those of the value `source`."""
@@ -168,25 +169,43 @@ class _Tail:
         """The logits of accumulators acc int64 [M, K]."""
         return _apply(self.atoms, acc, self.shape)
 
-    def fused(self, label: int, bounds: Bounds, acc_low: Int64, low: Int64, high: Int64) -> Int64:
-        """The fused bound on out_label - out_j, int64 [N, K] (meaningless at j = label), for boxes of the value `source`.
+    def fused(
+        self, sample: Int64, label: Int64, other: Int64, bounds: Bounds, acc_low: Int64, low: Int64, high: Int64
+    ) -> Int64:
+        """The fused bound on out_label - out_other, int64 [P], for P pairs of classes, each of one sample's box.
 
-        acc_low, low, high int64 [N, K]: bounds already known of the accumulators and the logits.
+        sample, label, other int64 [P]; bounds [N, ...] of the value `source`; acc_low, low, high int64 [N, K]: what is known of
+        the accumulators and the logits.
         """
+        block = max(PAIR_ELEMENTS // max(self.weight.shape[1], 256), 1)
+        parts = [slice(k, k + block) for k in range(0, len(sample), block)]
         lower, upper = (np.asarray(b, np.float64).reshape(len(b), -1) for b in bounds)
-        p, own = self.factors, int(self.factors[label])
-        twice = (lower + upper + 2 * self.offset) @ self.weight.T + 2 * self.bias
-        radius = (upper - lower) @ np.abs(own * self.weight[label] - p[:, None] * self.weight).T
-        least = (own * twice[:, [label]] - p * twice - radius).astype(np.int64) >> 1
-        margins: Int64 = np.full(low.shape, np.iinfo(np.int64).max)
-        ladder = self.steps[1:, label]
-        for level in range(int(low.min()), int(high.max()) + 1):
-            other = np.maximum(self.steps[level - self.first_level], acc_low)
-            own_acc = -(-(p * other + least) // own)
-            reached = self.first_level + np.searchsorted(ladder, own_acc, side="right")
-            margin = np.maximum(reached, low[:, [label]]) - level
-            margins = np.where((low <= level) & (level <= high), np.minimum(margins, margin), margins)
+        done = [self._pairs(sample[c], label[c], other[c], lower, upper, acc_low, low, high) for c in parts]
+        return np.concatenate([np.zeros(0, np.int64), *done])
+
+    def _pairs(
+        self, i: Int64, y: Int64, j: Int64, lower: Array, upper: Array, acc_low: Int64, low: Int64, high: Int64
+    ) -> Int64:
+        p, q = self.factors[y], self.factors[j]
+        rows = p[:, None] * self.weight[y] - q[:, None] * self.weight[j]
+        centre, radius = lower[i] + upper[i] + 2 * self.offset, upper[i] - lower[i]
+        twice = (rows * centre - np.abs(rows) * radius).sum(1)
+        least = (twice.astype(np.int64) >> 1) + p * self.bias[y] - q * self.bias[j]
+        # Every level the other class can take, one column each.
+        start, end = low[i, j][:, None], high[i, j][:, None]
+        level = np.minimum(start + np.arange(int((end - start).max()) + 1), end)
+        other_acc = np.maximum(self.steps[level - self.first_level, j[:, None]], acc_low[i, j][:, None])
+        own_acc = -(-(q[:, None] * other_acc + least[:, None]) // p[:, None])
+        reached = np.maximum(self._level(own_acc, y[:, None]), low[i, y][:, None])
+        margins: Int64 = (reached - level).min(1)
         return margins
+
+    def _level(self, acc: Int64, label: Int64) -> Int64:
+        """A lower bound on class `label`'s logit for accumulators >= acc: the thresholds of that class that acc reaches."""
+        count = len(self.steps) - 1
+        found = np.searchsorted(self.ladder, np.clip(acc, -(2**38), 2**38) + label * 2**40, side="right")
+        level: Int64 = self.first_level + found - label * count
+        return level
 
 
 def _find_tail(program: Program, logits: int, classes: int) -> _Tail | None:
@@ -219,8 +238,11 @@ def _tail(affine: Affine, atoms: tuple[Monotone | Gather, ...], source: int, cla
     bias = np.broadcast_to(affine.bias, shape).reshape(classes)
     _, t = thresholds(lambda acc: _apply(atoms, acc, shape), low, high)
     first = int(_apply(atoms, low[None], shape).min())
+    ladder = (t + np.arange(classes) * 2**40).T.ravel()
     steps = np.vstack([low[None], t])
-    return _Tail(source, affine.input_offset, shape, atoms, accumulate(affine), weight, bias, factors, first, steps)
+    return _Tail(
+        source, affine.input_offset, shape, atoms, accumulate(affine), weight, bias, factors, first, steps, ladder
+    )
 
 
 def _apply(atoms: tuple[Monotone | Gather, ...], acc: Int64, shape: tuple[int, ...]) -> Int64:
@@ -298,10 +320,10 @@ def certify(
     Raises DataError or InputError for unusable data, UnsupportedError where the program's end cannot be decided.
     """
     y = check_data(program, x, labels)
-    decider = Decider(program)
+    decider, boxes = Decider(program), Boxes(program, region, x)
 
     def part(c: slice) -> Decision:
-        return decider.decide(*box(program, region, x[c]), y[c], points(program, x[c]))
+        return decider.decide(*boxes(x[c]), y[c], points(program, x[c]))
 
     return _batches(part, len(y), batch, threads, progress)
 

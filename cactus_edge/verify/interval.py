@@ -103,15 +103,25 @@ class Staircase:
 
     def __call__(self, t2: Array) -> npt.NDArray[np.float32]:
         """float32 levels for the doubled accumulators t2 [..., *shape] of any float dtype."""
-        scaled: Float64 = np.multiply(t2, self.slope, dtype=np.float64)
+        scaled = t2.astype(np.float64)
+        scaled *= self.slope
         level = scaled + self.above if self.under is not None else np.add(scaled, self.above, out=scaled)
         np.floor(level, out=level)
         if self.under is not None:
             lower = np.floor(np.add(scaled, self.under, out=scaled), out=scaled)
             level = np.maximum(level, self.knee) + np.minimum(lower, self.knee) - self.knee
-        result: npt.NDArray[np.float32] = np.empty(level.shape, np.float32)
-        np.minimum(np.maximum(level, self.lo, out=level), self.hi, out=result, casting="same_kind")
-        return result
+        # Beyond 2^24 float32 rounds, and still never across lo or hi.
+        result: npt.NDArray[np.float32] = level.astype(np.float32)
+        return np.minimum(np.maximum(result, self.lo, out=result), self.hi, out=result)
+
+    def spread(self, shape: tuple[int, ...]) -> Staircase:
+        """The same with one constant per element of `shape`: numpy then runs over whole samples, not over channels."""
+
+        def wide(constant: Float64) -> Float64:
+            return np.broadcast_to(constant, shape).copy()
+
+        under = None if self.under is None else wide(self.under)
+        return replace(self, slope=wide(self.slope), above=wide(self.above), under=under)
 
 
 def staircase(rule: Rule, low: Int64, high: Int64, dtype: npt.DTypeLike) -> Staircase | None:
@@ -267,7 +277,9 @@ class Engine:
                 assert isinstance(source.atom, Affine)
                 low, high = step_bounds(source.atom, [full_range(source.atom.linear.in_shape)])
                 found = staircase(rule, low[0], high[0], self._affine[args[0]].dtype)
-                return found or (lambda t2: rule.apply(t2.astype(np.int64) >> 1).astype(np.float32))
+                if found is not None:
+                    return found.spread(source.atom.linear.out_shape)
+                return _halving(rule)
             case Monotone(rule):
                 return (
                     _table(rule.apply, 1) if getattr(rule, "multiplier", np.ones(1)).size == 1 else _plain(rule.apply)
@@ -282,6 +294,10 @@ class Engine:
 
 def _plain(rule: Callable[[Int64], Int64]) -> Elementwise:
     return lambda x: rule(x.astype(np.int64)).astype(np.float32)
+
+
+def _halving(rule: Rule) -> Elementwise:
+    return _plain(lambda t2: rule.apply(t2 >> 1))
 
 
 def _table(rule: Callable[..., Int64], arity: int) -> Elementwise:

@@ -131,13 +131,12 @@ def test_check_sees_a_forgotten_tie(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_check_sees_forgotten_saturation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounding forgotten: a positive difference of accumulators taken for a win."""
 
-    def naive(self: Any, label: int, bounds: Any, *_: Any) -> Array:
-        lower, upper = (np.asarray(b, np.float64).reshape(len(b), -1) for b in bounds)
-        rows = self.weight[label] - self.weight
-        least = (lower + upper + 2 * self.offset) @ rows.T - (upper - lower) @ np.abs(rows).T
-        return (least + 2 * (self.bias[label] - self.bias) > 0).astype(np.int64)
+    def naive(self: Any, i: Array, y: Array, j: Array, lower: Array, upper: Array, *_: Any) -> Array:
+        rows = self.weight[y] - self.weight[j]
+        twice = (rows * (lower[i] + upper[i] + 2 * self.offset) - np.abs(rows) * (upper - lower)[i]).sum(1)
+        return (twice + 2 * (self.bias[y] - self.bias[j]) > 0).astype(np.int64)
 
-    monkeypatch.setattr(decide_module._Tail, "fused", naive)
+    monkeypatch.setattr(decide_module._Tail, "_pairs", naive)
     with pytest.raises(AssertionError):
         for k, program in enumerate(classifiers(5, 60, max_nodes=1, middle=("dense",), ends=("",))):
             check_certified(program, k)
@@ -151,13 +150,12 @@ def test_check_sees_a_softmax_taken_for_the_identity(monkeypatch: pytest.MonkeyP
 
 
 def test_check_sees_a_radius_without_its_sign(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = decide_module._Tail.fused
+    real = decide_module._Tail._pairs
 
-    def half(self: Any, label: int, bounds: Any, *rest: Any) -> Array:
-        middle = (bounds[0] + bounds[1]) // 2
-        return real(self, label, (middle, middle), *rest)
+    def middle(self: Any, i: Array, y: Array, j: Array, lower: Array, upper: Array, *rest: Array) -> Array:
+        return real(self, i, y, j, (lower + upper) // 2, (lower + upper) // 2, *rest)
 
-    monkeypatch.setattr(decide_module._Tail, "fused", half)
+    monkeypatch.setattr(decide_module._Tail, "_pairs", middle)
     with pytest.raises(AssertionError):
         for k, program in enumerate(classifiers(5, 40, max_nodes=1, middle=("dense",), ends=("",))):
             check_certified(program, k)
@@ -352,7 +350,9 @@ def test_a_graph_that_may_overflow_is_refused_by_name() -> None:
         prove(dense([[127, 127], [1, 1]], [2**31 - 1, 0], 1e-6))
     with pytest.raises(ModelError, match="2\\^max"):
         prove(dense([[127, 127], [1, 1]], [2**20, 0], 2.0**12))
+    small = dense([[1], [2]], [0, 0], softmax=0.1)
+    wide = tuple(replace(v, shape=(512,)) for v in small.values)
     with pytest.raises(ModelError, match="exponentials"):
-        prove(dense(np.ones((512, 1)), np.zeros(512), softmax=0.1))
+        prove(replace(small, values=wide))
     with pytest.raises(ModelError):
         Decider(dense([[127, 127], [1, 1]], [2**31 - 1, 0], 1e-6))

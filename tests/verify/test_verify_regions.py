@@ -17,7 +17,18 @@ from cactus_edge.ir.atoms import Program, lower
 from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.graph import Tensor
 from cactus_edge.verify import regions
-from cactus_edge.verify.regions import Region, below, box, check_data, data_digest, exact, float32_below, points, region
+from cactus_edge.verify.regions import (
+    Boxes,
+    Region,
+    below,
+    box,
+    check_data,
+    data_digest,
+    exact,
+    float32_below,
+    points,
+    region,
+)
 
 Array = Any
 
@@ -139,6 +150,37 @@ def test_the_domain_cuts_the_ball() -> None:
     program = sensor()
     lower_code, upper_code = box(program, region(program, "1/2", (0, 1)), np.array([[0.25], [1.0]], np.float32))
     assert lower_code.tolist() == [[-128], [-1]] and upper_code.tolist() == [[63], [127]]
+
+
+@pytest.mark.parametrize("kind", ["8 bits", "16 bits", "mixed", "float64", "int8", "box"])
+def test_the_memo_changes_nothing(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    program = sensor(shape=(50,))
+    steps = 65535 if kind == "16 bits" else 255
+    x = (rng.integers(0, steps + 1, (300, 50)) / steps).astype(np.float32)
+    if kind == "mixed":
+        x[rng.random(x.shape) < 0.01] = 0.123
+    x = {"float64": x.astype(np.float64), "int8": rng.integers(-128, 128, x.shape).astype(np.int8)}.get(kind, x)
+    chosen = region(program, ["0.1"] * 49 + [0] if kind == "box" else "0.1", None if kind == "int8" else (0, 1))
+    boxes = Boxes(program, chosen, x)
+    for start in range(0, 300, 20):
+        for got, expected in zip(
+            boxes(x[start : start + 20]), box(program, chosen, x[start : start + 20]), strict=True
+        ):
+            assert got.dtype == np.int8 and np.array_equal(got, expected)
+
+
+def test_the_memo_never_answers_for_a_neighbour() -> None:
+    program = sensor()
+    chosen = region(program, 0, (0, 1))
+    border = np.float32(100.5 / 255)
+    boxes = Boxes(program, chosen, np.array([[border]]))
+    for x in (np.nextafter(border, np.float32(0)), border, np.nextafter(border, np.float32(1)), np.float32(-0.0)):
+        sample = np.array([[x]])
+        assert [int(c[0, 0]) for c in boxes(sample)] == [int(c[0, 0]) for c in box(program, chosen, sample)]
+    for bad in (np.nan, np.inf, -np.inf, 3e38, 1.5):
+        with pytest.raises(DataError):
+            boxes(np.array([[bad]], np.float32))
 
 
 def test_one_eps_per_feature() -> None:
