@@ -17,7 +17,7 @@ from cactus_edge.train.data import load_dataset
 
 def removed(rows: list[Row], layers: slice) -> float:
     """Smallest part of the weights of `layers` that is gone, over the rows."""
-    return min(1.0 - float(sum(r["weights_after"][layers])) / sum(r["weights_before"][layers]) for r in rows)
+    return float(min(1 - sum(r["weights_after"][layers]) / sum(r["weights_before"][layers]) for r in rows))
 
 
 def main() -> int:

@@ -12,15 +12,18 @@ import torch
 
 from cactus_edge.errors import ModelError
 from cactus_edge.ir.arithmetic import profile
+from cactus_edge.ir.atoms import lower
 from cactus_edge.ir.evaluate import evaluate, trace
 from cactus_edge.ir.ops import Conv2d, Dense
 from cactus_edge.recipe import Recipe
 from cactus_edge.train.data import Dataset
 from cactus_edge.train.fakequant import fake_quantise, peaks, quantise_weight, weight_scales
-from cactus_edge.train.folded import Folded, detach, fold, forward
+from cactus_edge.train.folded import Folded, detach, fold, forward, round_to_grid
 from cactus_edge.train.loop import train
 from cactus_edge.train.models import Network
 from cactus_edge.train.quantize import Calibration, calibrate, export, quantised, to_graph
+from cactus_edge.verify.decide import certify
+from cactus_edge.verify.regions import Region
 
 INPUT_SCALE = float(np.float32(1 / 255))
 
@@ -119,14 +122,20 @@ def test_a_bias_beyond_int32_is_refused(make_network: Make) -> None:
         export(huge, Calibration((1.0, 1.0, 1.0), (1.0,) * 3, INPUT_SCALE, 0.5, 0, 0, 0, 0), (7, 6, 2))
 
 
-def test_calibration_is_never_worse_than_unclipped_ranges(tiny: Recipe, few_digits: Dataset, tmp_path: Path) -> None:
+def test_calibration_counts_what_verify_certifies(tiny: Recipe, few_digits: Dataset, tmp_path: Path) -> None:
     trained = train(tiny, few_digits, tmp_path, threads=1)
-    net = trained.folded()
+    net, split = trained.folded(), few_digits.validation
     wide = replace(tiny, quantise=replace(tiny.quantise, clips=(1.0,)))
-    chosen, plain = calibrate(net, few_digits, tiny), calibrate(net, few_digits, wide)
-    assert chosen.certified + chosen.correct >= plain.certified + plain.correct
-    assert set(plain.clips) == {1.0}
-    assert chosen.certified <= chosen.correct <= chosen.samples == 60
+    for recipe in tiny, wide:
+        calibration = calibrate(net, few_digits, recipe)
+        assert set(calibration.clips) <= set(recipe.quantise.clips)
+        program = lower(export(net, calibration, few_digits.shape), profile("tflm"))
+        decision = certify(program, Region((tiny.certify.eps,), few_digits.domain), split.x, split.y)
+        # Ranked by floating-point bounds, decided on integers: the counts may differ by a borderline sample.
+        assert abs(int(decision.certified.sum()) - calibration.certified) <= 2
+        assert abs(int(decision.correct.sum()) - calibration.correct) <= 2
+        assert calibration.certified <= calibration.correct <= calibration.samples == 60
+        assert calibration.certified > 0
 
 
 def test_the_exported_network_classifies_as_the_float_one(tiny: Recipe, few_digits: Dataset, tmp_path: Path) -> None:
@@ -136,3 +145,17 @@ def test_the_exported_network_classifies_as_the_float_one(tiny: Recipe, few_digi
     out = evaluate(graph, few_digits.test.x, profile("tflm"))
     x = torch.from_numpy(few_digits.test.x.transpose(0, 3, 1, 2).copy())
     assert (out.argmax(1) == forward(trained.folded(), x).argmax(1).numpy()).mean() > 0.85
+
+
+@pytest.mark.parametrize("ceiling", [0.3, 1.7, 5.0])
+def test_rounding_to_the_grid_is_torchs_fake_quantisation(ceiling: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    step, y = torch.tensor(ceiling / 255), torch.randn(20_000, generator=generator) * ceiling
+    ours, theirs = y.clone().requires_grad_(), y.clone().requires_grad_()
+    a = round_to_grid(ours, step)
+    b = torch.fake_quantize_per_tensor_affine(theirs, step, torch.zeros((), dtype=torch.int32), 0, 255)
+    weight = torch.randn(20_000, generator=generator)
+    for out in a, b:
+        (out * weight).sum().backward()  # type: ignore[no-untyped-call]
+    assert torch.equal(a, b)
+    assert ours.grad is not None and theirs.grad is not None and torch.equal(ours.grad, theirs.grad)
