@@ -94,7 +94,8 @@ class Decider:
         lo, hi = self.tail.rule(acc[0]), self.tail.rule(acc[1])
         margins = lo[rows, labels][:, None] - hi
         margins[rows, labels] = 0
-        sample, other = np.nonzero(~self._won(margins, labels))
+        # At its highest level the other class is not passed where the label's own end is no higher: not even tried.
+        sample, other = np.nonzero(~self._won(margins, labels) & (hi < hi[rows, labels][:, None]))
         fused = self.tail.fused(sample, labels[sample], other, bounds, acc[0], lo, hi)
         margins[sample, other] = np.maximum(margins[sample, other], fused)
         return margins
@@ -191,14 +192,24 @@ class _Tail:
         centre, radius = lower[i] + upper[i] + 2 * self.offset, upper[i] - lower[i]
         twice = (rows * centre - np.abs(rows) * radius).sum(1)
         least = (twice.astype(np.int64) >> 1) + p * self.bias[y] - q * self.bias[j]
-        # Every level the other class can take, one column each.
-        start, end = low[i, j][:, None], high[i, j][:, None]
-        level = np.minimum(start + np.arange(int((end - start).max()) + 1), end)
+        # First the highest level alone: where that is not passed, the ends' own bound has to do.
+        margins: Int64 = low[i, y] - high[i, j]
+        top = self._reached(i, y, j, high[i, j][:, None], least, acc_low, low)[:, 0] - high[i, j]
+        rest = np.flatnonzero(top >= 1)
+        if len(rest):
+            i, y, j, least = i[rest], y[rest], j[rest], least[rest]
+            start, end = low[i, j][:, None], high[i, j][:, None]
+            level = np.minimum(start + np.arange(int((end - start).max()) + 1), end)
+            margins[rest] = (self._reached(i, y, j, level, least, acc_low, low) - level).min(1)
+        return margins
+
+    def _reached(self, i: Int64, y: Int64, j: Int64, level: Int64, least: Int64, acc_low: Int64, low: Int64) -> Int64:
+        """The lowest logit of class y where class j is at `level` [P, L], given p_y acc_y - p_j acc_j >= least."""
+        p, q = self.factors[y], self.factors[j]
         other_acc = np.maximum(self.steps[level - self.first_level, j[:, None]], acc_low[i, j][:, None])
         own_acc = -(-(q[:, None] * other_acc + least[:, None]) // p[:, None])
-        reached = np.maximum(self._level(own_acc, y[:, None]), low[i, y][:, None])
-        margins: Int64 = (reached - level).min(1)
-        return margins
+        reached: Int64 = np.maximum(self._level(own_acc, y[:, None]), low[i, y][:, None])
+        return reached
 
     def _level(self, acc: Int64, label: Int64) -> Int64:
         """A lower bound on class `label`'s logit for accumulators >= acc: the thresholds of that class that acc reaches."""
