@@ -1,0 +1,143 @@
+"""`build` leaves everything it promises, does nothing twice, and survives being interrupted anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cactus_edge.cli import main
+from cactus_edge.report.results import BuildResults
+from cactus_edge.resources import sha256
+
+
+def test_bundle_is_complete_and_its_manifest_is_true(bundle: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    names = set(manifest["files"])
+    assert {"model.tflite", "certificate.json", "firmware.elf", "report.html", "results.json", "test.npz"} <= names
+    assert {"c/model.c", "c/model.h", "c/example/main.c"} <= names
+    for name, digest in manifest["files"].items():
+        assert sha256((bundle / name).read_bytes()) == digest, name
+    assert not any(name.startswith(".") for name in names)
+
+
+def test_one_digest_in_certificate_sources_and_results(bundle: Path) -> None:
+    certificate = json.loads((bundle / "certificate.json").read_text())
+    blob = certificate["model"]["blob_sha256"]
+    results = BuildResults.from_json((bundle / "results.json").read_text())
+    assert blob in (bundle / "c" / "model.h").read_text()
+    assert results.model.blob_sha256 == blob
+    assert results.device is not None
+    assert results.device.blob_sha256 == blob
+    assert results.device.equal == results.device.compared == 5
+    assert all(a.mismatches == 0 for a in results.agreement)
+
+
+def test_certified_at_most_attacked_at_most_clean(bundle: Path) -> None:
+    accuracy = BuildResults.from_json((bundle / "results.json").read_text()).accuracy
+    assert accuracy.int8_attacked is not None
+    assert accuracy.int8_certified.count <= accuracy.int8_attacked.count <= accuracy.int8_clean.count
+
+
+def test_second_build_does_nothing_again(bundle: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {p: p.stat().st_mtime_ns for p in bundle.rglob("*.tflite")}
+    assert main(["build", "--recipe", str(recipe), "--out", str(bundle), "--threads", "1", "--device-inputs", "5"]) == 0
+    shown = capsys.readouterr().err
+    assert shown.count("as before") == 6
+    assert {p: p.stat().st_mtime_ns for p in bundle.rglob("*.tflite")} == before
+
+
+def test_changed_file_is_made_again(
+    bundle: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(bundle, folder)
+    good = (folder / "model.tflite").read_bytes()
+    (folder / "model.tflite").write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    assert main(["build", "--recipe", str(recipe), "--out", str(folder), "--threads", "1", "--device-inputs", "5"]) == 0
+    assert (folder / "model.tflite").read_bytes() == good
+    assert "compress  model.tflite" in capsys.readouterr().err
+
+
+def test_interrupted_training_continues_and_ends_the_same(bundle: Path, recipe: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "interrupted"
+    command = [
+        sys.executable,
+        "-m",
+        "cactus_edge",
+        "build",
+        "--recipe",
+        str(recipe),
+        "--out",
+        str(folder),
+        "--threads",
+        "1",
+    ]
+    command += ["--device-inputs", "5"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not any(folder.glob(".train/*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)
+    _, shown = process.communicate(timeout=120)
+    assert process.returncode in (0, 130), shown
+    if process.returncode == 130:
+        assert "run the same command again" in shown
+        assert "Traceback" not in shown
+    assert main([*command[3:], "--quiet"]) == 0
+    assert (folder / "model.tflite").read_bytes() == (bundle / "model.tflite").read_bytes()
+
+
+def test_full_disk_is_one_line_and_leaves_nothing_half_written(
+    bundle: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "full"
+    shutil.copytree(bundle, folder)
+    for name in ("report.html", "results.json"):
+        (folder / name).unlink()
+
+    def no_space(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("cactus_edge.resources.os.fsync", no_space)
+    assert (
+        main(
+            [
+                "build",
+                "--recipe",
+                str(recipe),
+                "--out",
+                str(folder),
+                "--threads",
+                "1",
+                "--quiet",
+                "--device-inputs",
+                "5",
+            ]
+        )
+        == 2
+    )
+    shown = capsys.readouterr().err
+    assert "No space left on device" in shown
+    assert "Traceback" not in shown
+    assert not (folder / "results.json").exists()
+    assert not [p for p in folder.iterdir() if p.name.startswith(".results")]
+
+
+def test_board_without_firmware_of_ours_is_reported_as_not_measured(
+    recipe: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "esp"
+    shutil.copytree(bundle / ".train", folder / ".train")
+    command = ["build", "--recipe", str(recipe), "--out", str(folder), "--threads", "1", "--quiet", "--target"]
+    assert main([*command, "esp32-s3-devkitc"]) == 0
+    assert "not measured" in capsys.readouterr().out
+    assert "not measured" in (folder / "report.html").read_text()
+    assert not (folder / "firmware.elf").exists()
