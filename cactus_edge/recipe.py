@@ -13,7 +13,7 @@ import math
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -96,7 +96,8 @@ def _list_of(item: Parse, *, at_least: int = 1) -> Parse:
 
 @dataclass(frozen=True, kw_only=True)
 class DataRecipe:
-    """Which samples, and how they are split. `set` names a built-in set; `file` is an .npz of the user's own (one of them).
+    """Which samples, and how they are split. `set` names a built-in set; `file` is an .npz of the user's own, relative to
+    the recipe's folder (one of them).
 
     validation_samples are taken from the training samples. test_samples are split off only where the set brings no test
     samples of its own. Both splits follow from split_seed and stay the same over training seeds.
@@ -271,7 +272,10 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         ) from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text, at byte {error.start}", hint="save the recipe as UTF-8") from error
-    return parse_recipe(content, str(path))
+    recipe = parse_recipe(content, str(path))
+    if not recipe.data.file:
+        return recipe
+    return replace(recipe, data=replace(recipe.data, file=str(path.parent / recipe.data.file)))
 
 
 def parse_recipe(content: str, where: str) -> Recipe:

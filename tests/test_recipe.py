@@ -76,6 +76,12 @@ def test_a_path_and_a_name_are_both_accepted(tmp_path: Path) -> None:
     assert load_recipe(path) == load_recipe(str(path)) == parse_recipe(GOOD, "anything")
 
 
+def test_own_data_lie_beside_the_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(changed('set = "digits"', 'file = "mine.npz"'))
+    assert load_recipe(path).data.file == str(tmp_path / "mine.npz")
+
+
 def test_digest_follows_the_sections() -> None:
     first, second = parse_recipe(GOOD, "x"), parse_recipe(changed("eps = 0.1", "eps = 0.2"), "x")
     assert first.digest() != second.digest()
