@@ -239,8 +239,8 @@ class Link:
         earlier program left half-sent. Raises what the last try failed with.
         """
         waited_until = time.monotonic() + boot_s
-        while boot_s and time.monotonic() < waited_until and (line := self._line(_QUIET_S)) != "m-ready":
-            del line
+        while boot_s and time.monotonic() < waited_until and self._line(_QUIET_S) != "m-ready":
+            pass
         problem: DeviceError | None = None
         garbage: DeviceGarbageError | None = None
         for _ in range(_TRIES):

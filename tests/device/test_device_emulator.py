@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from cactus_edge.device import emulator_counter
 from cactus_edge.device.connect import Board, connect, emulated
 from cactus_edge.device.emulator import FirmwareFaultError, Timer
 from cactus_edge.device.emulator_counter import instruction_count
 from cactus_edge.device.firmware import build_firmware
 from cactus_edge.device.protocol import Link
+from cactus_edge.device.targets import load_target
 from cactus_edge.device.transport import open_port
-from cactus_edge.errors import DeviceError
+from cactus_edge.errors import DeviceError, InputError, InstallError, TargetError
 
 QEMU = pytest.mark.skipif(
     shutil.which("qemu-system-arm") is None, reason="qemu-system-arm is not installed (apt-get install qemu-system-arm)"
@@ -178,6 +180,29 @@ def test_a_file_that_is_no_firmware(built, tmp_path: Path):
 )
 def test_thumb_instruction_widths(code, count):
     assert instruction_count(bytes.fromhex(code).ljust(len(code) // 2, b"\0")) == count
+
+
+def test_without_a_compiler_python_counts_and_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys):
+    class Core:
+        def hook_add(self, *_: object) -> None: ...
+
+    def missing() -> None:
+        raise InstallError("the C compiler ziglang is not installed")
+
+    monkeypatch.setattr(emulator_counter, "zig", missing)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    counter = emulator_counter.attach(Core(), b"", 0, "auto")
+    assert counter.instructions == 0
+    assert "counted in Python, which is slower: the C compiler ziglang is not installed" in capsys.readouterr().err
+    with pytest.raises(InstallError):
+        emulator_counter.attach(Core(), b"", 0, "native")
+
+
+def test_a_board_without_our_firmware_and_one_without_a_file(mcu):
+    with pytest.raises(TargetError, match="no firmware of ours"), connect(load_target("esp32-s3-devkitc")):
+        pass
+    with pytest.raises(InputError, match="needs a firmware to boot"), connect(mcu):
+        pass
 
 
 def test_the_timer_counts_down_wraps_and_stops():
