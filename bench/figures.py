@@ -1,0 +1,130 @@
+"""The table of figures in README.md, generated from bench/results: nothing in it is typed.
+
+python bench/figures.py            prints it
+python bench/figures.py --write    puts it between the markers in README.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from _common import RESULTS, ROOT, run
+
+from cactus_edge.errors import InputError
+from cactus_edge.resources import write_atomic
+
+BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
+Values = dict[str, dict[str, Any]]
+Line = tuple[str, str, str]
+
+
+def demo(rows: Values) -> Iterator[Line]:
+    row = rows["digits on mcu"]
+    yield (
+        "`make demo` after installation",
+        f"{row['seconds']:.0f} s, of which training {row['steps']['train']:.0f} s",
+        "180 s, 60 s",
+    )
+    yield "outputs equal on the emulated board", f"{row['device_equal']} of {row['device_compared']}", "all of 100"
+
+
+def startup(rows: Values) -> Iterator[Line]:
+    yield "`cactus-edge --help`, warm", f"{rows['cactus-edge --help']['median_s']:.2f} s", "0.4 s"
+
+
+def by_method(rows: Values, method: str) -> list[dict[str, Any]]:
+    return [row for key, row in sorted(rows.items()) if key.startswith(method)]
+
+
+def share(rows: list[dict[str, Any]], key: str) -> str:
+    values = [100 * row[key] for row in rows]
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def trained(title: str, goal: str) -> Callable[[Values], Iterator[Line]]:
+    def lines(rows: Values) -> Iterator[Line]:
+        for method, name in (("cactus", "integer file"), ("small", "trained small, integer file")):
+            found = by_method(rows, method)
+            if found:
+                figures = (
+                    f"{share(found, 'clean')} / {share(found, 'certified')} %, {max(r['bytes'] for r in found):,} bytes"
+                )
+                yield (
+                    f"{title}, {len(found)} seeds, {name}: clean / certified",
+                    figures,
+                    goal if method == "cactus" else "",
+                )
+        found = by_method(rows, "cactus")
+        figures = f"{share(found, 'float_clean')} / {share(found, 'float_certified')} %"
+        yield f"{title}, its float network (measured, not proved)", figures, "at most the file's"
+
+    return lines
+
+
+def interval_speed(rows: Values) -> Iterator[Line]:
+    for key, row in rows.items():
+        yield f"interval certification against a float32 forward pass ({key})", f"{row['ratio']:.2f} times", "5 times"
+
+
+def agreement(rows: Values) -> Iterator[Line]:
+    inputs = sum(row["inputs"] for row in rows.values())
+    different = sum(row["mismatches"] for row in rows.values())
+    yield f"agreement with the TFLM wheel and the host C, {inputs:,} comparisons", f"{different} mismatches", "0"
+
+
+def device_agree(rows: Values) -> Iterator[Line]:
+    compared, equal = (sum(row[k] for row in rows.values()) for k in ("inputs", "equal"))
+    yield (
+        "outputs on emulated Cortex-M4 boards, every model, compiler and emulator",
+        f"{equal:,} of {compared:,} equal",
+        "all",
+    )
+
+
+SECTIONS: dict[str, Callable[[Values], Iterator[Line]]] = {
+    "demo": demo,
+    "startup": startup,
+    "digits": trained("digits, eps 1/16", "98 / 87 %, 40 kB"),
+    "mnist": trained("MNIST, eps 0.1, 10,000 images", "97 / 94 %, 150 kB"),
+    "interval_speed": interval_speed,
+    "agreement": agreement,
+    "device_agree": device_agree,
+}
+
+
+def markdown() -> str:
+    """The table; a line per figure, with the file it comes from. Medians, with the least and the greatest in brackets."""
+    lines = ["| what | measured | goal | recorded in |", "|---|---|---|---|"]
+    for name, section in SECTIONS.items():
+        path = RESULTS / f"{name}.json"
+        if not path.is_file():
+            lines.append(f"| {name} | not measured | | `python bench/{name}.py` |")
+            continue
+        values = {key: row["values"] for key, row in json.loads(path.read_text())["rows"].items()}
+        lines += [
+            f"| {what} | {figure} | {goal} | `bench/results/{name}.json` |" for what, figure, goal in section(values)
+        ]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="put the table into README.md")
+    table = markdown()
+    print(table)
+    if parser.parse_args().write:
+        path = ROOT / "README.md"
+        before, begin, rest = path.read_text().partition(BEGIN)
+        _, end, after = rest.partition(END)
+        if not begin or not end:
+            raise InputError(f"README.md lacks {BEGIN} or {END}")
+        write_atomic(path, f"{before}{BEGIN}\n{table}\n{END}{after}")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)
