@@ -21,6 +21,7 @@ from typing import assert_never
 import numpy as np
 import numpy.typing as npt
 
+from cactus_edge.errors import InternalError
 from cactus_edge.ir.arith import INT8_MAX, INT8_MIN
 from cactus_edge.ir.arithmetic import Clamp, Requantise, RoundDivide
 from cactus_edge.ir.atoms import Affine, Atom, Gather, Isotone, Max, Monotone, Program, Softmax
@@ -242,6 +243,7 @@ class Engine:
         self._last_use = {a: i for i, s in enumerate(self._steps) for a in s.args}
         self._affine = {s.out: accumulate(s.atom) for s in self._steps if isinstance(s.atom, Affine)}
         self._rules = {s.out: self._compile(s.atom, s.args) for s in self._steps}
+        self._self_check()
 
     def run(self, lower: Int8, upper: Int8) -> list[Bounds]:
         """(lo, hi) float32 [N, *shape] per target over int8 boxes; an accumulator among them comes as int64."""
@@ -263,6 +265,17 @@ class Engine:
                     del values[a]
         halved = {t: self._halved(t, values[t]) for t in self.targets}
         return [halved[t] for t in self.targets]
+
+    def _self_check(self) -> None:
+        """The proofs assume IEEE products and sums. A matrix library that takes short cuts (bfloat16, TF32) shows here."""
+        shape = self.program.values[self.program.input].shape
+        low, high = (b.astype(np.int8) for b in full_range(shape))
+        point = np.random.default_rng(0).integers(INT8_MIN, INT8_MAX + 1, (1, *shape)).astype(np.int8)
+        boxes = np.concatenate([low, point]), np.concatenate([high, point])
+        expected = propagate(self.program, *boxes)
+        for target, got in zip(self.targets, self.run(*boxes), strict=True):
+            if not all(np.array_equal(g, e) for g, e in zip(got, expected[target], strict=True)):
+                raise InternalError(f"bounds of {self.program.values[target].name!r} differ from their definition")
 
     def _halved(self, value: int, bounds: Bounds) -> Bounds:
         if value not in self._affine:

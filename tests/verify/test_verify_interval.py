@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import graphs, regions
 
-from cactus_edge.errors import UnsupportedError
+from cactus_edge.errors import InternalError, UnsupportedError
 from cactus_edge.ir import arithmetic, evaluate, linear
 from cactus_edge.ir.arith import srdhm
 from cactus_edge.ir.arithmetic import Clamp, Requantise, RoundDivide
@@ -223,6 +223,21 @@ def test_an_accumulator_that_another_atom_reads_is_refused() -> None:
     step = Step(Gather(ReshapeTo(program.values[acc].shape)), (acc,), len(program.values), 0)
     with pytest.raises(TypeError, match="doubled"):
         Engine(replace(program, values=values, steps=(*program.steps, step)), [len(program.values)])
+
+
+def test_a_matrix_library_that_takes_short_cuts_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = linear.Dense.apply
+
+    def bfloat16(self: Any, x: Any) -> Any:
+        result = real(self, x)
+        return (
+            result if x.dtype == np.int64 else (result.astype(np.float32).view(np.uint32) & 0xFFFF0000).view(np.float32)
+        )
+
+    monkeypatch.setattr(linear.Dense, "apply", bfloat16)
+    (program,) = programs(4, 1, max_nodes=1, middle=("dense",), ends=("",))
+    with pytest.raises(InternalError, match="definition"):
+        Engine(program, range(len(program.values)))
 
 
 def test_softmax_is_bounded_by_all_of_int8() -> None:
