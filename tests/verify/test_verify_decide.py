@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,10 @@ from cactus_edge.ir.graph import Graph, Tensor
 from cactus_edge.verify import decide as decide_module
 from cactus_edge.verify import overflow
 from cactus_edge.verify.decide import BATCH, Decider, certify, decide
+from cactus_edge.verify.interval import Engine, propagate
 from cactus_edge.verify.overflow import prove
 from cactus_edge.verify.regions import region
+from cactus_edge.verify.tflite_read import read_tflite
 
 Array = Any
 
@@ -356,3 +359,27 @@ def test_a_graph_that_may_overflow_is_refused_by_name() -> None:
         prove(replace(small, values=wide))
     with pytest.raises(ModelError):
         Decider(dense([[127, 127], [1, 1]], [2**31 - 1, 0], 1e-6))
+
+
+@pytest.mark.parametrize("name", ["kws_ref_model.tflite", "pretrainedResnet_quant.tflite"])
+def test_reference_networks(name: str, models_folder: Path) -> None:
+    """Third-party networks of the field: compiled bounds equal the definition's, and verdicts survive sampling and attack."""
+    program = lower(read_tflite((models_folder / "mlperf-tiny" / name).read_bytes()).graph, TFLM)
+    rng = np.random.default_rng(0)
+    x = rng.integers(-128, 128, (6, *program.values[program.input].shape)).astype(np.int8)
+    radius = np.zeros_like(x)
+    radius[1:4, 10:12] = 1
+    radius[4:] = 3
+    lo, hi = (np.clip(x.astype(int) + s * radius, -128, 127).astype(np.int8) for s in (-1, 1))
+    values = range(len(program.values))
+    for (low, high), (got_low, got_high) in zip(
+        propagate(program, lo, hi), Engine(program, values).run(lo, hi), strict=True
+    ):
+        assert np.array_equal(low, got_low) and np.array_equal(high, got_high)
+    labels = evaluate.run(program, x).reshape(6, -1).argmax(1)
+    decision = decide(program, lo, hi, labels, x)
+    assert decision.certified[0]
+    for i in np.flatnonzero(decision.certified):
+        points, _ = inside(rng, lo[i], hi[i])
+        assert margins(program, points, labels[i]).min() >= 1
+    assert not (attack(program, lo, hi, labels, start=x, steps=4, restarts=1).found & decision.certified).any()
