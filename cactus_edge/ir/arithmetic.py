@@ -187,7 +187,8 @@ def activation_range(activation: Activation, scale: float, zero_point: int) -> t
     """
 
     def q(value: float) -> int:
-        ratio = float(np.float32(value) / np.float32(scale))
+        with np.errstate(over="ignore"):
+            ratio = float(np.float32(value) / np.float32(scale))
         if not abs(ratio) < 2.0**31 - 128:
             raise UnsupportedError(f"a fused activation at {value} with scale {scale}: TFLM refuses {ratio:.3g} codes")
         return zero_point + round_half_away(ratio)

@@ -84,11 +84,11 @@ class Dense:
         return (self.weight.shape[0],)
 
     def apply(self, x: Array) -> Array:
-        result: Array = x.reshape(len(x), -1) @ self.weight.T.astype(x.dtype)
+        result: Array = x.reshape(len(x), -1) @ self.weight.T.astype(x.dtype, copy=False)
         return result
 
     def adjoint(self, y: Array) -> Array:
-        result: Array = (y @ self.weight.astype(y.dtype)).reshape(len(y), *self.in_shape)
+        result: Array = (y @ self.weight.astype(y.dtype, copy=False)).reshape(len(y), *self.in_shape)
         return result
 
     def absolute(self) -> Dense:
@@ -128,14 +128,16 @@ class Conv:
     def _grouped(self, dtype: npt.DTypeLike) -> Array:
         """Weight as [G, KH*KW*I, O/G]."""
         o = self.weight.shape[0]
-        grouped: Array = self.weight.reshape(self.groups, o // self.groups, -1).transpose(0, 2, 1).astype(dtype)
+        grouped: Array = (
+            self.weight.reshape(self.groups, o // self.groups, -1).transpose(0, 2, 1).astype(dtype, copy=False)
+        )
         return grouped
 
     def apply(self, x: Array) -> Array:
         n, (oh, ow, o) = len(x), self.out_shape
         taps = windows(pad_image(x, self.padding), self.kernel, self.stride, self.dilation)
         if self.groups == 1:
-            flat: Array = taps.reshape(n * oh * ow, -1) @ self.weight.reshape(o, -1).T.astype(x.dtype)
+            flat: Array = taps.reshape(n * oh * ow, -1) @ self.weight.reshape(o, -1).T.astype(x.dtype, copy=False)
             return flat.reshape(n, oh, ow, o)
         kh, kw = self.kernel
         grouped = taps.reshape(n, oh, ow, kh, kw, self.groups, -1).transpose(5, 0, 1, 2, 3, 4, 6)

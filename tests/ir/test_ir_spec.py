@@ -130,6 +130,10 @@ REFUSED: dict[str, tuple[Callable[[], Graph], str]] = {
         lambda: single(conv(activation=ops.Activation.RELU6), out(2, 2, 3, scale=2.0**-30)),
         "TFLM refuses",
     ),
+    "relu6_at_the_smallest_scale": (
+        lambda: single(conv(activation=ops.Activation.RELU6), out(2, 2, 3, scale=2.0**-140)),
+        "TFLM refuses",
+    ),
     "mean_out_of_range": (lambda: single(ops.Mean((0, 1)), out(2, scale=2.0**-40)), "more than 30"),
 }
 
