@@ -169,10 +169,14 @@ class TrainRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class CompressRecipe:
-    """What happens after the channels are gone: fine-tuning at the full radius on the network that ships."""
+    """What happens after the channels are gone: fine-tuning at the full radius on the network that ships.
+
+    The learning rate is constant until decay_from of these epochs, then falls linearly to one hundredth.
+    """
 
     finetune_epochs: Annotated[int, _integer(0, 10_000)] = 0
     learning_rate: Annotated[float, _number(0, 1)] = 0.001
+    decay_from: Annotated[float, _number(0, 1)] = 0.0
     members: Annotated[tuple[Member, ...], _list_of(_one_of("full", "quantised", "perturbed"))] = ("full", "quantised")
 
 

@@ -129,14 +129,13 @@ def _training(recipe: Recipe) -> Schedule:
 
 def _finetuning(recipe: Recipe) -> Schedule:
     c, t = recipe.compress, recipe.train
-    return Schedule(c.finetune_epochs, c.learning_rate, 0.0, 0, 0, float(t.eps), t.robust_weight)
+    return Schedule(c.finetune_epochs, c.learning_rate, c.decay_from, 0, 0, float(t.eps), t.robust_weight)
 
 
 def _joint(recipe: Recipe) -> Schedule:
+    """All epochs as one stage; the learning rate falls over the last two fifths."""
     t, epochs = recipe.train, recipe.train.epochs + recipe.compress.finetune_epochs
-    return Schedule(
-        epochs, t.learning_rate, t.decay_from, t.warmup_epochs, t.ramp_epochs, float(t.eps), t.robust_weight
-    )
+    return Schedule(epochs, t.learning_rate, 0.6, t.warmup_epochs, t.ramp_epochs, float(t.eps), t.robust_weight)
 
 
 def _clip(recipe: Recipe) -> Update:
