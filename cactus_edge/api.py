@@ -52,7 +52,8 @@ def build(
     out: the bundle's folder, build/RECIPE-TARGET by default; finished steps found there are kept. Raises CactusError for
     what the user can fix, MismatchError where a runtime or the board contradicts the interpreter.
     """
-    from cactus_edge.pipeline import Options, build
+    from cactus_edge.board import Options
+    from cactus_edge.pipeline import build
     from cactus_edge.recipe import Recipe, load_recipe
 
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
@@ -259,13 +260,13 @@ def bench(
     """
     import time
 
+    from cactus_edge.board import Options, run_on_board
     from cactus_edge.device.firmware import build_firmware
     from cactus_edge.device.targets import load_target
     from cactus_edge.formats.c.write import write_c
     from cactus_edge.ir.arithmetic import profile
     from cactus_edge.ir.atoms import lower
     from cactus_edge.ir.evaluate import quantised
-    from cactus_edge.pipeline import Options, run_on_board
     from cactus_edge.verify.tflite_read import read_tflite
 
     path, board = Path(model), load_target(target)

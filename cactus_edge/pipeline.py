@@ -10,21 +10,17 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
-from cactus_edge.errors import InternalError
+from cactus_edge import assess
+from cactus_edge.board import Options, device_result, run_on_board
 from cactus_edge.ir.arithmetic import Profile
 from cactus_edge.ir.arithmetic import profile as named_profile
 from cactus_edge.ir.atoms import Program, lower
-from cactus_edge.ir.evaluate import run, trace
-from cactus_edge.ir.ops import Int8
 from cactus_edge.progress import SILENT, Progress
 from cactus_edge.recipe import Recipe, load_recipe
 from cactus_edge.resources import sha256, write_atomic
@@ -35,39 +31,17 @@ from cactus_edge.version import __version__
 
 if TYPE_CHECKING:
     from cactus_edge.bundle import Built
-    from cactus_edge.device.measure import DeviceReport
     from cactus_edge.device.targets import Target
     from cactus_edge.train.data import Dataset, Split
     from cactus_edge.train.loop import TrainedModel
 
-Bools = npt.NDArray[np.bool_]
 Advance = Callable[[int, int, str], None]
 
 METADATA = "cactus_edge"
 """Name of the .tflite metadata entry that says what the file's numbers mean (JSON)."""
 
-CURVE_FACTORS = tuple(Fraction(k, 4) for k in (0, 1, 2, 3, 4, 5, 6, 8))
-"""Radii of the report's curve, in multiples of the certified one."""
-
-CURVE_SAMPLES = 500
 AGREE_SAMPLES = 2000
-"""Test inputs that the curve and the comparison with real runtimes use at most."""
-
-CHUNK = 128
-"""Samples bounded together. It changes no result."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to build, beside the recipe. threads 0: all processors. port "": the emulator, or nothing on a real board."""
-
-    target: str = "mcu"
-    emulator: Literal["unicorn", "qemu"] = "unicorn"
-    compiler: Literal["zig", "gcc"] = "zig"
-    port: str = ""
-    device_inputs: int = 100
-    threads: int = 0
-    command: str = ""
+"""Test inputs that are compared with real runtimes, at most; random ones are added."""
 
 
 def build(recipe: Recipe | str | Path, folder: Path, options: Options, progress: Progress = SILENT) -> Built:
@@ -79,7 +53,8 @@ def build(recipe: Recipe | str | Path, folder: Path, options: Options, progress:
     about = chain.identity
     trained = steps.run("train", about, (), chain.train, summary=_trained)
     file = steps.run("compress", about | trained, ("model.tflite", "test.npz"), chain.compress, summary=_compressed)
-    built = steps.run("lower", about | file | chain.board, chain.images, chain.lower, summary=_lowered)
+    sources = ("c/model.c", "c/model.h", *chain.images)
+    built = steps.run("lower", about | file | chain.board, sources, chain.lower, summary=_lowered)
     agreed = steps.run("agree", built, (), chain.agree, summary=_agreed)
     verdict = steps.run("certify", about | built, ("certificate.json",), chain.certify, summary=_certified)
     device = steps.run("run", built | chain.board, (), chain.run, summary=_ran)
@@ -134,6 +109,11 @@ class Chain:
     def model_bytes(self) -> bytes:
         """model.tflite."""
         return (self.folder / "model.tflite").read_bytes()
+
+    @property
+    def threads(self) -> int:
+        """Threads to use."""
+        return self.options.threads or os.cpu_count() or 1
 
     @cached_property
     def identity(self) -> Result:
@@ -266,8 +246,12 @@ class Chain:
         decision = certificate.decision
         around = region(self.program, eps, domain)
         lower_, upper = box(self.program, around, x)
-        survived = self._attack(lower_, upper, points(self.program, x), decision.correct, decision.certified)
-        curve = self._curve(advance)
+        start = points(self.program, x)
+        survived = assess.survivors(
+            self.program, lower_, upper, start, y, decision.correct, decision.certified, self.recipe.train.seed
+        )
+        samples = slice(0, assess.CURVE_SAMPLES)
+        curve = assess.curve(self.program, self.network, x[samples], y[samples], eps, domain, threads, advance)
         return {
             "sha256": sha256(certificate.to_bytes()),
             "rule": certificate.record["rule"],
@@ -275,70 +259,12 @@ class Chain:
             "certified": int(decision.certified.sum()),
             "attacked": survived,
             "total": len(y),
-            "float": self._float(eps),
+            "float": assess.float_scores(self.network, x, y, eps, domain),
             "curve": curve,
-            "curve_inputs": min(len(y), CURVE_SAMPLES),
+            "curve_inputs": min(len(y), assess.CURVE_SAMPLES),
             "overflow": [fact.as_json() for fact in certificate.facts],
-            "ranges": self._ranges(lower_, upper),
+            "ranges": assess.ranges(self.program, lower_, upper),
         }
-
-    @property
-    def threads(self) -> int:
-        """Threads to use."""
-        return self.options.threads or os.cpu_count() or 1
-
-    def _attack(self, lower_: Int8, upper: Int8, start: Int8, correct: Bools, certified: Bools) -> int:
-        """How many samples survive the attack. Attacks some certified ones too: one that falls would disprove the verifier."""
-        from cactus_edge.certify.attack import attack
-
-        checked = np.flatnonzero(certified)[: len(certified) // 10]
-        chosen = np.concatenate([np.flatnonzero(correct & ~certified), checked])
-        labels = self.test.y[chosen]
-        seed = self.recipe.train.seed
-        found = attack(self.program, lower_[chosen], upper[chosen], labels, start=start[chosen], seed=seed).found
-        if found[len(chosen) - len(checked) :].any():
-            sample = int(chosen[len(chosen) - len(checked) :][found[len(chosen) - len(checked) :]][0])
-            raise InternalError(
-                f"test sample {sample} was certified, and an attack turned it: please report this model"
-            )
-        return int(correct.sum() - found.sum())
-
-    def _float(self, eps: Fraction) -> Result:
-        from cactus_edge.train.evaluate import float_certified, float_predict
-
-        x, y = self.test.x, self.test.y
-        certified = float_certified(self.network, x, y, eps, self.dataset.domain)
-        return {"correct": int((float_predict(self.network, x) == y).sum()), "certified": int(certified.sum())}
-
-    def _curve(self, advance: Advance) -> list[Result]:
-        """Certified shares over the radius, float network and file, on the first CURVE_SAMPLES inputs."""
-        from cactus_edge.train.evaluate import float_certified
-        from cactus_edge.verify.decide import certify
-        from cactus_edge.verify.regions import region
-
-        x, y = self.test.x[:CURVE_SAMPLES], self.test.y[:CURVE_SAMPLES]
-        rows: list[Result] = []
-        for done, factor in enumerate(CURVE_FACTORS):
-            eps = factor * self.recipe.certify.eps
-            around = region(self.program, eps, self.dataset.domain)
-            certified = certify(self.program, around, x, y, threads=self.threads).certified
-            float_ = float_certified(self.network, x, y, eps, self.dataset.domain)
-            rows.append({"eps": float(eps), "int8": float(certified.mean()), "float": float(float_.mean())})
-            advance(done + 1, len(CURVE_FACTORS), "curve")
-        return rows
-
-    def _ranges(self, lower_: Int8, upper: Int8) -> dict[str, list[int]]:
-        """Per tensor index, the least and the largest int8 value over the regions of all listed inputs."""
-        from cactus_edge.verify.interval import Engine
-
-        values = [i for i, v in enumerate(self.program.values) if v.tensor is not None]
-        engine = Engine(self.program, values)
-        low = np.full(len(values), 127)
-        high = np.full(len(values), -128)
-        for at in range(0, len(lower_), CHUNK):
-            for i, (lo, hi) in enumerate(engine.run(lower_[at : at + CHUNK], upper[at : at + CHUNK])):
-                low[i], high[i] = min(low[i], int(lo.min())), max(high[i], int(hi.max()))
-        return {str(self.program.values[v].tensor): [int(a), int(b)] for v, a, b in zip(values, low, high, strict=True)}
 
     def run(self, advance: Advance) -> Result:
         """Boots the firmware, or talks to the board at `port`, and compares every output; nothing without a board."""
@@ -355,60 +281,6 @@ class Chain:
             lambda done, total: advance(done, total, "inputs"),
         )
         return device_result(report)
-
-
-def run_on_board(
-    program: Program,
-    inputs: Int8,
-    folder: Path,
-    target: Target,
-    options: Options,
-    elf: Path | None,
-    on_input: Callable[[int, int], None],
-) -> DeviceReport:
-    """Runs int8 inputs [N, *shape] on the board and compares every output with the interpreter's, bit for bit.
-
-    A difference is reported together with the first op that differs. Finished inputs stay in `folder`.
-    """
-    from cactus_edge.device.measure import bench
-    from cactus_edge.ir.blob import blob_digest, op_nodes
-
-    graph = program.graph
-
-    def layers(index: int) -> list[tuple[str, bytes]]:
-        tensors = trace(graph, inputs[index : index + 1], program.profile)
-        outputs = [(node, tensors[graph.nodes[node].output]) for node in op_nodes(graph)]
-        return [(graph.label(node), tensor.tobytes()) for node, tensor in outputs if tensor is not None]
-
-    return bench(
-        target,
-        digest=blob_digest(graph, program.profile),
-        inputs=inputs,
-        expected=run(program, inputs),
-        folder=folder,
-        port=options.port,
-        elf=elf,
-        firmware_sha256=sha256(elf.read_bytes()) if elf else "",
-        emulator=options.emulator,
-        layers=layers,
-        progress=on_input,
-    )
-
-
-def device_result(report: DeviceReport) -> Result:
-    """The board's report as the JSON values of a step."""
-    spread = report.instructions or report.latency_us
-    cost = {"median": spread.median, "iqr": spread.iqr, "runs": spread.n} if spread else None
-    return {
-        "measured": True,
-        "emulated": report.emulated,
-        "reached_by": report.reached_by,
-        "compared": report.compared,
-        "equal": report.equal,
-        "first_difference": report.first_difference,
-        "blob": report.blob_sha256,
-        "cost": cost,
-    }
 
 
 def _trained(result: Result) -> str:

@@ -52,7 +52,7 @@ class _Package:
 
 _PACKAGES = (
     _Package("numpy", "numpy", "", "everything"),
-    _Package("torch", "torch", "build", "build: training; certify: the attack's gradients"),
+    _Package("torch", "torch", "build", "build: training"),
     _Package("scikit-learn", "sklearn", "build", "build: the digits data set"),
     _Package("tflite-micro", "tflite_micro", "build", "build: agreement with TensorFlow Lite Micro"),
     _Package("ai-edge-litert", "ai_edge_litert", "build", "build: agreement with LiteRT"),

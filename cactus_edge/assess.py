@@ -1,0 +1,101 @@
+"""What a build measures beside the certificate: the attack, the float network, the curve over the radius, the ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cactus_edge.errors import InternalError
+from cactus_edge.ir.atoms import Program
+from cactus_edge.ir.ops import Float32, Int8, Int64
+
+if TYPE_CHECKING:
+    from cactus_edge.train.loop import TrainedModel
+
+Bools = npt.NDArray[np.bool_]
+Domain = tuple[Fraction, Fraction]
+
+CURVE_FACTORS = tuple(Fraction(k, 4) for k in (0, 1, 2, 3, 4, 5, 6, 8))
+"""Radii of the curve, in multiples of the certified one."""
+
+CURVE_SAMPLES = 500
+"""Test inputs behind the curve, at most."""
+
+CHUNK = 128
+"""Samples bounded together. It changes no result."""
+
+
+def survivors(
+    program: Program,
+    lower: Int8,
+    upper: Int8,
+    start: Int8,
+    labels: Int64,
+    correct: Bools,
+    certified: Bools,
+    seed: int,
+) -> int:
+    """How many samples survive the attack on the integer program.
+
+    Boxes lower, upper around start, int8 [N, *shape]. Attacked are all that are right and not certified, and, as a check on
+    the verifier itself, up to a tenth of the samples among the certified: InternalError where one of those falls.
+    """
+    from cactus_edge.certify.attack import attack
+
+    checked = np.flatnonzero(certified)[: len(certified) // 10]
+    chosen = np.concatenate([checked, np.flatnonzero(correct & ~certified)])
+    found = attack(program, lower[chosen], upper[chosen], labels[chosen], start=start[chosen], seed=seed).found
+    if found[: len(checked)].any():
+        sample = int(checked[found[: len(checked)]][0])
+        raise InternalError(f"sample {sample} was certified, and an attack turned it", hint="please report this model")
+    return int(correct.sum() - found.sum())
+
+
+def float_scores(network: TrainedModel, x: Float32, y: Int64, eps: Fraction, domain: Domain) -> dict[str, int]:
+    """How many samples the float network gets right, and how many it holds over the region by float intervals (no proof)."""
+    from cactus_edge.train.evaluate import float_certified, float_predict
+
+    certified = float_certified(network, x, y, eps, domain)
+    return {"correct": int((float_predict(network, x) == y).sum()), "certified": int(certified.sum())}
+
+
+def curve(
+    program: Program,
+    network: TrainedModel,
+    x: Float32,
+    y: Int64,
+    eps: Fraction,
+    domain: Domain,
+    threads: int,
+    advance: Callable[[int, int, str], None],
+) -> list[dict[str, float]]:
+    """Certified shares of x, y over radii around eps: the file's and the float network's, as {eps, int8, float} by radius."""
+    from cactus_edge.train.evaluate import float_certified
+    from cactus_edge.verify.decide import certify
+    from cactus_edge.verify.regions import region
+
+    radii = sorted({min(factor * eps, domain[1] - domain[0]) for factor in CURVE_FACTORS})
+    rows = []
+    for done, radius in enumerate(radii, start=1):
+        certified = certify(program, region(program, radius, domain), x, y, threads=threads).certified
+        float_ = float_certified(network, x, y, radius, domain)
+        rows.append({"eps": float(radius), "int8": float(certified.mean()), "float": float(float_.mean())})
+        advance(done, len(radii), "curve")
+    return rows
+
+
+def ranges(program: Program, lower: Int8, upper: Int8) -> dict[str, list[int]]:
+    """Per tensor index, as text, the least and the largest int8 value over all boxes [N, *shape]."""
+    from cactus_edge.verify.interval import Engine
+
+    values: list[Any] = [i for i, v in enumerate(program.values) if v.tensor is not None]
+    engine = Engine(program, values)
+    low, high = np.full(len(values), 127), np.full(len(values), -128)
+    for at in range(0, len(lower), CHUNK):
+        for i, (lo, hi) in enumerate(engine.run(lower[at : at + CHUNK], upper[at : at + CHUNK])):
+            low[i], high[i] = min(low[i], int(lo.min())), max(high[i], int(hi.max()))
+    return {str(program.values[v].tensor): [int(a), int(b)] for v, a, b in zip(values, low, high, strict=True)}
