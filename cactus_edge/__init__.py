@@ -15,7 +15,8 @@ from importlib import import_module
 from cactus_edge.version import __version__ as __version__
 
 # Two verbs share their names with packages of ours. Importing a package binds its name here once, the first time; done
-# now, the functions bound below keep their names whatever is imported later.
+# now, the functions bound below keep their names whatever is imported later. `from cactus_edge.verify import regions` works as
+# ever; only `import cactus_edge.verify.regions as r` would look for `regions` on the function.
 import_module("cactus_edge.certify")
 import_module("cactus_edge.verify")
 
