@@ -46,7 +46,7 @@ def ball(x: Tensor, eps: float | Fraction, domain: tuple[Fraction, Fraction]) ->
 
 
 def through(affine: Affine, region: Box) -> Box:
-    """Box of weight * z + bias over z in `region`: centre' = W c + b, radius' = |W| r. Source: Gowal et al. 2018, eq. (6)."""
+    """Box of weight * z + bias over z in `region`: centre' = W c + b, radius' = |W| r. Source: Gowal et al. 2018, arXiv 1810.12715."""
     return Box(affine.pre(region.centre), linear(region.radius, affine.weight.abs(), affine.layer))
 
 

@@ -122,7 +122,7 @@ def build(
     """A network for samples of `shape` (height, width, channels), initialised for interval bounds.
 
     widths: output channels per hidden layer instead of the recipe's `channels`. Weights are drawn from N(0, 2 pi / fan_in^2),
-    so that interval radii neither grow nor vanish with depth. Source: Shi et al. 2021, arXiv 2103.17268, section 4.1.
+    so that interval radii neither grow nor vanish with depth. Source: Shi et al. 2021, arXiv 2103.17268 (IBP initialisation).
     Raises InputError where a kernel does not fit its map.
     """
     generator = torch.Generator().manual_seed(seed)

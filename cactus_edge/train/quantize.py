@@ -65,7 +65,7 @@ def calibrate(net: Folded, dataset: Dataset, recipe: Recipe) -> Calibration:
 
     A candidate scores the mean over samples of sigmoid(c / t) + sigmoid(m / t), c the certified and m the clean margin of the
     label: soft counts of certified and of correct samples, which a few hundred samples estimate better than counts. The
-    temperature t is a quarter of the median |c| of the widest ranges.
+    temperature t is an eighth of the median |c| of the widest ranges.
     """
     x, y = (t[:CALIBRATION_SAMPLES] for t in to_torch(dataset.validation))
     steps = recipe.quantise.input_steps
@@ -82,7 +82,7 @@ def calibrate(net: Folded, dataset: Dataset, recipe: Recipe) -> Calibration:
             return _margins(fake_quantise(net, ceilings), regions)
 
         best = (max(recipe.quantise.clips),) * len(tops)
-        temperature = max(float(margins(best).certified.abs().median()) / 4, 1e-6)
+        temperature = max(float(margins(best).certified.abs().median()) / 8, 1e-6)
         for layer in [*reversed(range(len(tops)))] * 2:
             options = [
                 (*best[:layer], clip, *best[layer + 1 :]) for clip in sorted(recipe.quantise.clips, reverse=True)

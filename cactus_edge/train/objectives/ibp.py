@@ -1,6 +1,6 @@
 """Interval bound propagation: loss and warm-up regulariser.
 
-Sources: Gowal et al. 2018, arXiv 1810.12715 (loss); Shi et al. 2021, arXiv 2103.17268, section 4 (initialisation, in
+Sources: Gowal et al. 2018, arXiv 1810.12715 (loss); Shi et al. 2021, arXiv 2103.17268 (initialisation, in
 `models.build`, and the regulariser).
 """
 
@@ -28,7 +28,7 @@ def warmup_regulariser(bounds: Bounds, region: Box) -> Tensor:
 
     L_tight = sum relu(t - r_0 / r_i) / t with mean radii r_0 of the input and r_i before activation i. L_relu compares
     active (lower > 0) with inactive (upper < 0) neurons: their centres' mean magnitude and variance should balance.
-    Source: Shi et al. 2021, eqs. (9) to (11).
+    Source: Shi et al. 2021 (bound tightness and ReLU stability terms).
     """
     total = torch.zeros(())
     start = region.radius.mean()
