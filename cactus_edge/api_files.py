@@ -1,0 +1,388 @@
+"""The verbs for any int8 file, as functions: inspect, run, agree, convert. Each imports what it needs when it is called."""
+
+from __future__ import annotations
+
+import difflib
+import io
+import re
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cactus_edge.errors import DataError, InputError, InternalError
+from cactus_edge.resources import sha256, write_atomic
+
+if TYPE_CHECKING:
+    from cactus_edge.formats.agree import Agreement, LayerDifference
+    from cactus_edge.inspection import Inspection, Table
+    from cactus_edge.ir.graph import Graph
+    from cactus_edge.verify.tflite_read import Model
+
+Array = npt.NDArray[Any]
+Int64 = npt.NDArray[np.int64]
+Source = bytes | str | Path
+Pairs = list[tuple[str, str]]
+Histogram = Mapping[int, int]
+
+TAIL, BAR = 8, 32
+"""Steps that a histogram shows one by one on each side, and the length of its longest bar."""
+
+
+def inspect(model: Source) -> Inspection:
+    """What the .tflite `model` holds, and which profiles can run it; nothing is executed, numpy is enough.
+
+    Raises InputError for a file that is not there, ModelError for one that is malformed, UnsupportedError, naming the
+    operator and its index, for one that uses what the integer graph cannot express.
+    """
+    from cactus_edge.inspection import inspect_model
+
+    return inspect_model(content(model, "model"))
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """What `run` computed: `values` [N, *output shape], int8 or, where the file ends in DEQUANTIZE, float32.
+
+    `labels` int64 [N], or None. The figures about labels are None without them.
+    """
+
+    values: Array
+    labels: Int64 | None
+    profile: str
+
+    @property
+    def predictions(self) -> Int64:
+        """The first maximum of each row-major output, int64 [N]."""
+        first: Int64 = self._rows.argmax(1).astype(np.int64)
+        return first
+
+    @property
+    def right(self) -> int | None:
+        """Samples whose first maximum is the label."""
+        return None if self.labels is None else int((self.predictions == self.labels).sum())
+
+    @property
+    def strict(self) -> int | None:
+        """Samples whose label is above every other output, so that no rule for ties matters."""
+        if self.labels is None:
+            return None
+        rows = self._rows
+        own = rows[np.arange(len(rows)), self.labels]
+        return int(((rows >= own[:, np.newaxis]).sum(1) == 1).sum())
+
+    def save(self, path: Path) -> None:
+        """Writes `output` (the values) and `prediction` int64 [N] to `path`, an .npz; equal results give equal bytes."""
+        stream = io.BytesIO()
+        np.savez_compressed(stream, output=self.values, prediction=self.predictions)
+        write_atomic(path, stream.getvalue())
+
+    def summary(self) -> Pairs:
+        """In words."""
+        shape = ", ".join(map(str, self.values.shape[1:]))
+        rows = [
+            ("ran", f"{len(self.values):,} inputs, outputs {self.values.dtype} [{shape}]"),
+            ("profile", self.profile),
+        ]
+        if self.labels is not None and self.right is not None and self.strict is not None:
+            n = len(self.labels)
+            ties = self.right - self.strict
+            rows.append(("right", f"{self.right:,} of {n:,} ({self.right / n:.2%}), first maximum"))
+            rows.append(
+                ("", f"{self.strict:,} of {n:,} ({self.strict / n:.2%}), strictly above every other; {ties} tie")
+            )
+        return rows
+
+    @property
+    def _rows(self) -> Array:
+        return self.values.reshape(len(self.values), -1)
+
+
+def run(model: Source, x: Array, y: Array | None = None, *, profile: str = "tflm") -> Outputs:
+    """The exact outputs of the .tflite `model` under `profile`, by the interpreter: what that runtime computes, bit for bit.
+
+    x [N, *input shape]: int8 codes, or float32 in the units of the data, quantised as the profile does it. y: the label of
+    each sample, an integer below the number of outputs. Raises InputError and DataError for data that do not fit,
+    ModelError and UnsupportedError for a model that the profile cannot run.
+    """
+    from cactus_edge.ir.arithmetic import profile as profile_by_name
+    from cactus_edge.ir.evaluate import evaluate
+    from cactus_edge.verify.tflite_read import read_tflite
+
+    rules = profile_by_name(profile)
+    graph = read_tflite(content(model, "model")).graph
+    labels = None if y is None else _labels(y, len(x), graph.output.size)
+    _some(x)
+    return Outputs(evaluate(graph, x, rules), labels, profile)
+
+
+@dataclass(frozen=True)
+class RuntimeAgreement:
+    """One runtime against its own profile. histogram: runtime's minus interpreter's, in output steps -> elements, zero left out."""
+
+    found: Agreement
+    histogram: Histogram
+
+    def cells(self) -> tuple[str, ...]:
+        """As a row of text."""
+        a = self.found
+        return (
+            a.runtime,
+            a.profile,
+            "equal" if a.exact else "DIFFERS",
+            f"{a.differing_inputs:,}",
+            f"{a.mismatches:,}",
+            f"{a.argmax_flips:,}",
+            a.version,
+        )
+
+
+@dataclass(frozen=True)
+class ProfileDifference:
+    """How two profiles differ on this model and data, by the interpreter: `other` against `reference`, counted as in Agreement."""
+
+    reference: str
+    other: str
+    inputs: int
+    differing_inputs: int
+    mismatches: int
+    argmax_flips: int
+    histogram: Histogram
+    first_layer: LayerDifference | None
+
+    def cells(self) -> tuple[str, ...]:
+        """As a row of text."""
+        counts = (self.differing_inputs, self.mismatches, self.argmax_flips)
+        return (f"{self.other} - {self.reference}", *(f"{n:,}" for n in counts))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `agree` found: each runtime against its profile, and the profiles among themselves, which may well differ."""
+
+    inputs: int
+    elements: int
+    runtimes: tuple[RuntimeAgreement, ...]
+    profiles: tuple[ProfileDifference, ...]
+
+    @property
+    def exact(self) -> bool:
+        """Whether every runtime computes what its profile says, in every bit."""
+        return all(r.found.exact for r in self.runtimes)
+
+
+def agree(model: Source, x: Array, *, runtime: str | Sequence[str] = "tflm", inputs: int | None = None) -> Comparison:
+    """Runs the .tflite `model` in real runtimes and compares every output with the interpreter's under the runtime's profile.
+
+    x [N, *input shape] as `run` takes it; `inputs`: the first so many of them. Where the runtimes have several profiles,
+    these are compared with the first one.
+    Raises InputError for an unknown runtime, InstallError where its package is missing, and as `run` does.
+    """
+    from cactus_edge.formats.agree import RUNTIMES
+    from cactus_edge.formats.agree import agree as compare
+    from cactus_edge.verify.tflite_read import read_tflite
+
+    names = [runtime] if isinstance(runtime, str) else list(dict.fromkeys(runtime))
+    for name in names:
+        if name not in RUNTIMES:
+            near = difflib.get_close_matches(name, RUNTIMES, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(RUNTIMES)}"
+            raise InputError(f"unknown runtime {name!r}", hint=hint)
+    data = content(model, "model")
+    graph = read_tflite(data).graph
+    _some(x)
+    if inputs is not None and inputs < 1:
+        raise InputError(f"{inputs} inputs, expected at least 1")
+    x = x[:inputs]
+    found = []
+    for name in names:
+        agreement = compare(data, x, name)
+        found.append(RuntimeAgreement(agreement, {} if agreement.exact else _run_again(data, x, name)))
+    rules = list(dict.fromkeys(RUNTIMES[name].profile for name in names))
+    others = tuple(_between(graph, x, rules[0], other) for other in rules[1:])
+    return Comparison(len(x), len(x) * graph.output.size, tuple(found), others)
+
+
+def _run_again(data: bytes, x: Array, name: str) -> Histogram:
+    """The histogram of a runtime that differs from its profile."""
+    from cactus_edge.formats.agree import RUNTIMES
+    from cactus_edge.ir.arithmetic import profile
+    from cactus_edge.ir.atoms import lower
+    from cactus_edge.ir.evaluate import evaluate, quantised
+    from cactus_edge.verify.tflite_read import read_tflite
+
+    entry, graph = RUNTIMES[name], read_tflite(data).graph
+    rules = profile(entry.profile)
+    samples = x if x.dtype == graph.input.dtype else quantised(lower(graph, rules), x)
+    session = entry.open(data, graph, False)
+    return _histogram(graph, evaluate(graph, x, rules), np.stack([session.run(sample) for sample in samples]))
+
+
+def _between(graph: Graph, x: Array, reference: str, other: str) -> ProfileDifference:
+    from cactus_edge.formats.agree import layer_difference
+    from cactus_edge.ir.arithmetic import profile
+    from cactus_edge.ir.evaluate import evaluate, trace
+
+    want, got = (evaluate(graph, x, profile(name)) for name in (reference, other))
+    rows = (want != got).reshape(len(x), -1)
+    bad = np.flatnonzero(rows.any(1))
+    flips = want.reshape(rows.shape).argmax(1) != got.reshape(rows.shape).argmax(1)
+    first = None
+    if bad.size:
+        sample = x[bad[0] : bad[0] + 1]
+        one, two = (trace(graph, sample, profile(name)) for name in (reference, other))
+        layers = (
+            layer_difference(graph, index, int(bad[0]), a, b)
+            for index, node in enumerate(graph.nodes)
+            if (a := one[node.output]) is not None and (b := two[node.output]) is not None
+        )
+        first = next((layer for layer in layers if layer is not None), None)
+    return ProfileDifference(
+        reference, other, len(x), bad.size, int(rows.sum()), int(flips.sum()), _histogram(graph, want, got), first
+    )
+
+
+def _histogram(graph: Graph, want: Array, got: Array) -> Histogram:
+    """got - want in steps of the output's scale -> how often, without 0, from the least to the largest."""
+    gap = got.astype(np.float64) - want.astype(np.float64)
+    if want.dtype == np.float32:
+        gap = gap / graph.tensors[graph.nodes[-1].inputs[0]].scale
+    steps, counts = np.unique(np.rint(gap).astype(np.int64), return_counts=True)
+    return {int(s): int(n) for s, n in zip(steps, counts, strict=True) if s}
+
+
+def histogram_table(histogram: Histogram) -> Table:
+    """Heading and rows: difference, elements, a bar; what lies beyond `TAIL` steps is counted together on each side."""
+    from cactus_edge.report.table import Column
+
+    shown: dict[int, int] = {}
+    for step, count in histogram.items():
+        end = max(-TAIL, min(TAIL, step))
+        shown[end] = shown.get(end, 0) + count
+    most = max(shown.values(), default=1)
+    rows = []
+    for step, count in sorted(shown.items()):
+        beyond = " or less" if step == -TAIL else " or more" if step == TAIL else ""
+        rows.append((f"{step:+d}{beyond}", f"{count:,}", "#" * -(-BAR * count // most)))
+    return [Column("difference", right=True), Column("elements", right=True), ""], rows
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What `convert` wrote. `kept`: in words, why the result computes the same."""
+
+    files: tuple[Path, ...]
+    source_sha256: str
+    graph_sha256: str
+    kept: str
+
+    def summary(self) -> Pairs:
+        """In words."""
+        names = [str(path) for path in self.files]
+        return [
+            ("source", f"sha256 {self.source_sha256}"),
+            ("graph", f"sha256 {self.graph_sha256}"),
+            ("exact", self.kept),
+            *(("wrote" if i == 0 else "", name) for i, name in enumerate(names)),
+        ]
+
+
+def convert(model: Source, *, to: str, out: str | Path, name: str = "") -> Converted:
+    """Writes the .tflite `model` into the folder `out` as "tflite" (one file) or "c" (C99 sources), through the integer graph.
+
+    name: of model.tflite, and what a board calls the C model; by default that of the file. What cannot be kept exact is
+    refused: UnsupportedError, naming the op. A .tflite is read back and its graph compared; the C computes profile
+    "tflm". Raises InputError for an unknown form, InstallError where the .tflite writer's packages are missing.
+    """
+    from cactus_edge.verify.tflite_read import read_tflite
+
+    if to not in FORMS:
+        near = difflib.get_close_matches(to, FORMS, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(FORMS)}"
+        raise InputError(f"unknown form {to!r}", hint=hint)
+    data = content(model, "model")
+    stem = "model" if isinstance(model, bytes) else re.sub(r"[^A-Za-z0-9._-]", "-", Path(model).stem)[:32]
+    return FORMS[to](read_tflite(data), sha256(data), Path(out), name or stem or "model")
+
+
+def _to_tflite(model: Model, source: str, folder: Path, name: str) -> Converted:
+    from cactus_edge.formats.tflite import RUNTIME_METADATA, explicit_padding, write_tflite
+    from cactus_edge.verify.tflite_read import read_tflite
+
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,32}", name):
+        raise InputError(f"model name {name!r}: expected 1 to 32 letters, digits, '.', '_' or '-'")
+    # The runtime that the source asked for says nothing about the operator versions that are written here.
+    metadata = {key: value for key, value in model.metadata.items() if key != RUNTIME_METADATA}
+    data = write_tflite(model.graph, metadata=metadata)
+    wanted, got = explicit_padding(model.graph).digest(), read_tflite(data).graph.digest()
+    if wanted != got:
+        raise InternalError("the written .tflite does not mean the graph it was written from", hint="please report it")
+    path = folder / f"{name}.tflite"
+    write_atomic(path, data)
+    return Converted((path,), source, got, "read back: the same integer graph, so the same outputs under every profile")
+
+
+def _to_c(model: Model, source: str, folder: Path, name: str) -> Converted:
+    from cactus_edge.formats.c.write import write_c
+    from cactus_edge.inspection import C_PROFILE
+    from cactus_edge.ir.arithmetic import profile
+
+    written = write_c(model.graph, profile(C_PROFILE), folder, name=name)
+    kept = f"computes profile {C_PROFILE}; blob sha256 {written.digest}"
+    return Converted((folder / "model.h", *written.sources), source, model.graph.digest(), kept)
+
+
+FORMS = {"tflite": _to_tflite, "c": _to_c}
+"""What a model can be converted to."""
+
+
+def content(source: Source, what: str) -> bytes:
+    """The bytes themselves, or those of the file. Raises InputError where it cannot be read."""
+    if isinstance(source, bytes):
+        return source
+    path = Path(source)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read the {what} {path}: {error.strerror}", hint="check the path") from error
+
+
+def read_inputs(path: Path) -> tuple[Array, Array | None]:
+    """(x, y) from the .npz `path`, as they are; None for y where there is none. Raises DataError for anything else."""
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise DataError(f"{path} is a single array", hint="save it with np.savez(path, x=..., y=...)")
+        with loaded as archive:
+            if "x" not in archive:
+                held = ", ".join(archive.files) or "nothing"
+                raise DataError(
+                    f"{path} holds {held}; expected x, and y for accuracy", hint="np.savez(path, x=..., y=...)"
+                )
+            return archive["x"], archive.get("y")
+    except FileNotFoundError:
+        raise DataError(f"there is no file {path}", hint="check the path given to --data") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} cannot be read as .npz: {error}", hint="write it again with np.savez") from error
+
+
+def _some(x: Array) -> None:
+    if x.ndim == 0 or len(x) == 0:
+        raise DataError(f"the data have shape {x.shape}, expected at least one sample")
+
+
+def _labels(y: Array, count: int, classes: int) -> Int64:
+    """y as int64 [count]. Raises DataError where it is not one label below `classes` for each sample."""
+    if y.shape != (count,) or y.dtype.kind not in "iu":
+        raise DataError(
+            f"the labels are {y.dtype} {y.shape}, expected one integer for each of {count} samples",
+            hint="leave y out to get the outputs alone",
+        )
+    if count and not (int(y.min()) >= 0 and int(y.max()) < classes):
+        raise DataError(f"the labels run from {y.min()} to {y.max()}, expected 0..{classes - 1}")
+    return y.astype(np.int64)
