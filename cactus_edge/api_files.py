@@ -7,7 +7,7 @@ import io
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,19 +19,14 @@ from cactus_edge.errors import DataError, InputError, InternalError
 from cactus_edge.resources import sha256, write_atomic
 
 if TYPE_CHECKING:
-    from cactus_edge.formats.agree import Agreement, LayerDifference
-    from cactus_edge.inspection import Inspection, Table
-    from cactus_edge.ir.graph import Graph
+    from cactus_edge.comparison import Comparison
+    from cactus_edge.inspection import Inspection
     from cactus_edge.verify.tflite_read import Model
 
 Array = npt.NDArray[Any]
 Int64 = npt.NDArray[np.int64]
 Source = bytes | str | Path
 Pairs = list[tuple[str, str]]
-Histogram = Mapping[int, int]
-
-TAIL, BAR = 8, 32
-"""Steps that a histogram shows one by one on each side, and the length of its longest bar."""
 
 
 def inspect(model: Source) -> Inspection:
@@ -121,160 +116,28 @@ def run(model: Source, x: Array, y: Array | None = None, *, profile: str = "tflm
     return Outputs(evaluate(graph, x, rules), labels, profile)
 
 
-@dataclass(frozen=True)
-class RuntimeAgreement:
-    """One runtime against its own profile. histogram: runtime's minus interpreter's, in output steps -> elements, zero left out."""
-
-    found: Agreement
-    histogram: Histogram
-
-    def cells(self) -> tuple[str, ...]:
-        """As a row of text."""
-        a = self.found
-        return (
-            a.runtime,
-            a.profile,
-            "equal" if a.exact else "DIFFERS",
-            f"{a.differing_inputs:,}",
-            f"{a.mismatches:,}",
-            f"{a.argmax_flips:,}",
-            a.version,
-        )
-
-
-@dataclass(frozen=True)
-class ProfileDifference:
-    """How two profiles differ on this model and data, by the interpreter: `other` against `reference`, counted as in Agreement."""
-
-    reference: str
-    other: str
-    inputs: int
-    differing_inputs: int
-    mismatches: int
-    argmax_flips: int
-    histogram: Histogram
-    first_layer: LayerDifference | None
-
-    def cells(self) -> tuple[str, ...]:
-        """As a row of text."""
-        counts = (self.differing_inputs, self.mismatches, self.argmax_flips)
-        return (f"{self.other} - {self.reference}", *(f"{n:,}" for n in counts))
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What `agree` found: each runtime against its profile, and the profiles among themselves, which may well differ."""
-
-    inputs: int
-    elements: int
-    runtimes: tuple[RuntimeAgreement, ...]
-    profiles: tuple[ProfileDifference, ...]
-
-    @property
-    def exact(self) -> bool:
-        """Whether every runtime computes what its profile says, in every bit."""
-        return all(r.found.exact for r in self.runtimes)
-
-
 def agree(model: Source, x: Array, *, runtime: str | Sequence[str] = "tflm", inputs: int | None = None) -> Comparison:
     """Runs the .tflite `model` in real runtimes and compares every output with the interpreter's under the runtime's profile.
 
-    x [N, *input shape] as `run` takes it; `inputs`: the first so many of them. Where the runtimes have several profiles,
-    these are compared with the first one.
+    runtime: names of `formats.agree.RUNTIMES`, and "c" for the portable C compiled here. x [N, *input shape] as `run` takes
+    it; `inputs`: the first so many of them. Where the runtimes have several profiles, these are compared with the first one.
     Raises InputError for an unknown runtime, InstallError where its package is missing, and as `run` does.
     """
-    from cactus_edge.formats.agree import RUNTIMES
-    from cactus_edge.formats.agree import agree as compare
-    from cactus_edge.verify.tflite_read import read_tflite
+    from cactus_edge.comparison import compare
 
     names = [runtime] if isinstance(runtime, str) else list(dict.fromkeys(runtime))
-    for name in names:
-        if name not in RUNTIMES:
-            near = difflib.get_close_matches(name, RUNTIMES, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(RUNTIMES)}"
-            raise InputError(f"unknown runtime {name!r}", hint=hint)
+    if not names:
+        raise InputError("no runtime is named", hint="for example tflm")
     data = content(model, "model")
-    graph = read_tflite(data).graph
     _some(x)
     if inputs is not None and inputs < 1:
         raise InputError(f"{inputs} inputs, expected at least 1")
-    x = x[:inputs]
-    found = []
-    for name in names:
-        agreement = compare(data, x, name)
-        found.append(RuntimeAgreement(agreement, {} if agreement.exact else _run_again(data, x, name)))
-    rules = list(dict.fromkeys(RUNTIMES[name].profile for name in names))
-    others = tuple(_between(graph, x, rules[0], other) for other in rules[1:])
-    return Comparison(len(x), len(x) * graph.output.size, tuple(found), others)
-
-
-def _run_again(data: bytes, x: Array, name: str) -> Histogram:
-    """The histogram of a runtime that differs from its profile."""
-    from cactus_edge.formats.agree import RUNTIMES
-    from cactus_edge.ir.arithmetic import profile
-    from cactus_edge.ir.atoms import lower
-    from cactus_edge.ir.evaluate import evaluate, quantised
-    from cactus_edge.verify.tflite_read import read_tflite
-
-    entry, graph = RUNTIMES[name], read_tflite(data).graph
-    rules = profile(entry.profile)
-    samples = x if x.dtype == graph.input.dtype else quantised(lower(graph, rules), x)
-    session = entry.open(data, graph, False)
-    return _histogram(graph, evaluate(graph, x, rules), np.stack([session.run(sample) for sample in samples]))
-
-
-def _between(graph: Graph, x: Array, reference: str, other: str) -> ProfileDifference:
-    from cactus_edge.formats.agree import layer_difference
-    from cactus_edge.ir.arithmetic import profile
-    from cactus_edge.ir.evaluate import evaluate, trace
-
-    want, got = (evaluate(graph, x, profile(name)) for name in (reference, other))
-    rows = (want != got).reshape(len(x), -1)
-    bad = np.flatnonzero(rows.any(1))
-    flips = want.reshape(rows.shape).argmax(1) != got.reshape(rows.shape).argmax(1)
-    first = None
-    if bad.size:
-        sample = x[bad[0] : bad[0] + 1]
-        one, two = (trace(graph, sample, profile(name)) for name in (reference, other))
-        layers = (
-            layer_difference(graph, index, int(bad[0]), a, b)
-            for index, node in enumerate(graph.nodes)
-            if (a := one[node.output]) is not None and (b := two[node.output]) is not None
-        )
-        first = next((layer for layer in layers if layer is not None), None)
-    return ProfileDifference(
-        reference, other, len(x), bad.size, int(rows.sum()), int(flips.sum()), _histogram(graph, want, got), first
-    )
-
-
-def _histogram(graph: Graph, want: Array, got: Array) -> Histogram:
-    """got - want in steps of the output's scale -> how often, without 0, from the least to the largest."""
-    gap = got.astype(np.float64) - want.astype(np.float64)
-    if want.dtype == np.float32:
-        gap = gap / graph.tensors[graph.nodes[-1].inputs[0]].scale
-    steps, counts = np.unique(np.rint(gap).astype(np.int64), return_counts=True)
-    return {int(s): int(n) for s, n in zip(steps, counts, strict=True) if s}
-
-
-def histogram_table(histogram: Histogram) -> Table:
-    """Heading and rows: difference, elements, a bar; what lies beyond `TAIL` steps is counted together on each side."""
-    from cactus_edge.report.table import Column
-
-    shown: dict[int, int] = {}
-    for step, count in histogram.items():
-        end = max(-TAIL, min(TAIL, step))
-        shown[end] = shown.get(end, 0) + count
-    most = max(shown.values(), default=1)
-    rows = []
-    for step, count in sorted(shown.items()):
-        beyond = " or less" if step == -TAIL else " or more" if step == TAIL else ""
-        rows.append((f"{step:+d}{beyond}", f"{count:,}", "#" * -(-BAR * count // most)))
-    return [Column("difference", right=True), Column("elements", right=True), ""], rows
+    return compare(data, x[:inputs], names)
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What `convert` wrote. `kept`: in words, why the result computes the same."""
+    """What `convert` wrote: the .tflite, or the header to include and the sources to compile. `kept`: why it computes the same."""
 
     files: tuple[Path, ...]
     source_sha256: str
@@ -283,12 +146,13 @@ class Converted:
 
     def summary(self) -> Pairs:
         """In words."""
-        names = [str(path) for path in self.files]
+        folder = self.files[0].parent
         return [
             ("source", f"sha256 {self.source_sha256}"),
             ("graph", f"sha256 {self.graph_sha256}"),
             ("exact", self.kept),
-            *(("wrote" if i == 0 else "", name) for i, name in enumerate(names)),
+            ("folder", str(folder)),
+            ("wrote", ", ".join(str(path.relative_to(folder)) for path in self.files)),
         ]
 
 
@@ -328,8 +192,8 @@ def _to_tflite(model: Model, source: str, folder: Path, name: str) -> Converted:
 
 
 def _to_c(model: Model, source: str, folder: Path, name: str) -> Converted:
+    from cactus_edge.comparison import C_PROFILE
     from cactus_edge.formats.c.write import write_c
-    from cactus_edge.inspection import C_PROFILE
     from cactus_edge.ir.arithmetic import profile
 
     written = write_c(model.graph, profile(C_PROFILE), folder, name=name)

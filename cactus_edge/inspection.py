@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cactus_edge.comparison import C_PROFILE, Table
 from cactus_edge.errors import InstallError, ModelError
 from cactus_edge.formats.agree import RUNTIMES, Runtime
 from cactus_edge.ir import ops
@@ -26,10 +27,6 @@ from cactus_edge.verify.overflow import Fact, prove
 from cactus_edge.verify.tflite_read import read_tflite
 
 Pairs = list[tuple[str, str]]
-Table = tuple[Sequence[str | Column], Sequence[Sequence[str]]]
-
-C_PROFILE = "tflm"
-"""The profile whose arithmetic the C sources compute."""
 
 NAME = 38
 """Characters of an op's name that its row shows."""

@@ -19,7 +19,12 @@ def add_parser(verbs: Any) -> None:
     p = verbs.add_parser("agree", help="compare an int8 file in real runtimes, bit for bit", description=__doc__)
     p.add_argument("model", type=Path, metavar="MODEL.tflite")
     p.add_argument("--data", type=Path, required=True, metavar="X.npz", help="array x [N, ...]")
-    p.add_argument("--runtime", default="tflm", metavar="NAME[,NAME...]", help="runtimes (default: tflm)")
+    p.add_argument(
+        "--runtime",
+        default="tflm",
+        metavar="NAME[,NAME...]",
+        help="runtimes that `inspect` lists, or c for the C sources, compiled here (default: tflm)",
+    )
     p.add_argument("--inputs", type=int, metavar="N", help="the first N samples (default: all)")
     p.set_defaults(run=run)
 
@@ -28,6 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Compares and prints the counts, then what differs first and by how much."""
     from cactus_edge import api_files
     from cactus_edge.cli.terminal import columns
+    from cactus_edge.comparison import histogram_table
     from cactus_edge.report.table import Column, pairs, table
 
     x, _ = api_files.read_inputs(arguments.data)
@@ -40,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     for r in found.runtimes:
         if not r.found.exact:
             print(f"\n{r.found.runtime} minus profile {r.found.profile}, in output steps")
-            print(table(*api_files.histogram_table(r.histogram), width=width))
+            print(table(*histogram_table(r.histogram), width=width))
             print(pairs([("first", str(r.found.first_layer or "the output only"))], width=width))
     if found.profiles:
         print("\nthe profiles among themselves, by the interpreter", end="\n\n")
@@ -48,6 +54,6 @@ def run(arguments: argparse.Namespace) -> int:
     for p in found.profiles:
         if p.mismatches:
             print(f"\n{p.other} minus {p.reference}, in output steps")
-            print(table(*api_files.histogram_table(p.histogram), width=width))
+            print(table(*histogram_table(p.histogram), width=width))
             print(pairs([("first", str(p.first_layer or "the output only"))], width=width))
     return GOOD if found.exact else NEGATIVE

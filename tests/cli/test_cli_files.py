@@ -13,9 +13,11 @@ import pytest
 from file_kit import Shown, kws_inputs, kws_model, refused, wide_softmax, write_data, write_model
 
 import cactus_edge as ce
-from cactus_edge.api_files import histogram_table, read_inputs
+from cactus_edge.api_files import read_inputs
 from cactus_edge.cli import main
+from cactus_edge.comparison import histogram_table
 from cactus_edge.formats.agree import RUNTIMES
+from cactus_edge.formats.c import host
 from cactus_edge.formats.tflite import read_tflite, write_tflite
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import PROFILES, profile
@@ -227,6 +229,21 @@ def test_agree_compares_the_profiles_among_themselves(
     assert between.mismatches == found.runtimes[1].found.mismatches > 0
     mirrored = {-step: count for step, count in between.histogram.items()}
     assert mirrored == found.runtimes[1].histogram, "the wheel is tflm, so it differs from `even` the other way round"
+
+
+def test_agree_compiles_the_c(model: Path, data: Path, capsys: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main(["agree", str(model), "--data", str(data), "--runtime", "tflm,c"]) == 0
+    assert "c        tflm     equal" in capsys.readouterr().out
+    honest = host.HostProgram._run
+
+    def planted(self: host.HostProgram, x: Any, mode: str, width: int) -> Any:
+        return honest(self, x, mode, width) ^ np.int8(1)
+
+    monkeypatch.setattr(host.HostProgram, "_run", planted)
+    assert main(["agree", str(model), "--data", str(data), "--runtime", "c"]) == 1
+    shown = capsys.readouterr().out
+    for word in ("DIFFERS", "c minus profile tflm", "first  op 1 Conv2d"):
+        assert word in shown
 
 
 def test_histogram_gathers_its_tails() -> None:
