@@ -111,20 +111,16 @@ def _dequantize_linear(o: Operator) -> Value:
     scale = o.plain(1, np.float32)
     if not (np.isfinite(scale).all() and (scale > 0).all() and scale.size):
         raise o.malformed("finite scales above zero", scale.ravel()[:4])
-    if scale.ndim == 0:
-        found = Constant(integers, ops.freeze(scale.reshape(1), np.float32), None)
-    else:
-        axis += integers.ndim if axis < 0 else 0
-        if scale.ndim != 1 or not 0 <= axis < integers.ndim or scale.size != integers.shape[axis]:
-            # One scale in a vector is per tensor whatever the axis.
-            if scale.shape != (1,):
-                raise o.malformed(f"scales along one axis of {integers.shape}", f"{scale.shape} along {axis}")
-            found = Constant(integers, scale, None)
-        else:
-            found = Constant(integers, scale, axis)
-    if o.has(2) and (o.plain(2, integers.dtype).any() or o.plain(2, integers.dtype).shape != scale.shape):
-        raise o.unsupported("a constant with a zero point other than 0")
-    return found
+    if o.has(2):
+        zero_point = o.plain(2, integers.dtype)
+        if zero_point.any() or zero_point.size not in (1, scale.size):
+            raise o.unsupported("a constant with a zero point other than 0")
+    if scale.size == 1 and scale.ndim <= 1:
+        return Constant(integers, ops.freeze(scale.reshape(1), np.float32), None)
+    axis += integers.ndim if axis < 0 else 0
+    if scale.ndim != 1 or not 0 <= axis < integers.ndim or scale.size != integers.shape[axis]:
+        raise o.malformed(f"scales along one axis of {integers.shape}", f"{scale.shape} along {axis}")
+    return Constant(integers, scale, axis)
 
 
 def _conv(o: Operator) -> Value:

@@ -78,13 +78,21 @@ def parse(data: bytes) -> Any:
     return model
 
 
+def text(value: Any) -> str:
+    """A string of the file. The protobuf package hands out bytes instead where they are no UTF-8: ModelError here."""
+    if not isinstance(value, str):
+        raise ModelError(f"malformed ONNX: the name {value!r} is not UTF-8")
+    return value
+
+
 def constants(tensors: Sequence[Any]) -> dict[str, Array]:
     """The initializers by name, read-only, decoded. Raises UnsupportedError for external data and other data types."""
     found: dict[str, Array] = {}
     for t in tensors:
-        if not t.name or t.name in found:
-            raise ModelError(f"malformed ONNX: initializer {t.name!r}: expected a name of its own")
-        found[t.name] = decode(t, f"initializer {t.name!r}")
+        name = text(t.name)
+        if not name or name in found:
+            raise ModelError(f"malformed ONNX: initializer {name!r}: expected a name of its own")
+        found[name] = decode(t, f"initializer {name!r}")
     return found
 
 
@@ -132,9 +140,10 @@ class Attributes:
         self._what = what
         self._left: dict[str, Any] = {}
         for a in node.attribute:
-            if a.name in self._left or a.ref_attr_name:
-                raise ModelError(f"malformed ONNX: {what}: attribute {a.name!r} twice or by reference")
-            self._left[a.name] = a
+            name = text(a.name)
+            if name in self._left or a.ref_attr_name:
+                raise ModelError(f"malformed ONNX: {what}: attribute {name!r} twice or by reference")
+            self._left[name] = a
 
     def _take(self, name: str, kind: int) -> Any:
         a = self._left.pop(name, None)

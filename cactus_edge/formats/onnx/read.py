@@ -16,7 +16,7 @@ from typing import Any
 from cactus_edge.errors import ModelError, UnsupportedError
 from cactus_edge.formats.onnx.form import as_image, keeps_order
 from cactus_edge.formats.onnx.nodes import read_node
-from cactus_edge.formats.onnx.proto import FLOAT, constants, parse
+from cactus_edge.formats.onnx.proto import FLOAT, constants, parse, text
 from cactus_edge.formats.onnx.values import Network, Operator, Real, Source
 from cactus_edge.ir import ops
 from cactus_edge.ir.graph import Graph, Node, Tensor
@@ -48,38 +48,32 @@ def read_onnx(data: bytes) -> OnnxModel:
     are well-formed and use what the graph cannot express or name data outside the file, InstallError without onnx.
     """
     model = parse(data)
-    try:
-        return _read(model, data)
-    except UnicodeDecodeError as error:
-        raise ModelError(f"malformed ONNX: a name is not UTF-8: {error}") from error
-
-
-def _read(model: Any, data: bytes) -> OnnxModel:
     g = model.graph
     known = constants(g.initializer)
     if len(g.input) != 1 or len(g.output) != 1:
         raise UnsupportedError(
             f"the ONNX graph has {len(g.input)} inputs and {len(g.output)} outputs, expected one of each"
         )
-    uses = Counter(name for node in g.node for name in node.input)
-    uses[g.output[0].name] += 1
+    uses = Counter(text(name) for node in g.node for name in node.input)
+    source, end = text(g.input[0].name), text(g.output[0].name)
+    uses[end] += 1
     net = Network(known, uses)
     shape = _input_shape(g.input[0])
-    net.tensor(Tensor(g.input[0].name, shape, "float32"), as_image(shape))
-    net.define(g.input[0].name, Source(), "the graph's input")
+    net.tensor(Tensor(source, shape, "float32"), as_image(shape))
+    net.define(source, Source(), "the graph's input")
     for index, node in enumerate(g.node):
         read_node(Operator(net, node, index))
-    last = net.values.get(g.output[0].name)
+    last = net.values.get(end)
     if not isinstance(last, Real):
         raise UnsupportedError(
-            f"the output {g.output[0].name!r} is not the result of a DequantizeLinear on int8 codes",
+            f"the output {end!r} is not the result of a DequantizeLinear on int8 codes",
             hint="an int8 or float output leaves the last layer in float in ONNX Runtime",
         )
     out = net.tensors[last.tensor]
     if len(out.shape) == 1 and not keeps_order(net.images[last.tensor]):
-        raise UnsupportedError(f"the output {g.output[0].name!r} is a flattened image in channel-first order")
+        raise UnsupportedError(f"the output {end!r} is a flattened image in channel-first order")
     _check_output(g.output[0], out.shape)
-    net.tensors.append(Tensor(g.output[0].name, out.shape, "float32"))
+    net.tensors.append(Tensor(end, out.shape, "float32"))
     net.nodes.append(Node(ops.Dequantize(), (last.tensor,), len(net.tensors) - 1))
     graph = Graph(tuple(net.tensors), tuple(net.nodes), (0,), (len(net.tensors) - 1,))
     check(graph)
@@ -120,7 +114,8 @@ def _float_dims(value: Any, where: str) -> list[Any]:
 def _metadata(model: Any) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for entry in model.metadata_props:
-        if entry.key in found:
-            raise ModelError(f"malformed ONNX: metadata {entry.key!r} twice")
-        found[entry.key] = entry.value.encode()
+        name = text(entry.key)
+        if name in found:
+            raise ModelError(f"malformed ONNX: metadata {name!r} twice")
+        found[name] = text(entry.value).encode()
     return found
