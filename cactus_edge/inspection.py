@@ -84,9 +84,9 @@ class ProfileFacts:
 class Inspection:
     """What `inspect` found. Sizes in bytes.
 
-    live_bytes: the largest sum of int8 activations alive at one op, below which no memory plan can go (with the in-place
-    rules of `ir.plan`). arena_bytes: what the plan of the portable C needs, its kernels' scratch included. c_bytes: constants
-    of the portable C, 0 where `c_refusal` says why there is none.
+    live_bytes: the largest sum of int8 activations, and of the portable C's scratch, alive at one op: no memory plan with
+    the in-place rules of `ir.plan` can do with less. arena_bytes: what that plan takes. c_bytes: constants of the portable C,
+    0 where `c_refusal` says why there is none.
     """
 
     file_bytes: int
@@ -133,7 +133,7 @@ class Inspection:
             ("work", f"{self.macs:,} MACs per inference"),
             (
                 "RAM",
-                f"{self.live_bytes:,} bytes of activations alive at once, {self.arena_bytes:,} bytes of arena",
+                f"{self.live_bytes:,} bytes alive at once, scratch included; {self.arena_bytes:,} bytes of arena",
             ),
             ("as C", c),
         ]

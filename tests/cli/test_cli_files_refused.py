@@ -78,6 +78,14 @@ def test_certify_in_steps_of_the_input(kws: Path, kws_data: Path, tmp_path: Path
     assert "notes" in data_units and data_units["notes"] == {}
 
 
+def test_steps_of_a_file_that_takes_floats(model: Path, data: Path) -> None:
+    x, y = read_inputs(data)
+    assert y is not None
+    quantised = read_tflite(model.read_bytes()).graph.tensors[1]
+    certificate = ce.certify(model, x, y, eps="1/2", unit="lsb")
+    assert certificate.record["region"]["eps"] == str(Fraction(quantised.scale) / 2)
+
+
 def test_steps_are_boxes_of_codes(kws: Path) -> None:
     program = lower(read_tflite(kws.read_bytes()).graph, profile("tflm"))
     codes = np.resize(np.arange(-128, 128), (2, 49, 10, 1)).astype(np.int8)
