@@ -22,6 +22,10 @@ from cactus_edge.ir.spec import check
 SMALLEST_SCALE, LARGEST_SCALE = 2.0**-60, 2.0**60
 """Scales in this range keep f32(S * code) / S exact to a quarter of a code, and every product of two of them a normal float32."""
 
+LARGEST_FLOAT_BIAS = 1 << 21
+"""A bias b up to here is the nearest integer to f32(b * S) / S for S rounded to float32 by anyone: the three roundings move it by less
+than 3 * 2^-24 * 2^21 < 1/2."""
+
 Image = tuple[int, int, int]
 """(height, width, channels) of an image that was flattened: its elements are stored as (channel, height, width)."""
 

@@ -7,7 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from cactus_edge.formats.onnx.form import as_image, check_activation, check_scales, clip_bounds, our_columns
+from cactus_edge.formats.onnx.form import (
+    LARGEST_FLOAT_BIAS,
+    as_image,
+    check_activation,
+    check_scales,
+    clip_bounds,
+    our_columns,
+)
 from cactus_edge.formats.onnx.proto import INT8
 from cactus_edge.formats.onnx.values import Clamped, Codes, Constant, Operator, Pending, Real, Source, Value
 from cactus_edge.ir import ops
@@ -189,6 +196,8 @@ def _scales(o: Operator, weight: Constant, axis: int, s_in: float, outputs: int)
     check_scales(weight.scale, f"{o.what}: weight")
     if not o.has(2):
         return weight.scale, ops.freeze(np.zeros(outputs), np.int32)
+    if o.inputs[2] in o.net.constants:
+        return weight.scale, _float_bias(o, np.float32(s_in) * weight.scale, outputs)
     bias = o.dequantised(2, np.int32)
     if bias.integers.shape != (outputs,):
         raise o.malformed(f"a bias of shape {(outputs,)}", bias.integers.shape)
@@ -196,6 +205,19 @@ def _scales(o: Operator, weight: Constant, axis: int, s_in: float, outputs: int)
     if (np.abs(bias.scale - product) > BIAS_SCALE_TOLERANCE * product).any():
         raise o.unsupported("a bias whose scale is not that of input times weight")
     return weight.scale, ops.freeze(bias.integers, np.int32)
+
+
+def _float_bias(o: Operator, scale: ops.Float32, outputs: int) -> ops.Int32:
+    """The int32 bias whose float32 images the file holds. Raises UnsupportedError where they are none: it would be rounded."""
+    stored = o.plain(2, np.float32)
+    if stored.shape != (outputs,) or not np.isfinite(stored).all():
+        raise o.malformed(f"a finite bias of shape {(outputs,)}", stored.shape)
+    codes = np.rint(stored / scale.astype(np.float64))
+    if not (np.abs(codes) <= LARGEST_FLOAT_BIAS).all() or not np.array_equal(
+        (codes * scale).astype(np.float32), stored
+    ):
+        raise o.unsupported("a float32 bias that is no multiple of input scale times weight scale")
+    return ops.freeze(codes, np.int32)
 
 
 def _max_pool(o: Operator) -> Value:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from cactus_edge.errors import InstallError, ModelError, UnsupportedError
 from cactus_edge.formats.onnx.form import our_columns, stored_image
-from cactus_edge.formats.onnx.proto import INT32, onnx_module
+from cactus_edge.formats.onnx.proto import INT32, decode, onnx_module
 from cactus_edge.formats.onnx.read import read_onnx
 from cactus_edge.ir import ops
 from cactus_edge.ir.graph import Graph
@@ -122,26 +122,28 @@ def optimise(data: bytes) -> bytes:
 
 
 def require_fused(optimised: bytes, graph: Graph) -> bytes:
-    """`optimised` itself, if every convolution and dense layer of `graph` runs as an integer kernel with an int32 bias in it.
+    """`optimised` itself, if every convolution and dense layer of `graph` runs as an integer kernel with its int32 bias in it.
 
     Raises UnsupportedError naming the nodes that stayed in float.
     """
     model = onnx_module().ModelProto()
     model.ParseFromString(optimised)
-    int32 = {t.name for t in model.graph.initializer if t.data_type == INT32}
+    int32 = {t.name: decode(t, t.name).tobytes() for t in model.graph.initializer if t.data_type == INT32}
+    affine = [n.op for n in graph.nodes if isinstance(n.op, ops.Conv2d | ops.DepthwiseConv2d | ops.Dense)]
+    biases = {op.bias.tobytes() for op in affine}
     fused, floats = 0, []
     for node in model.graph.node:
         key = (node.domain, node.op_type)
         if key in INTEGER_KERNELS:
             at = INTEGER_KERNELS[key]
-            if at is not None and len(node.input) > at and node.input[at] and node.input[at] not in int32:
-                floats.append(f"{node.op_type} {node.output[0]!r} whose bias is not a constant int32")
+            bias = node.input[at] if at is not None and len(node.input) > at else ""
+            if bias and int32.get(bias) not in biases:
+                floats.append(f"{node.op_type} {node.output[0]!r} whose bias is not the network's int32 constant")
             fused += 1
         elif node.domain not in ("", "ai.onnx") or node.op_type not in PER_CODE:
             floats.append(f"{node.op_type} {node.output[0]!r}")
-    expected = sum(isinstance(n.op, ops.Conv2d | ops.DepthwiseConv2d | ops.Dense) for n in graph.nodes)
-    if floats or fused != expected:
-        named = ", ".join(floats[:4]) or f"{fused} integer kernels for {expected} convolutions and dense layers"
+    if floats or fused != len(affine):
+        named = ", ".join(floats[:4]) or f"{fused} integer kernels for {len(affine)} convolutions and dense layers"
         raise UnsupportedError(
             f"ONNX Runtime does not compute this file in integers: {named}",
             hint="write it with cactus-edge, whose form ONNX Runtime fuses, or quantise with int8 activations and float ends",

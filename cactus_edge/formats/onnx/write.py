@@ -10,13 +10,21 @@ which changes no code that it does not clamp. The bytes are a function of graph 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, assert_never
+from typing import Any, Literal, assert_never
 
 import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.errors import InputError, UnsupportedError
-from cactus_edge.formats.onnx.form import Image, as_image, clip_bounds, keeps_order, onnx_form, stored_columns
+from cactus_edge.formats.onnx.form import (
+    LARGEST_FLOAT_BIAS,
+    Image,
+    as_image,
+    clip_bounds,
+    keeps_order,
+    onnx_form,
+    stored_columns,
+)
 from cactus_edge.formats.onnx.proto import FLOAT, INT8, INT32, onnx_module
 from cactus_edge.ir import ops
 from cactus_edge.ir.arith import INT8_MIN
@@ -30,22 +38,29 @@ BATCH = "N"
 """The symbolic first axis of the file's input and output."""
 
 
-def write_onnx(graph: Graph, *, metadata: Mapping[str, bytes] | None = None) -> bytes:
+Bias = Literal["int32", "float32"]
+"""How biases are stored: int32 behind a DequantizeLinear, or float32, the only way TensorRT takes.
+
+A float32 bias is f32(b * f32(S_in * S_w)), from which ONNX Runtime and `read_onnx` recover the integer b, |b| <= 2^21.
+"""
+
+
+def write_onnx(graph: Graph, *, metadata: Mapping[str, bytes] | None = None, bias: Bias = "int32") -> bytes:
     """The ONNX file that means `graph`, carrying `metadata` (name -> UTF-8 text); `read_onnx` gives both back.
 
     read_onnx(write_onnx(g)).graph.digest() == onnx_form(g).digest(). Images enter and leave channel first, float32
     [N, C, H, W]. Deterministic. Raises ModelError for an illegal graph, UnsupportedError for what ONNX Runtime was not
     shown to compute exactly, InstallError without the onnx package.
     """
-    return _Writer(onnx_form(graph)).file(dict(metadata or {}))
+    return _Writer(onnx_form(graph), bias).file(dict(metadata or {}))
 
 
 class _Writer:
     """Nodes and initializers in file order. Every int8 tensor is a value of its name; its float twin has `_dq` appended."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, bias: Bias) -> None:
         self.onnx = onnx_module()
-        self.graph = graph
+        self.graph, self.bias = graph, bias
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
         self.taken: set[str] = set()
@@ -194,13 +209,15 @@ class _Writer:
                 "group": groups,
             }
         shape = () if op.weight_scale.size == 1 and isinstance(op, ops.Dense) else op.weight_scale.shape
+        weights = self._dequantised(f"{name}_weight", weight, INT8, op.weight_scale, shape)
         bias_scale = np.float32(self.graph.tensors[x].scale) * op.weight_scale
-        inputs = [
-            source,
-            self._dequantised(f"{name}_weight", weight, INT8, op.weight_scale, shape),
-            self._dequantised(f"{name}_bias", op.bias, INT32, bias_scale, shape),
-        ]
-        return self._emit(kind, inputs, self._unique(f"{name}_sum"), **attributes)
+        if self.bias == "float32":
+            if np.abs(op.bias.astype(np.int64)).max(initial=0) > LARGEST_FLOAT_BIAS:
+                raise UnsupportedError(f"{name}: a bias beyond 2^21 does not survive as float32; write biases as int32")
+            bias = self._constant(f"{name}_bias", op.bias * bias_scale.astype(np.float64), FLOAT)
+        else:
+            bias = self._dequantised(f"{name}_bias", op.bias, INT32, bias_scale, shape)
+        return self._emit(kind, [source, weights, bias], self._unique(f"{name}_sum"), **attributes)
 
     def _end(self, node: Node) -> None:
         """The graph's output is the dequantised value of its last int8 tensor, under the output's name."""
