@@ -73,6 +73,15 @@ def classifier(zero_point: int = -128, activation: ops.Activation = ops.Activati
     return b.finish(b.node(dense, [x], Tensor("logits", (5,), "int8", 1 / 4, 3)))
 
 
+def halves(bias: int = 0) -> Graph:
+    """Codes times one half: every odd accumulator is a tie."""
+    b = GraphBuilder()
+    x = b.input(Tensor("x", (16, 16, 1), "int8", 1.0, 0))
+    weight = ops.freeze(np.ones((1, 1, 1, 1)), np.int8)
+    conv = ops.Conv2d(weight, ops.freeze([bias], np.int32), ops.freeze([1.0], np.float32))
+    return b.finish(b.node(conv, [x], Tensor("y", (16, 16, 1), "int8", 2.0, 1)))
+
+
 def edit(data: bytes, change: Callable[[Any], None]) -> bytes:
     """The file with `change` applied to its ModelProto."""
     model = onnx.ModelProto()
