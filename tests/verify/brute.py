@@ -11,8 +11,9 @@ from strategies import random_graph
 
 from cactus_edge.errors import UnsupportedError
 from cactus_edge.ir import evaluate
-from cactus_edge.ir.arithmetic import Requantise, profile
+from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.atoms import Monotone, Program, lower
+from cactus_edge.ir.rules import Requantise
 
 Array = npt.NDArray[Any]
 TFLM = profile("tflm")
