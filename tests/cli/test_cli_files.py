@@ -141,6 +141,11 @@ def test_run_of_the_real_model_is_right_901_times(kws: Path, kws_data: Path, tmp
         assert int((written["prediction"] == y).sum()) == 901
 
 
+def test_run_under_another_profile(kws: Path, kws_data: Path, capsys: Shown) -> None:
+    assert main(["run", str(kws), "--data", str(kws_data), "--profile", "litert-xnnpack"]) == 0
+    assert "902 of 1,000" in capsys.readouterr().out
+
+
 def test_run_as_a_function(model: Path, data: Path) -> None:
     x, y = read_inputs(data)
     assert y is not None
@@ -194,6 +199,18 @@ def test_agree_of_the_real_model(kws: Path, kws_data: Path, capsys: Shown) -> No
     shown = capsys.readouterr().out
     assert "50 inputs, 600 output elements" in shown
     assert "equal" in shown
+
+
+def test_one_file_two_meanings(kws: Path, kws_data: Path, capsys: Shown) -> None:
+    """TFLM and LiteRT each compute what their profile says, and it is not the same."""
+    assert main(["agree", str(kws), "--data", str(kws_data), "--runtime", "tflm,litert", "--inputs", "100"]) == 0
+    assert "litert-xnnpack - tflm" in capsys.readouterr().out
+    found = ce.agree(kws, read_inputs(kws_data)[0], runtime=("tflm", "litert"), inputs=100)
+    (between,) = found.profiles
+    assert found.exact
+    assert 0 < between.differing_inputs <= between.mismatches == sum(between.histogram.values())
+    assert between.first_layer is not None
+    assert between.first_layer.node == 0
 
 
 def test_agree_shows_what_differs(kws: Path, kws_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: Shown) -> None:
