@@ -15,7 +15,7 @@ ORT_X86 = Profile(
     name="ort-x86",
     runtime="ONNX Runtime CPU provider, QDQ model at graph optimisation level EXTENDED, float input and output",
     versions="1.31",
-    cpu="x86-64 with AVX-512 VNNI or AVX-VNNI",
+    cpu="x86-64 with AVX-512 VNNI or AVX-VNNI; without them only where sums of two u8 * s8 products are proved to fit 16 bits",
     rules={
         "Conv2d": ("F", "float32"),
         "DepthwiseConv2d": ("F", "float32"),

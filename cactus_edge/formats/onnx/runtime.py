@@ -79,7 +79,7 @@ def check_runnable(graph: Graph) -> None:
     """Raises UnsupportedError where this processor is not one of the profile's.
 
     x86 with VNNI computes integer products exactly. Without it, 8-bit products are added in pairs that saturate at 16 bits;
-    a network passes there only if no pair of its weights can: 255 * (|w1| + |w2|) <= 32767 for the two largest of each output.
+    a network passes there only if no pair of its weights can: 255 * 2 * max |w| <= 32767 in every layer.
     """
     if platform.machine().lower() not in ("x86_64", "amd64"):
         raise UnsupportedError(
@@ -94,8 +94,8 @@ def check_runnable(graph: Graph) -> None:
         largest = 2 * int(weight.max(initial=0))
         if 255 * largest > PAIR_LIMIT:
             raise UnsupportedError(
-                f"{graph.label(index)}: this processor has no VNNI, and ONNX Runtime's kernels saturate where two weights "
-                f"of {largest // 2} meet",
+                f"{graph.label(index)}: this processor has no VNNI, and ONNX Runtime's kernels saturate where two weights of "
+                f"{largest // 2} meet",
                 hint="run on a processor with AVX-512 VNNI or AVX-VNNI, or quantise the weights to 7 bits",
             )
 
@@ -201,6 +201,7 @@ def _session(data: bytes, options: Any) -> Any:
         return _ort().InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except (
         state.Fail,
+        state.RuntimeException,
         state.InvalidGraph,
         state.InvalidProtobuf,
         state.NotImplemented,
