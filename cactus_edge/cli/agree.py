@@ -34,9 +34,10 @@ def run(arguments: argparse.Namespace) -> int:
     from cactus_edge import api_files
     from cactus_edge.cli.terminal import columns
     from cactus_edge.comparison import histogram_table
+    from cactus_edge.outputs import read_inputs
     from cactus_edge.report.table import Column, pairs, table
 
-    x, _ = api_files.read_inputs(arguments.data)
+    x, _ = read_inputs(arguments.data)
     names = [name.strip() for name in arguments.runtime.split(",")]
     found, width = api_files.agree(arguments.model, x, runtime=names, inputs=arguments.inputs), columns()
     counts = [Column(title, right=True) for title in ("inputs", "elements", "flips")]

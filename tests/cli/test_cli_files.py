@@ -13,7 +13,6 @@ import pytest
 from file_kit import Shown, kws_inputs, kws_model, refused, wide_softmax, write_data, write_model
 
 import cactus_edge as ce
-from cactus_edge.api_files import read_inputs
 from cactus_edge.cli import main
 from cactus_edge.comparison import histogram_table
 from cactus_edge.formats.agree import RUNTIMES
@@ -22,6 +21,7 @@ from cactus_edge.formats.tflite import read_tflite, write_tflite
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import PROFILES, profile
 from cactus_edge.ir.evaluate import evaluate
+from cactus_edge.outputs import read_inputs
 
 EVERY_OP_MACS = 6 * 7 * 4 * 3 * 3 * 2 + 6 * 7 * 4 * 3 * 3 + 5 * 32
 """Of `every_op`: its convolution, its depthwise convolution, its dense layer."""

@@ -16,13 +16,13 @@ from file_kit import Shown, kws_inputs, kws_model, refused, wide_softmax, write_
 from tflite_edit import edited, operator
 
 import cactus_edge as ce
-from cactus_edge.api_files import read_inputs
 from cactus_edge.cli import main
 from cactus_edge.errors import InputError, InstallError, UnsupportedError
 from cactus_edge.formats.agree import RUNTIMES
 from cactus_edge.formats.tflite import read_tflite
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.atoms import lower
+from cactus_edge.outputs import read_inputs
 from cactus_edge.verify.regions import box, region
 
 
@@ -199,7 +199,7 @@ GOOD_X = np.zeros((2, 6, 7, 2), np.float32)
         (lambda p: save(p, images=GOOD_X), ("images", "expected x")),
         (lambda p: save(p, x=GOOD_X[:, :5]), ("(5, 7, 2)", "(6, 7, 2)")),
         (lambda p: save(p, x=GOOD_X[:0]), ("at least one sample",)),
-        (lambda p: save(p, x=np.float32(1)), ("at least one sample",)),
+        (lambda p: save(p, x=np.float32(1), y=np.int64(1)), ("at least one sample",)),
         (lambda p: save(p, x=GOOD_X.astype(np.uint8)), ("uint8",)),
         (lambda p: save(p, x=GOOD_X * np.float32(np.nan)), ("NaN",)),
     ],
