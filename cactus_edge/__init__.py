@@ -6,6 +6,7 @@ The verbs of the command line are functions here; each imports what it needs whe
     built = ce.build("digits", target="mcu")
     certificate = ce.certify("model.tflite", x, y, eps="1/16", profile="tflm")
     report = ce.verify("certificate.json", "model.tflite", "test.npz")
+    outputs = ce.run("model.tflite", x, y, profile="tflm")
 """
 
 from __future__ import annotations
@@ -21,5 +22,6 @@ import_module("cactus_edge.certify")
 import_module("cactus_edge.verify")
 
 from cactus_edge.api import bench, build, certify, flash, targets, verify  # noqa: E402
+from cactus_edge.api_files import agree, convert, inspect, run  # noqa: E402
 
-__all__ = ["bench", "build", "certify", "flash", "targets", "verify"]
+__all__ = ["agree", "bench", "build", "certify", "convert", "flash", "inspect", "run", "targets", "verify"]

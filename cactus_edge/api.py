@@ -14,6 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from cactus_edge.api_files import content
 from cactus_edge.errors import DeviceError, InputError, InstallError, ModelError
 from cactus_edge.progress import SILENT, Progress
 from cactus_edge.resources import write_atomic
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from cactus_edge.verify.recheck import Report
 
 Exact = str | Fraction | int | float
+Unit = Literal["data", "lsb"]
 Pairs = list[tuple[str, str]]
 Emulator = Literal["unicorn", "qemu"]
 CompilerName = Literal["zig", "gcc"]
@@ -73,6 +75,7 @@ def certify(
     y: npt.NDArray[Any],
     *,
     eps: Exact | Sequence[Exact],
+    unit: Unit = "data",
     profile: str = "tflm",
     domain: tuple[Exact, Exact] | None = None,
     firmware: Sequence[tuple[str, bytes]] = (),
@@ -80,24 +83,48 @@ def certify(
 ) -> Certificate:
     """Certifies the .tflite `model` around every row of x [N, *shape] with labels y [N].
 
-    eps: radius of the l-inf ball in the units of x, exact ("1/16"), or one per feature. domain: what the sensor can
-    deliver; by default the one in the file's own metadata, else everything its input can represent.
+    eps: radius of the l-inf ball, exact ("1/16"), or one per feature; in the units of x, or with unit "lsb" in steps of the
+    model's input quantisation: n steps are n * S, S the input's float32 scale, as a fraction, also for float x. domain: what
+    the sensor can deliver; by default the one in the file's own metadata, else everything its input can represent.
     """
     import os
 
     from cactus_edge.verify.certificate import certify_file
 
-    data = model if isinstance(model, bytes) else _read(Path(model), "model")
+    data = content(model, "model")
+    radius, notes = (eps, {}) if unit == "data" else _steps(data, eps, unit, profile)
     return certify_file(
         data,
         x,
         y,
-        eps=eps,
+        eps=radius,
         domain=domain or _metadata_domain(data),
         profile=profile,
+        notes=notes,
         firmware=firmware,
         threads=threads or os.cpu_count() or 1,
     )
+
+
+def _steps(
+    model: bytes, eps: Exact | Sequence[Exact], unit: str, profile: str
+) -> tuple[list[Fraction], dict[str, str]]:
+    """eps in steps of the input quantisation as exact radii in the units of the data, and a note that says so."""
+    from cactus_edge.ir.arithmetic import profile as profile_by_name
+    from cactus_edge.ir.atoms import lower
+    from cactus_edge.verify.regions import exact
+    from cactus_edge.verify.tflite_read import read_tflite
+
+    if unit != "lsb":
+        raise InputError(f"unknown unit {unit!r}", hint="data or lsb")
+    step = Fraction(lower(read_tflite(model).graph, profile_by_name(profile)).quantize.scale)
+    given = [eps] if isinstance(eps, str | Fraction | int | float) else list(eps)
+    steps = [exact(e, "eps") for e in given]
+    for n in steps:
+        if not 0 <= n <= 255:
+            raise InputError(f"eps is {n} lsb, expected 0 to 255: the input has 256 codes")
+    listed = ", ".join(map(str, steps)) if len(steps) == 1 else "one per feature,"
+    return [n * step for n in steps], {"eps": f"given as {listed} lsb; 1 lsb = {step}, the input's scale"}
 
 
 @dataclass(frozen=True)
@@ -125,18 +152,23 @@ class CertifyResult:
 
 
 def certify_files(
-    model: Path, data: Path, *, eps: str, domain: str, profile: str, firmware: Sequence[Path], out: Path
+    model: Path, data: Path, *, eps: str, unit: Unit, domain: str, profile: str, firmware: Sequence[Path], out: Path
 ) -> CertifyResult:
     """`certify` from files to a file. firmware: ELF images to bind; domain: "LO,HI" or ""."""
     from cactus_edge.samples import read_samples
 
     x, y = read_samples(data)
-    images = [(path.name, _read(path, "firmware")) for path in firmware]
+    images = [(path.name, content(path, "firmware")) for path in firmware]
     ends = _domain(domain) if domain else None
-    certificate = certify(model, x, y, eps=eps, profile=profile, domain=ends, firmware=images)
+    certificate = certify(model, x, y, eps=eps, unit=unit, profile=profile, domain=ends, firmware=images)
     write_atomic(out, certificate.to_bytes())
     d = certificate.decision
-    return CertifyResult(out, int(d.certified.sum()), int(d.correct.sum()), len(y), eps, profile)
+    radius = (
+        eps
+        if unit == "data"
+        else f"{eps} {unit} = {float(Fraction(certificate.record['region']['eps'])):.6g} in the data's units"
+    )
+    return CertifyResult(out, int(d.certified.sum()), int(d.correct.sum()), len(y), radius, profile)
 
 
 def verify(
@@ -153,9 +185,6 @@ def verify(
     """
     from cactus_edge.samples import read_samples
     from cactus_edge.verify.recheck import recheck
-
-    def content(source: bytes | str | Path, what: str) -> bytes:
-        return source if isinstance(source, bytes) else _read(Path(source), what)
 
     x, y = read_samples(Path(data))
     elf = None if firmware is None else content(firmware, "firmware")
@@ -270,7 +299,7 @@ def bench(
     from cactus_edge.verify.tflite_read import read_tflite
 
     path, board = Path(model), load_target(target)
-    program = lower(read_tflite(_read(path, "model")).graph, profile(board.profile))
+    program = lower(read_tflite(content(path, "model")).graph, profile(board.profile))
     samples = quantised(program, _bench_inputs(path, data, inputs, program.values[program.input].shape))
     folder = out or path.parent / f"bench-{target}"
     elf = None
@@ -304,7 +333,7 @@ def flash(firmware: Path | str, *, target: str, model: Path | str | None = None,
         raise InputError(
             f"no model.tflite beside {image}", hint="name the model it was built from: --model MODEL.tflite"
         )
-    digest = blob_digest(read_tflite(_read(source, "model")).graph, profile(board.profile))
+    digest = blob_digest(read_tflite(content(source, "model")).graph, profile(board.profile))
     answered = flash(board, image, port=port, digest=digest)
     name = answered.name if answered is not None else board.name
     return [
@@ -350,10 +379,3 @@ def _domain(text: str) -> tuple[str, str]:
     if len(parts) != 2:
         raise InputError(f"domain {text!r}, expected two numbers", hint="--domain 0,1")
     return parts[0], parts[1]
-
-
-def _read(path: Path, what: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read the {what} {path}: {error.strerror}", hint="check the path") from error

@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.ir import atoms
-from cactus_edge.ir.arithmetic import AddRule, Clamp, Requantise, RoundDivide
 from cactus_edge.ir.atoms import Program, Step
 from cactus_edge.ir.evaluate import run, values
 from cactus_edge.ir.linear import output_size, pad_image
 from cactus_edge.ir.ops import Int8, Int64
+from cactus_edge.ir.rules import BinaryRule, Elementwise
 
 Real = npt.NDArray[np.float64]
 
@@ -115,13 +115,10 @@ def _backward(step: Step, known: list[Int64], above: Real) -> list[Real]:
         case atoms.Affine(linear=linear):
             return [linear.adjoint(above)]
         case atoms.Monotone(rule):
-            return [above * _slope(rule) * _free(rule, out)]
+            return [above * rule.slope() * _free(rule, out)]
         case atoms.Isotone(rule, _):
-            last = rule.output_multiplier * 2.0 ** (rule.output_shift - 31 + rule.left_shift)
             free = _free(rule, out)
-            return [
-                above * free * (m * 2.0 ** (s - 31) * last) for m, s in zip(rule.multipliers, rule.shifts, strict=True)
-            ]
+            return [above * free * slope for slope in rule.slopes()]
         case atoms.Max() as window:
             return [_max_backward(window, args[0], out, above)]
         case atoms.Gather(rearrangement):
@@ -132,20 +129,7 @@ def _backward(step: Step, known: list[Int64], above: Real) -> list[Real]:
             assert_never(step.atom)
 
 
-def _slope(rule: Requantise | RoundDivide | Clamp) -> Real:
-    match rule:
-        case Requantise():
-            slope: Real = rule.multiplier * np.exp2(rule.shift - 31.0)
-            return slope
-        case RoundDivide():
-            return 1.0 / rule.divisor
-        case Clamp():
-            return np.ones(())
-        case _:
-            assert_never(rule)
-
-
-def _free(rule: Requantise | RoundDivide | Clamp | AddRule, out: Int64) -> npt.NDArray[np.bool_]:
+def _free(rule: Elementwise | BinaryRule, out: Int64) -> npt.NDArray[np.bool_]:
     inside: npt.NDArray[np.bool_] = (out > rule.lo) & (out < rule.hi)
     return inside
 

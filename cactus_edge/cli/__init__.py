@@ -10,11 +10,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cactus_edge.cli import bench, build, certify, doctor, flash, recipes, targets, verify
+from cactus_edge.cli import agree, bench, build, certify, convert, doctor, flash, inspect, recipes, run, targets, verify
 from cactus_edge.errors import UNUSABLE, CactusError
 from cactus_edge.version import __version__
 
-VERBS = (build, certify, verify, bench, flash, targets, recipes, doctor)
+VERBS = (build, certify, verify, bench, flash, inspect, run, agree, convert, targets, recipes, doctor)
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells use it (128 + SIGINT)."""

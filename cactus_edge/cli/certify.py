@@ -16,7 +16,13 @@ def add_parser(verbs: Any) -> None:
     )
     p.add_argument("model", type=Path, metavar="MODEL.tflite")
     p.add_argument("--data", type=Path, required=True, metavar="X.npz", help="arrays x [N, ...] and y [N]")
-    p.add_argument("--eps", required=True, help="radius of the l-inf ball in the data's units, exact: 1/16 or 0.1")
+    p.add_argument("--eps", required=True, help="radius of the l-inf ball, exact: 1/16 or 0.1")
+    p.add_argument(
+        "--unit",
+        choices=("data", "lsb"),
+        default="data",
+        help="unit of eps: the data's own (default), or steps of the model's input quantisation",
+    )
     p.add_argument(
         "--domain",
         default="",
@@ -48,6 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.model,
         arguments.data,
         eps=arguments.eps,
+        unit=arguments.unit,
         domain=arguments.domain,
         profile=arguments.profile,
         firmware=arguments.firmware,

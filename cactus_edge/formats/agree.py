@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.errors import InputError, InstallError, MismatchError, ModelError, UnsupportedError
+from cactus_edge.formats.litert import Litert
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.evaluate import evaluate, trace
@@ -281,5 +283,17 @@ def check_tflm(graph: Graph) -> None:
             raise UnsupportedError(f"{graph.label(index)}: TFLM cannot run it: it {reason} are possible")
 
 
-RUNTIMES: dict[str, Runtime] = {"tflm": Runtime("tflm", "tflite-micro", check_tflm, _Tflm)}
-"""Every runtime that a file can be compared with."""
+def _litert(resolver: str) -> Runtime:
+    name = {"BUILTIN": "xnnpack", "BUILTIN_WITHOUT_DEFAULT_DELEGATES": "builtin", "BUILTIN_REF": "ref"}[resolver]
+    # LiteRT checks a file itself; no limit beyond the profile's own was met.
+    return Runtime(f"litert-{name}", "ai-edge-litert", lambda graph: None, partial(Litert, resolver=resolver))
+
+
+RUNTIMES: dict[str, Runtime] = {
+    "tflm": Runtime("tflm", "tflite-micro", check_tflm, _Tflm),
+    "litert": _litert("BUILTIN"),
+    "litert-xnnpack": _litert("BUILTIN"),
+    "litert-builtin": _litert("BUILTIN_WITHOUT_DEFAULT_DELEGATES"),
+    "litert-ref": _litert("BUILTIN_REF"),
+}
+"""Every runtime that a file can be compared with. `litert` is what LiteRT does by default, which is `litert-xnnpack`."""

@@ -11,6 +11,7 @@ import math
 from fractions import Fraction
 
 import numpy as np
+import numpy.typing as npt
 
 from cactus_edge.ir.ops import Int64
 
@@ -48,6 +49,43 @@ def multiply_by_quantized_multiplier(x: Int64, multiplier: Int64 | int, shift: I
     shift = np.asarray(shift, np.int64)
     left = np.maximum(shift, 0)
     return rdp(srdhm(np.asarray(x, np.int64) << left, multiplier), np.maximum(-shift, 0))
+
+
+def multiply_half_up(x: Int64, multiplier: Int64 | int, shift: Int64 | int) -> Int64:
+    """Family H: y = srdhm(x * 2^max(shift, 0), multiplier), then floor(y / 2^r + 1/2) with r = max(-shift, 0).
+
+    Ranges as in `multiply_by_quantized_multiplier`; ties of the second rounding go up. Source: ruy apply_multiplier.cc and its
+    kernels, whose rounding shift is that of x86's and Arm's vector code.
+    """
+    shift = np.asarray(shift, np.int64)
+    right: Int64 = np.maximum(-shift, 0)
+    y = srdhm(np.asarray(x, np.int64) << np.maximum(shift, 0), multiplier)
+    half = (np.ones_like(right) << right) >> 1
+    result: Int64 = (y + half) >> right
+    return result
+
+
+def multiply_single_rounding(x: Int64, multiplier: Int64 | int, shift: Int64 | int) -> Int64:
+    """Family S: floor((x * multiplier + 2^(30 - shift)) / 2^(31 - shift)): one rounding, ties up.
+
+    x in int32, multiplier in [0, 2^31 - 1], shift in [-31, 30]: everything stays below 2^63. Source: common.h
+    MultiplyByQuantizedMultiplier with TFLITE_SINGLE_ROUNDING; arm_nn_requantize with CMSIS_NN_USE_SINGLE_ROUNDING.
+    """
+    shift = np.asarray(shift, np.int64)
+    product = np.asarray(x, np.int64) * np.asarray(multiplier, np.int64)
+    result: Int64 = (product + (np.int64(1) << (30 - shift))) >> (31 - shift)
+    return result
+
+
+def round_half_away_f64(value: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The nearest integer, ties away from zero (C `round`), elementwise, exact for every double.
+
+    trunc and the difference are exact, so adding one where the difference reaches 1/2 never rounds; adding 1/2 first would
+    (0.49999999999999994 + 0.5 = 1).
+    """
+    whole = np.trunc(value)
+    result: npt.NDArray[np.float64] = whole + np.copysign(np.abs(value - whole) >= 0.5, value)
+    return result
 
 
 def round_half_away(value: float) -> int:

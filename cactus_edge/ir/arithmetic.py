@@ -1,8 +1,8 @@
-"""The named arithmetics: what each runtime computes, rule by rule.
+"""The named arithmetics: which rule each runtime takes for each op.
 
-A *rule* is an integer function with its constants filled in; all rules here are exact on int64. A *profile* is
-(runtime, version range, CPU class) -> one rule id per op kind; adding a runtime adds a row to `PROFILES` and, at most,
-an entry to the rule tables below. Scales are float32 values held as Python floats.
+A *profile* is (runtime, version range, CPU class) -> rule ids per op kind; the rules themselves stand in `rules.py`. Adding a
+runtime adds a row to `PROFILES` and, at most, an entry to the tables. An op that was not shown equal to the real runtime has
+no entry in that runtime's row, so that `lower` refuses it by name. Scales are float32 values held as Python floats.
 
 Facts: the runtimes' sources named at each rule, confirmed by running them (tests/formats).
 """
@@ -20,212 +20,55 @@ import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.errors import InputError, UnsupportedError
-from cactus_edge.ir.arith import (
-    INT8_MAX,
-    INT8_MIN,
-    INT32_MAX,
-    exp_on_negative_q5_26,
-    multiply_by_quantized_multiplier,
-    one_over_one_plus_q0_31,
-    quantize_multiplier,
-    rdp,
-    round_divide,
-    round_half_away,
-    srdhm,
+from cactus_edge.ir.arith import quantize_multiplier
+from cactus_edge.ir.ops import Activation, Conv2d, Dense, Op
+from cactus_edge.ir.rules import (
+    FLOAT_REQUANTISE,
+    AddRule,
+    FixedPointAddRule,
+    Float64,
+    FloatAffine,
+    FloatRequantise,
+    FloatSoftmaxRule,
+    QuantizeRule,
+    Requantise,
+    SoftmaxRule,
+    VectorAddRule,
+    activation_range,
+    float_softmax_rule,
+    softmax_rule,
 )
-from cactus_edge.ir.ops import Activation, Float32, Int8, Int64
-
-REQUANTISE: Mapping[str, Callable[[Int64, Int64, Int64], Int64]] = {"D": multiply_by_quantized_multiplier}
-"""Requantisation families: (accumulator, multiplier, shift) -> integer. D: gemmlowp double rounding (TFLM, CMSIS-NN)."""
 
 
-@dataclass(frozen=True, eq=False)
-class Requantise:
-    """x -> clamp(family(x - input_zero_point; multiplier, shift) + zero_point, lo, hi). Non-decreasing in x.
-
-    multiplier, shift int64 [C] or [1], broadcast over the last axis.
-    """
-
-    family: str
-    multiplier: Int64
-    shift: Int64
-    zero_point: int
-    lo: int = INT8_MIN
-    hi: int = INT8_MAX
-    input_zero_point: int = 0
-
-    def apply(self, x: Int64) -> Int64:
-        scaled = REQUANTISE[self.family](x - self.input_zero_point, self.multiplier, self.shift)
-        return np.clip(scaled + self.zero_point, self.lo, self.hi)
-
-
-@dataclass(frozen=True, eq=False)
-class RoundDivide:
-    """x -> clamp(x / divisor rounded half away from zero, lo, hi). Non-decreasing. divisor int64 > 0, broadcast."""
-
-    divisor: Int64
-    lo: int = INT8_MIN
-    hi: int = INT8_MAX
-
-    def apply(self, x: Int64) -> Int64:
-        return np.clip(round_divide(x, self.divisor), self.lo, self.hi)
-
-
-@dataclass(frozen=True)
-class Clamp:
-    """x -> min(max(x, lo), hi). Non-decreasing."""
-
-    lo: int
-    hi: int
-
-    def apply(self, x: Int64) -> Int64:
-        return np.clip(x, self.lo, self.hi)
-
-
-@dataclass(frozen=True)
-class AddRule:
-    """(x1, x2) -> clamp(D(D((x1-z1)*2^L; m1,s1) + D((x2-z2)*2^L; m2,s2); mo,so) + z_out, lo, hi). Non-decreasing in both.
-
-    All shifts are <= 0. Source: tensorflow/lite/micro/kernels/add_common.cc, reference/integer_ops/add.h.
-    """
-
-    zero_points: tuple[int, int]
-    multipliers: tuple[int, int]
-    shifts: tuple[int, int]
-    left_shift: int
-    output_multiplier: int
-    output_shift: int
-    zero_point: int
-    lo: int
-    hi: int
-
-    def apply(self, x1: Int64, x2: Int64) -> Int64:
-        total = self.term(0, x1) + self.term(1, x2)
-        scaled = multiply_by_quantized_multiplier(total, self.output_multiplier, self.output_shift)
-        return np.clip(scaled + self.zero_point, self.lo, self.hi)
-
-    def term(self, index: int, x: Int64) -> Int64:
-        """The rescaled argument `index`, before the sum."""
-        shifted = (np.asarray(x, np.int64) - self.zero_points[index]) << self.left_shift
-        return multiply_by_quantized_multiplier(shifted, self.multipliers[index], self.shifts[index])
-
-
-@dataclass(frozen=True, eq=False)
-class SoftmaxRule:
-    """Row softmax on int8: out_i = clamp(rdp(srdhm(g, E_i), nb + 23) - 128), E_i = exponentials[x_i - max x + 255].
-
-    exponentials int64 [256]: Q0.31 for the differences -255..0, 0 where the difference is below `difference_min`.
-    (g, nb) come from the sum of rdp(E_i, 12). Source: tensorflow/lite/kernels/internal/reference/softmax.h.
-    """
-
-    exponentials: Int64
-
-    def apply(self, x: Int64) -> Int64:
-        e = self.exponentials[x - x.max(-1, keepdims=True) + 255]
-        g, shift = self.reciprocal(rdp(e, 12).sum(-1, keepdims=True))
-        return np.clip(rdp(srdhm(g, e), shift) + INT8_MIN, INT8_MIN, INT8_MAX)
-
-    @staticmethod
-    def reciprocal(total: Int64) -> tuple[Int64, Int64]:
-        """(g, nb + 23) for the Q12.19 sum `total` in [2^19, 2^31): 256 * E / (2^12 * total) is close to srdhm(g, E) / 2^(nb + 23)."""
-        total = np.asarray(total, np.int64)
-        # frexp is exact below 2^53; its exponent is the bit length.
-        leading = 32 - np.frexp(total.astype(np.float64))[1].astype(np.int64)
-        g = one_over_one_plus_q0_31((total << leading) - (1 << 31))
-        return g, 12 - leading + 23
-
-
-MAX_SOFTMAX_DEPTH = 511
-"""Longest softmax row: 511 exponentials of at most 2^19 stay below 2^28, so that the last shift stays within rdp's 31 bits."""
-
-
-def softmax_rule(beta: float, scale: float, depth: int) -> SoftmaxRule:
-    """p = min(beta * scale * 2^26, 2^31 - 1); differences scaled by D(p) into Q5.26; below -floor(31 * 2^26 / 2^ls) skipped."""
-    if depth > MAX_SOFTMAX_DEPTH:
-        raise UnsupportedError(f"softmax over {depth} elements: TFLM's last shift is defined up to {MAX_SOFTMAX_DEPTH}")
-    product = min(float(np.float32(beta)) * scale * 2.0**26, float(INT32_MAX))
-    if product <= 1:
-        raise UnsupportedError(f"softmax with beta * scale = {beta * scale}: TFLM needs more than 2^-26")
-    multiplier, left = quantize_multiplier(product)
-    difference_min = -math.floor(31.0 * 2.0**26 / 2.0**left)
-    difference = np.arange(-255, 1, dtype=np.int64)
-    # At a left shift of 31 only the difference 0 is kept, so nothing is ever shifted out.
-    kept = np.maximum(difference, difference_min)
-    e = exp_on_negative_q5_26(srdhm(kept << left, multiplier))
-    return SoftmaxRule(np.where(difference >= difference_min, e, 0))
-
-
-@dataclass(frozen=True)
-class QuantizeRule:
-    """float32 x -> clamp(round(f32(x / scale)) + zero_point). `rounding`: half_away (TFLM, LiteRT reference) or half_even."""
-
-    scale: float
-    zero_point: int
-    rounding: str
-
-    def apply(self, x: Float32) -> Int8:
-        """int8 codes of float32 x. Raises InputError for NaN and for |x / scale| near 2^31: C leaves their conversion undefined."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            real = (np.asarray(x, np.float32) / np.float32(self.scale)).astype(np.float64)
-        if not (np.abs(real) < 2.0**31 - 128).all():
-            raise InputError(
-                "the data contain NaN, infinities or values beyond 2^31 input steps, which no two runtimes quantise alike",
-                hint="clean the data, or clip them to the sensor's range",
-            )
-        if self.rounding == "half_away":
-            rounded = np.trunc(real + np.copysign(0.5, real))
-        else:
-            rounded = np.rint(real)
-        codes: Int8 = np.clip(rounded + self.zero_point, INT8_MIN, INT8_MAX).astype(np.int8)
-        return codes
-
-
-def activation_range(activation: Activation, scale: float, zero_point: int) -> tuple[int, int]:
-    """[lo, hi] of the fused activation: q(v) = zero_point + half_away(f32(v / scale)), intersected with int8.
-
-    Source: tensorflow/lite/kernels/kernel_util.cc CalculateActivationRangeQuantizedImpl.
-    """
-
-    def q(value: float) -> int:
-        with np.errstate(over="ignore"):
-            ratio = float(np.float32(value) / np.float32(scale))
-        if not abs(ratio) < 2.0**31 - 128:
-            raise UnsupportedError(f"a fused activation at {value} with scale {scale}: TFLM refuses {ratio:.3g} codes")
-        return zero_point + round_half_away(ratio)
-
-    match activation:
-        case Activation.NONE:
-            return INT8_MIN, INT8_MAX
-        case Activation.RELU:
-            return max(INT8_MIN, q(0.0)), INT8_MAX
-        case Activation.RELU6:
-            return max(INT8_MIN, q(0.0)), min(INT8_MAX, q(6.0))
-        case Activation.RELU_N1_TO_1:
-            return max(INT8_MIN, q(-1.0)), min(INT8_MAX, q(1.0))
-
-
-def _double_product(s_in: float, s_weight: npt.NDArray[np.float64], s_out: float) -> npt.NDArray[np.float64]:
+def _double_product(s_in: float, s_weight: Float64, s_out: float) -> Float64:
     return s_in * s_weight / s_out
 
 
-def _float32_product(s_in: float, s_weight: npt.NDArray[np.float64], s_out: float) -> npt.NDArray[np.float64]:
+def _float32_product(s_in: float, s_weight: Float64, s_out: float) -> Float64:
     return (np.float32(s_in) * s_weight.astype(np.float32)).astype(np.float64) / s_out
 
 
-def _float32_ratio(s_in: float, s_weight: npt.NDArray[np.float64], s_out: float) -> npt.NDArray[np.float64]:
+def _float32_ratio(s_in: float, s_weight: Float64, s_out: float) -> Float64:
     return s_weight * float(np.float32(s_in) / np.float32(s_out))
 
 
-REAL_MULTIPLIERS: Mapping[str, Callable[[float, npt.NDArray[np.float64], float], npt.NDArray[np.float64]]] = {
+def _float32(s_in: float, s_weight: Float64, s_out: float) -> Float64:
+    product = np.float32(s_in) * s_weight.astype(np.float32)
+    return (product / np.float32(s_out)).astype(np.float64)
+
+
+REAL_MULTIPLIERS: Mapping[str, Callable[[float, Float64, float], Float64]] = {
     "double": _double_product,
     "float32_product": _float32_product,
     "float32_ratio": _float32_ratio,
+    "float32": _float32,
 }
 """How a runtime forms S_in * S_w / S_out before it quantises it (S_w = 1 where there are no weights).
 
 double: every operation in double (kernel_util.cc PopulateConvolutionQuantizationParams). float32_product: S_in * S_w rounded to
 float32 (kernel_util.cc GetQuantizedConvolutionMultipler). float32_ratio: S_in / S_out rounded to float32
-(micro/kernels/activations_common.cc CalculateReluOpData).
+(micro/kernels/activations_common.cc CalculateReluOpData). float32: both operations in float32, left to right (XNNPACK
+src/operators/convolution-nhwc.c).
 """
 
 
@@ -239,6 +82,26 @@ def _shift_in_range(kind: str, value: float, largest: int = 30) -> tuple[int, in
     if shift > largest:
         raise UnsupportedError(f"{kind}: a multiplier of {value:.3g} shifts left by {shift} bits, more than {largest}")
     return multiplier, shift
+
+
+BLOCKS = "blocks16"
+"""Marks a rule that holds for tensors of a multiple of 16 elements only."""
+
+FLOAT_LIMIT = 256.0
+"""XNNPACK refuses convolutions with larger multipliers; a file that needs one is refused here for every float family."""
+
+
+def _fraction8(kind: str, s_in: float, s_out: float) -> int:
+    """RNE(256 f32(S_in / S_out)): XNNPACK's multiplier between int8 tensors, for ratios in [2^-8, 2^7]."""
+    ratio = float(np.float32(s_in) / np.float32(s_out))
+    if not 2.0**-8 <= ratio <= 2.0**7:
+        raise UnsupportedError(f"{kind} with scales {s_in} over {s_out}: XNNPACK takes ratios from 2^-8 to 2^7")
+    return round(256 * ratio)
+
+
+def round_half_away_f32(value: np.float32) -> int:
+    """trunc(f32(value +- 1/2)): C's spelling of rounding, whose sum is itself rounded."""
+    return int(np.trunc(value + np.float32(math.copysign(0.5, value))))
 
 
 @dataclass(frozen=True)
@@ -266,21 +129,74 @@ class Profile:
                 f"profile {self.name!r} has no rule for {kind}: it was not shown equal to {self.runtime}"
             ) from None
 
-    def multipliers(self, kind: str, s_in: float, s_weight: npt.ArrayLike, s_out: float) -> tuple[str, Int64, Int64]:
-        """(family, m, s) of the op's requantisation; m, s int64 with one entry per entry of s_weight (float32)."""
-        family, real = self.rule(kind)
+    def kind(self, op: Op, in_shape: tuple[int, ...]) -> str:
+        """The op kind under which `rules` has `op`: weights per channel and groups may take rules of their own."""
+        name = type(op).__name__
+        if isinstance(op, Dense) and op.weight_scale.size > 1:
+            return "DensePerChannel"
+        if isinstance(op, Conv2d) and op.weight.shape[3] != in_shape[2] and "GroupedConv2d" in self.rules:
+            return "GroupedConv2d"
+        return name
+
+    def clamp(self, kind: str, activation: Activation, scale: float, zero_point: int) -> tuple[int, int]:
+        """[lo, hi] of an activation fused into op kind `kind`; half_away where the profile has no entry for it.
+
+        Raises UnsupportedError where this runtime was not shown to run it ("relu": only clamps at the zero point were).
+        """
+        (rounding,) = self.rules.get(f"{kind}.activation", ("half_away",))
+        if rounding == "relu" and activation not in (Activation.NONE, Activation.RELU):
+            raise UnsupportedError(f"{kind} with a fused {activation.value} was not shown equal to {self.runtime}")
+        return activation_range(activation, scale, zero_point, rounding)
+
+    def check_size(self, kind: str, size: int) -> None:
+        """Raises UnsupportedError where `kind` has a vector kernel whose scalar tail would compute something else."""
+        if BLOCKS in self.rule(kind) and size % 16:
+            raise UnsupportedError(
+                f"{kind} of {size} elements: {self.runtime} rounds what is left over from blocks of 16 in another way"
+            )
+
+    def requantise(
+        self,
+        kind: str,
+        s_in: float,
+        s_weight: npt.ArrayLike,
+        s_out: float,
+        z_out: int,
+        clamp: tuple[int, int],
+        input_zero_point: int = 0,
+    ) -> Requantise | FloatRequantise:
+        """The rule of op kind `kind` for multipliers S_in * S_w / S_out, one per entry of s_weight (float32)."""
+        family, real, *_ = self.rule(kind)
+        if real == "fraction8":
+            multiplier = _fraction8(kind, s_in, s_out)
+            return Requantise(family, np.array([multiplier]), np.array([23]), z_out, *clamp, input_zero_point)
         values = REAL_MULTIPLIERS[real](s_in, np.atleast_1d(np.asarray(s_weight, np.float64)), s_out)
+        if family in FLOAT_REQUANTISE:
+            if not (values < FLOAT_LIMIT).all():
+                raise UnsupportedError(f"{kind}: a multiplier of {values.max():.3g}, expected one below {FLOAT_LIMIT}")
+            return FloatRequantise(family, values, z_out, *clamp, input_zero_point)
         largest = 30 if kind in ACCUMULATING else 23
-        pairs = [_shift_in_range(kind, float(v), largest) for v in values]
-        return family, np.array([m for m, _ in pairs], np.int64), np.array([s for _, s in pairs], np.int64)
+        m, s = np.array([_shift_in_range(kind, float(v), largest) for v in values], np.int64).T
+        return Requantise(family, m, s, z_out, *clamp, input_zero_point)
 
     def add(
         self, scales: tuple[float, float], zero_points: tuple[int, int], s_out: float, z_out: int, act: Activation
-    ) -> AddRule:
-        """The rule of ADD: t = 2 max(S1, S2), (m_i, s_i) = QM(S_i / t), (m_o, s_o) = QM(t / (2^20 S_out)), all in double."""
-        (rule,) = self.rule("Add")
-        if rule != "D_shift20":
-            raise UnsupportedError(f"profile {self.name!r}: unknown ADD rule {rule!r}")
+    ) -> AddRule | VectorAddRule | FixedPointAddRule:
+        """The rule of ADD.
+
+        D_shift20: t = 2 max(S1, S2), (m_i, s_i) = QM(S_i / t), (m_o, s_o) = QM(t / (2^20 S_out)), all in double.
+        vector20: the same constants in VectorAddRule.
+        xnnpack: r_i = f32(S_i / S_out), shift = 20 - floor(log2(max r)), m_i = RNE(r_i 2^shift).
+        """
+        rule, *_ = self.rule("Add")
+        clamp = self.clamp("Add", act, s_out, z_out)
+        if rule == "xnnpack":
+            ratios = [float(np.float32(s) / np.float32(s_out)) for s in scales]
+            if not all(2.0**-10 <= r < 2.0**8 for r in ratios):
+                raise UnsupportedError(f"ADD with scales {scales} over {s_out}: XNNPACK takes ratios from 2^-10 to 2^8")
+            shift = 21 - math.frexp(max(ratios))[1]
+            m1, m2 = (round(r * 2.0**shift) for r in ratios)
+            return FixedPointAddRule(zero_points, (m1, m2), shift, z_out, *clamp)
         twice = 2.0 * max(scales)
         reals = [scales[0] / twice, scales[1] / twice, twice / (2.0**20 * s_out)]
         if reals[2] >= 1:
@@ -288,23 +204,51 @@ class Profile:
                 f"ADD with output scale {s_out} far below its inputs' {scales}: TFLM refuses a multiplier of {reals[2]:.3g}"
             )
         (m1, s1), (m2, s2), (mo, so) = (quantize_multiplier(r) for r in reals)
-        lo, hi = activation_range(act, s_out, z_out)
-        return AddRule(zero_points, (m1, m2), (s1, s2), 20, mo, so, z_out, lo, hi)
+        if rule == "vector20":
+            if min(s1, s2) < -20 or 255 * sum(scales) / s_out > 2**15 - 256:
+                raise UnsupportedError(
+                    f"ADD with scales {scales} over {s_out}: LiteRT's vector code leaves its 16 bits"
+                )
+            return VectorAddRule(zero_points, (m1, m2), (s1, s2), 20, mo, so, z_out, *clamp)
+        return AddRule(zero_points, (m1, m2), (s1, s2), 20, mo, so, z_out, *clamp)
 
-    def mean(self, s_in: float, z_in: int, s_out: float, z_out: int, count: int) -> Requantise:
-        """The rule of MEAN on the sum over `count` elements: k = min(floor(log2 n), 32, 31 + s0), m = floor(m0 2^k / n), s = s0 - k.
+    def mean(
+        self, s_in: float, z_in: int, s_out: float, z_out: int, count: int, image_channels: int
+    ) -> Requantise | FloatAffine:
+        """The rule of MEAN on the sum over n = `count` elements; `image_channels`: C where it is the mean of
+        an image [H, W, C] over H and W, both kept as 1, else 0.
 
-        Source: tensorflow/lite/kernels/internal/reference/reduce.h QuantizedMeanOrSum.
+        folded_count: k = min(floor(log2 n), 32, 31 + s0), m = floor(m0 2^k / n), s = s0 - k (reference/reduce.h
+        QuantizedMeanOrSum). float32_image: for images QM(f32(S_in / f32(n S_out))) on the plain sum and
+        bias = z_out - RHA(f32(f32(z_in S_in) / S_out)) (optimized/integer_ops/mean.h), else folded_count.
+        float32_reciprocal: FloatAffine with M = f32(f32(S_in / S_out) * f32(1 / n)), offset = f32(z_out - f32(n z_in M)) (XNNPACK).
         """
-        family, _ = self.rule("Mean")
+        family, how = self.rule("Mean")
+        single_in, single_out = np.float32(s_in), np.float32(s_out)
+        if how == "float32_reciprocal":
+            if abs(z_in) * count >= 2**24:
+                raise UnsupportedError(f"Mean over {count} elements: the zero points' sum is no float32")
+            multiplier = single_in / single_out * (np.float32(1) / np.float32(count))
+            offset = np.float32(z_out) - np.float32(z_in * count) * multiplier
+            return FloatAffine(float(multiplier), float(offset))
+        if how == "float32_image" and image_channels:
+            m, s = _shift_in_range("Mean", float(single_in / (np.float32(count) * single_out)))
+            bias = round_half_away_f32(np.float32(z_in) * single_in / single_out)
+            constants = np.full(image_channels, m), np.full(image_channels, s)
+            return Requantise("HD16", *constants, z_out - bias)
         m0, s0 = _shift_in_range("Mean", s_in / s_out)
         k = min(count.bit_length() - 1, 32, 31 + s0)
         m, s = (m0 << k) // count, s0 - k
         return Requantise(family, np.array([m]), np.array([s]), z_out, input_zero_point=z_in * count)
 
+    def softmax(self, beta: float, scale: float, depth: int) -> SoftmaxRule | FloatSoftmaxRule:
+        """The rule of SOFTMAX over rows of `depth` int8 codes with this scale."""
+        (rule,) = self.rule("Softmax")
+        return float_softmax_rule(beta, scale) if rule == "float32_table" else softmax_rule(beta, scale, depth)
+
     def quantize(self, scale: float, zero_point: int) -> QuantizeRule:
-        """The rule that maps float32 inputs to the graph's int8 input."""
-        return QuantizeRule(scale, zero_point, self.rule("Quantize")[0])
+        """The rule that maps float32 inputs to the graph's int8 input: "Input" where the runtime leaves that to its user."""
+        return QuantizeRule(scale, zero_point, (self.rules.get("Input") or self.rule("Quantize"))[0])
 
 
 PROFILES: Mapping[str, Profile] = {
@@ -333,7 +277,112 @@ PROFILES: Mapping[str, Profile] = {
             "Softmax": ("gemmlowp_q5_26",),
         },
         source="tensorflow/lite/micro/kernels, tensorflow/lite/kernels/internal/reference; vectors in tests/formats and tests/ir",
-    )
+    ),
+    "litert-ref": Profile(
+        name="litert-ref",
+        runtime="LiteRT (TensorFlow Lite) with its reference kernels (BUILTIN_REF)",
+        versions="2.3 (wheel ai-edge-litert 2.3.0)",
+        cpu="x86-64",
+        rules={
+            "Conv2d": ("D", "double"),
+            "DepthwiseConv2d": ("D", "double"),
+            "Dense": ("E", "double"),
+            "DensePerChannel": ("E", "double"),
+            "Add": ("D_shift20",),
+            "AvgPool": ("half_away",),
+            "MaxPool": ("max",),
+            "Mean": ("D", "folded_count"),
+            "Pad": ("copy",),
+            "Concat": ("copy",),
+            "Reshape": ("copy",),
+            "Relu": ("D", "float32_ratio"),
+            "Relu6": ("D", "float32_ratio"),
+            "Requantize": ("D", "double"),
+            "Quantize": ("half_away",),
+            "Dequantize": ("float32",),
+            "Softmax": ("gemmlowp_q5_26",),
+        },
+        source="tflite/kernels and tflite/kernels/internal/reference of LiteRT; vectors in tests/formats",
+    ),
+    "litert-builtin": Profile(
+        name="litert-builtin",
+        runtime="LiteRT (TensorFlow Lite) with its optimised kernels, without delegate",
+        versions="2.3 (wheel ai-edge-litert 2.3.0)",
+        cpu="x86-64, one thread; on aarch64 softmax, depthwise convolution and scalar tails differ",
+        rules={
+            "Conv2d": ("H", "double"),
+            "GroupedConv2d": ("D", "double"),
+            "DepthwiseConv2d": ("HD8", "double"),
+            "Dense": ("H", "float32_product"),
+            "DensePerChannel": ("H", "double"),
+            "Add": ("vector20", BLOCKS),
+            "AvgPool": ("half_away",),
+            "MaxPool": ("max",),
+            "Mean": ("D", "float32_image"),
+            "Pad": ("copy",),
+            "Concat": ("copy",),
+            "Reshape": ("copy",),
+            "Relu": ("D", "float32_ratio"),
+            "Relu6": ("D", "float32_ratio"),
+            "Requantize": ("H", "double", BLOCKS),
+            "Quantize": ("half_even_product", BLOCKS),
+            "Softmax": ("float32_table",),
+        },
+        source="tflite/kernels/internal/optimized of LiteRT, ruy; vectors in tests/formats",
+    ),
+    "litert-xnnpack": Profile(
+        name="litert-xnnpack",
+        runtime="LiteRT (TensorFlow Lite) as it is by default: XNNPACK, and optimised kernels for what that leaves",
+        versions="2.3 (wheel ai-edge-litert 2.3.0)",
+        cpu="x86-64; on aarch64 softmax differs",
+        rules={
+            "Conv2d": ("F", "float32"),
+            "Conv2d.activation": ("half_even_sum",),
+            "DepthwiseConv2d": ("F", "float32"),
+            "DepthwiseConv2d.activation": ("half_even_sum",),
+            "Dense": ("F", "float32"),
+            "Dense.activation": ("half_even_sum",),
+            "DensePerChannel": ("F", "float32"),
+            "DensePerChannel.activation": ("half_even_sum",),
+            "Add": ("xnnpack",),
+            "Add.activation": ("half_even_sum",),
+            # Not in XNNPACK for int8: average pool, RELU, RELU6, softmax. LiteRT's optimised kernels run there.
+            "AvgPool": ("half_away",),
+            "MaxPool": ("max",),
+            "MaxPool.activation": ("half_even_sum",),
+            "Mean": ("F", "float32_reciprocal"),
+            "Pad": ("copy",),
+            "Concat": ("copy",),
+            "Reshape": ("copy",),
+            "Relu": ("D", "float32_ratio"),
+            "Relu6": ("D", "float32_ratio"),
+            "Requantize": ("S", "fraction8"),
+            "Quantize": ("half_even_product",),
+            "Dequantize": ("float32",),
+            "Softmax": ("float32_table",),
+        },
+        source="XNNPACK src/{operators,microparams-init.c,qs8-*}, LiteRT tflite/delegates/xnnpack; vectors in tests/formats",
+    ),
+    "x-cube-ai": Profile(
+        name="x-cube-ai",
+        runtime="ST X-CUBE-AI",
+        versions="7 (MLPerf Tiny v1.1, 2023)",
+        cpu="Cortex-M4F (Nucleo-L4R5ZI)",
+        rules={
+            "Conv2d": ("F", "float32"),
+            "Conv2d.activation": ("relu",),
+            "DepthwiseConv2d": ("F", "float32"),
+            "DepthwiseConv2d.activation": ("relu",),
+            "Dense": ("F", "float32"),
+            "Dense.activation": ("relu",),
+            "AvgPool": ("half_away",),
+            "AvgPool.activation": ("relu",),
+            "Reshape": ("copy",),
+            "Input": ("half_away",),
+            "Softmax": ("gemmlowp_q5_26",),
+        },
+        source="closed; the board's log of 1,000 keyword inputs, equal to three digits of every output (tests/formats)",
+    ),
 }
 """Every profile by name. A profile enters this table only with vectors from the real runtime."""
 

@@ -15,20 +15,20 @@ import numpy as np
 from cactus_edge.errors import UnsupportedError
 from cactus_edge.ir import linear, ops
 from cactus_edge.ir.arith import INT8_MIN
-from cactus_edge.ir.arithmetic import (
-    AddRule,
-    Clamp,
-    Profile,
-    QuantizeRule,
-    Requantise,
-    RoundDivide,
-    SoftmaxRule,
-    activation_range,
-    softmax_rule,
-)
+from cactus_edge.ir.arithmetic import Profile
 from cactus_edge.ir.graph import Graph, Node, Tensor
 from cactus_edge.ir.linear import Array, Linear
 from cactus_edge.ir.ops import Int64, Padding2d
+from cactus_edge.ir.rules import (
+    BinaryRule,
+    Clamp,
+    Elementwise,
+    FloatSoftmaxRule,
+    QuantizeRule,
+    RoundDivide,
+    SoftmaxRule,
+    activation_range,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ class Affine:
 class Monotone:
     """y = rule(x), elementwise and non-decreasing (per channel where the rule's constants are)."""
 
-    rule: Requantise | RoundDivide | Clamp
+    rule: Elementwise
 
     def apply(self, x: Int64) -> Int64:
         return self.rule.apply(x)
@@ -59,7 +59,7 @@ class Monotone:
 class Isotone:
     """y = rule(x1, x2), elementwise; `signs[i]` is +1 where the rule is non-decreasing in argument i, -1 where non-increasing."""
 
-    rule: AddRule
+    rule: BinaryRule
     signs: tuple[int, ...]
 
     def apply(self, *args: Int64) -> Int64:
@@ -129,7 +129,7 @@ class Gather:
 class Softmax:
     """Row softmax over the last axis. Only as the last step; verify decides at its input."""
 
-    rule: SoftmaxRule
+    rule: SoftmaxRule | FloatSoftmaxRule
 
     def apply(self, x: Int64) -> Int64:
         return self.rule.apply(x)
@@ -219,7 +219,7 @@ def lower(graph: Graph, profile: Profile) -> Program:
     start = builder.value(source.shape, core, source.name)
     for index, node in enumerate(graph.nodes):
         if isinstance(node.op, ops.Quantize | ops.Dequantize):
-            profile.rule(type(node.op).__name__)
+            profile.check_size(type(node.op).__name__, graph.tensors[node.output].size)
             continue
         try:
             _expand(builder, index, node)
@@ -249,13 +249,13 @@ def _expand(b: _Builder, index: int, node: Node) -> None:
     out = b.graph.tensors[node.output]
     match node.op:
         case ops.Conv2d() | ops.DepthwiseConv2d() | ops.Dense() as op:
-            per_channel = isinstance(op, ops.Dense) and op.weight_scale.size > 1
-            rule = _requantise(
-                profile, "DensePerChannel" if per_channel else kind, x, op.weight_scale, out, op.activation
-            )
+            kind = profile.kind(op, x.shape)
+            clamp = profile.clamp(kind, op.activation, out.scale, out.zero_point)
+            rule = profile.requantise(kind, x.scale, op.weight_scale, out.scale, out.zero_point, clamp)
             affine = Affine(linear_map(op, x.shape), -x.zero_point, op.bias.astype(np.int64))
             b.result(Monotone(rule), (b.accumulator(affine, args, index),), index)
         case ops.Add(activation):
+            profile.check_size(kind, out.size)
             y = b.graph.tensors[node.inputs[1]]
             add = profile.add((x.scale, y.scale), (x.zero_point, y.zero_point), out.scale, out.zero_point, activation)
             b.result(Isotone(add, (1, 1)), args, index)
@@ -263,14 +263,11 @@ def _expand(b: _Builder, index: int, node: Node) -> None:
             profile.rule(kind)
             pool = linear.WindowSum(_image(x.shape), kernel, stride, padding)
             acc = b.accumulator(Affine(pool, 0, np.zeros(1, np.int64)), args, index)
-            b.result(
-                Monotone(RoundDivide(pool.reach(), *activation_range(activation, out.scale, out.zero_point))),
-                (acc,),
-                index,
-            )
+            clamp = profile.clamp(kind, activation, out.scale, out.zero_point)
+            b.result(Monotone(RoundDivide(pool.reach(), *clamp)), (acc,), index)
         case ops.MaxPool(kernel, stride, padding, activation):
             profile.rule(kind)
-            lo, hi = activation_range(activation, out.scale, out.zero_point)
+            lo, hi = profile.clamp(kind, activation, out.scale, out.zero_point)
             maximum = Max(kernel, stride, padding)
             if (lo, hi) == (INT8_MIN, -INT8_MIN - 1):
                 b.result(maximum, args, index)
@@ -281,9 +278,9 @@ def _expand(b: _Builder, index: int, node: Node) -> None:
         case ops.Mean(axes, keep_dims):
             total = linear.AxisSum(x.shape, axes, keep_dims)
             acc = b.accumulator(Affine(total, 0, np.zeros(1, np.int64)), args, index)
-            b.result(
-                Monotone(profile.mean(x.scale, x.zero_point, out.scale, out.zero_point, total.count)), (acc,), index
-            )
+            image_channels = x.shape[2] if len(x.shape) == 3 and axes == (0, 1) and keep_dims else 0
+            mean = profile.mean(x.scale, x.zero_point, out.scale, out.zero_point, total.count, image_channels)
+            b.result(Monotone(mean), (acc,), index)
         case ops.Pad(pads):
             profile.rule(kind)
             b.result(Gather(PadWith(pads, out.zero_point)), args, index)
@@ -294,21 +291,29 @@ def _expand(b: _Builder, index: int, node: Node) -> None:
             profile.rule(kind)
             b.result(Gather(ReshapeTo(out.shape)), args, index)
         case ops.Relu():
-            family, m, s = profile.multipliers(kind, x.scale, 1.0, out.scale)
-            lo, hi = activation_range(ops.Activation.RELU, out.scale, out.zero_point)
-            b.result(Monotone(Requantise(family, m, s, out.zero_point, lo, hi, x.zero_point)), args, index)
+            profile.check_size(kind, out.size)
+            clamp = activation_range(ops.Activation.RELU, out.scale, out.zero_point)
+            rule = profile.requantise(kind, x.scale, 1.0, out.scale, out.zero_point, clamp, x.zero_point)
+            b.result(Monotone(rule), args, index)
         case ops.Relu6():
-            if profile.rule(kind) == ("clamp",) and not x.quantised_like(out):
+            clamp = activation_range(ops.Activation.RELU6, out.scale, out.zero_point)
+            if x.quantised_like(out):
+                profile.rule(kind)
+                b.result(Monotone(Clamp(*clamp)), args, index)
+            elif profile.rule(kind) == ("clamp",):
                 raise UnsupportedError(
                     "RELU6 with different input and output scales: this runtime only clamps, others rescale"
                 )
-            b.result(Monotone(Clamp(*activation_range(ops.Activation.RELU6, out.scale, out.zero_point))), args, index)
+            else:
+                rule = profile.requantise(kind, x.scale, 1.0, out.scale, out.zero_point, clamp, x.zero_point)
+                b.result(Monotone(rule), args, index)
         case ops.Requantize():
-            family, m, s = profile.multipliers(kind, x.scale, 1.0, out.scale)
-            b.result(Monotone(Requantise(family, m, s, out.zero_point, input_zero_point=x.zero_point)), args, index)
+            profile.check_size(kind, out.size)
+            clamp = activation_range(ops.Activation.NONE, out.scale, out.zero_point)
+            rule = profile.requantise(kind, x.scale, 1.0, out.scale, out.zero_point, clamp, x.zero_point)
+            b.result(Monotone(rule), args, index)
         case ops.Softmax(beta):
-            profile.rule(kind)
-            b.result(Softmax(softmax_rule(beta, x.scale, x.shape[-1])), args, index)
+            b.result(Softmax(profile.softmax(beta, x.scale, x.shape[-1])), args, index)
         case ops.Quantize() | ops.Dequantize():
             raise UnsupportedError("a float island inside the graph")
         case _:
@@ -327,13 +332,6 @@ def linear_map(op: ops.Conv2d | ops.DepthwiseConv2d | ops.Dense, in_shape: tuple
             return linear.Dense(op.weight, in_shape)
         case _:
             assert_never(op)
-
-
-def _requantise(
-    p: Profile, kind: str, x: Tensor, weight_scale: ops.Float32, out: Tensor, act: ops.Activation
-) -> Requantise:
-    family, m, s = p.multipliers(kind, x.scale, weight_scale, out.scale)
-    return Requantise(family, m, s, out.zero_point, *activation_range(act, out.scale, out.zero_point))
 
 
 def _image(shape: tuple[int, ...]) -> tuple[int, int, int]:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from cactus_edge.errors import InternalError, ModelError, UnsupportedError
 from cactus_edge.ir import ops
 from cactus_edge.ir.arith import INT8_MAX, INT8_MIN, INT32_MAX
-from cactus_edge.ir.arithmetic import AddRule, Clamp, Profile, Requantise, RoundDivide, SoftmaxRule
+from cactus_edge.ir.arithmetic import Profile
 from cactus_edge.ir.atoms import Affine, Atom, Isotone, Monotone, Program, Softmax, lower
 from cactus_edge.ir.blob_format import (
     ARITHMETIC_TFLM,
@@ -40,6 +40,7 @@ from cactus_edge.ir.blob_format import (
 )
 from cactus_edge.ir.graph import Graph, Tensor
 from cactus_edge.ir.plan import Plan, plan
+from cactus_edge.ir.rules import AddRule, Clamp, Requantise, RoundDivide, SoftmaxRule
 
 Rule = TypeVar("Rule", Requantise, RoundDivide, Clamp)
 
@@ -73,6 +74,8 @@ def op_nodes(graph: Graph) -> tuple[int, ...]:
 def build(graph: Graph, profile: Profile) -> Blob:
     """The canonical blob with its parsed records."""
     program = lower(graph, profile)
+    if program.quantize.rounding != "half_away":
+        raise UnsupportedError(f"the C runtime quantises half away from zero, the profile {program.quantize.rounding}")
     layout = plan(graph)
     drafts = []
     for index in op_nodes(graph):

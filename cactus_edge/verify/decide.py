@@ -14,17 +14,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.errors import UnsupportedError
 from cactus_edge.ir.arith import INT8_MAX, INT8_MIN, INT32_MAX, rdp
-from cactus_edge.ir.arithmetic import Requantise, SoftmaxRule
 from cactus_edge.ir.atoms import Affine, Gather, Monotone, Program, ReshapeTo, Softmax
 from cactus_edge.ir.evaluate import dequantize
 from cactus_edge.ir.ops import Int8, Int64
+from cactus_edge.ir.rules import FloatRequantise, FloatSoftmaxRule, Requantise, SoftmaxRule
 from cactus_edge.verify.interval import Accumulate, Bounds, Engine, accumulate, full_range, step_bounds, thresholds
 from cactus_edge.verify.overflow import prove
 from cactus_edge.verify.regions import Boxes, Region, check_data, points
@@ -104,7 +104,14 @@ class Decider:
         """[N, classes]: whether lower bounds of the logit margins imply out_y > out_j at the output; True at j = y."""
         won = margins >= 1
         if self.softmax is not None:
-            won &= softmax_separates(self.softmax.exponentials[255 - np.clip(margins, 0, 255)], INT32_MAX)
+            behind = 255 - np.clip(margins, 0, 255)
+            match self.softmax:
+                case SoftmaxRule(exponentials):
+                    won &= softmax_separates(exponentials[behind], INT32_MAX)
+                case FloatSoftmaxRule(table):
+                    won &= float_softmax_separates(table[behind])
+                case _:
+                    assert_never(self.softmax)
         won[np.arange(len(labels)), labels] = True
         return won
 
@@ -137,6 +144,21 @@ def softmax_separates(e: Int64, winner: int) -> Bools:
     """
     total = rdp(e, 12).sum(1, keepdims=True)
     enough: Bools = (2**26 - 1) * (winner - e) >= 2**30 * total
+    return enough
+
+
+def float_softmax_separates(e: npt.NDArray[np.float32]) -> Bools:
+    """Whether LiteRT's float softmax gives the winner, whose exponential is 1, a larger int8 output than e_j, [N, K].
+
+    e_i bounds the exponential of class i from above. With S the sum of the true exponentials, p_i = 256 e_i / S in the reals
+    and K + 16 roundings of at most 2^-24 each on the way to it (the sum in any order; 8 of them for a C library's expf), the
+    floats p_w - p_j >= 1 suffice: RHA(p + 1) = RHA(p) + 1 for p >= 0. They follow from
+    256 ((1 - d) - (1 + d) e_j) >= (1 + d) S with d = (K + 16) 2^-23, twice that slack, also for a larger S and e than the true
+    ones. Both outputs at 127 would need p_j >= 254.5, whose sum with p_w is beyond 256 (1 + d).
+    """
+    wide = e.astype(np.float64)
+    slack = (e.shape[1] + 16) * 2.0**-23
+    enough: Bools = 256 * ((1 - slack) - (1 + slack) * wide) >= (1 + slack) * wide.sum(1, keepdims=True)
     return enough
 
 
@@ -267,30 +289,31 @@ def _apply(atoms: tuple[Monotone | Gather, ...], acc: Int64, shape: tuple[int, .
 def _factors(atoms: tuple[Monotone | Gather, ...], shape: tuple[int, ...], classes: int) -> Int64:
     """Positive integers [K] about proportional to what each class's accumulator is multiplied by; all 1 where that is one number."""
     first = next((a.rule for a in atoms if isinstance(a, Monotone)), None)
-    if not isinstance(first, Requantise):
+    if not isinstance(first, Requantise | FloatRequantise):
         return np.ones(classes, np.int64)
-    scale = np.ldexp(first.multiplier.astype(np.float64), first.shift)
-    scale = np.broadcast_to(scale, shape).reshape(classes)
+    scale = np.broadcast_to(first.slope(), shape).reshape(classes)
     if (scale == scale[0]).all():
         return np.ones(classes, np.int64)
     factors: Int64 = np.maximum(np.rint(scale * (4096 / scale.max())), 1).astype(np.int64)
     return factors
 
 
-def _softmax_rule(program: Program) -> SoftmaxRule | None:
+def _softmax_rule(program: Program) -> SoftmaxRule | FloatSoftmaxRule | None:
     atom = program.steps[-1].atom if program.steps else None
     return atom.rule if isinstance(atom, Softmax) else None
 
 
-def _check_end(program: Program, softmax: SoftmaxRule | None) -> None:
+def _check_end(program: Program, softmax: SoftmaxRule | FloatSoftmaxRule | None) -> None:
     tensor = program.output_tensor
     if tensor.size < 2:
         raise UnsupportedError(f"the output {tensor.name!r} has {tensor.size} element; a decision needs two classes")
     if softmax is not None:
-        e = softmax.exponentials
+        e, top = (
+            (softmax.exponentials, INT32_MAX) if isinstance(softmax, SoftmaxRule) else (softmax.table, np.float32(1))
+        )
         if tensor.shape[-1] != tensor.size:
             raise UnsupportedError(f"softmax over rows of {tensor.shape}: the output is not one row of classes")
-        if not ((np.diff(e) >= 0).all() and (e >= 0).all() and e[-1] == INT32_MAX):
+        if not ((np.diff(e) >= 0).all() and (e >= 0).all() and e[-1] == top):
             raise UnsupportedError("the softmax's table of exponentials is not monotone")
     codes = np.arange(INT8_MIN, INT8_MAX + 1).astype(np.int8)
     if program.float_output and not (np.diff(dequantize(codes, tensor.scale, tensor.zero_point)) > 0).all():

@@ -23,13 +23,13 @@ import numpy.typing as npt
 
 from cactus_edge.errors import InternalError
 from cactus_edge.ir.arith import INT8_MAX, INT8_MIN
-from cactus_edge.ir.arithmetic import Clamp, Requantise, RoundDivide
 from cactus_edge.ir.atoms import Affine, Atom, Gather, Isotone, Max, Monotone, Program, Softmax
 from cactus_edge.ir.linear import Array, AxisSum, Conv, Dense, Linear, WindowSum, pad_image
 from cactus_edge.ir.ops import Int8, Int64, Padding2d
+from cactus_edge.ir.rules import Elementwise as Rule
+from cactus_edge.ir.rules import FloatRequantise, Requantise
 
 Bounds = tuple[Array, Array]
-Rule = Requantise | RoundDivide | Clamp
 Float64 = npt.NDArray[np.float64]
 
 NEVER = 2.0**40
@@ -130,7 +130,7 @@ def staircase(rule: Rule, low: Int64, high: Int64, dtype: npt.DTypeLike) -> Stai
 
     low and high are reduced to the axes along which the rule's constants vary: more accumulators than needed, never fewer.
     """
-    constants = rule.multiplier if isinstance(rule, Requantise) else getattr(rule, "divisor", np.ones(1))
+    constants = rule.slope()
     if constants.ndim > low.ndim:
         return None
     shape = (1,) * (low.ndim - constants.ndim) + constants.shape
@@ -140,9 +140,9 @@ def staircase(rule: Rule, low: Int64, high: Int64, dtype: npt.DTypeLike) -> Stai
     first, last = rule.apply(low), rule.apply(high)
     inside = (t > low) & (t <= high)
     at = [(low, first), (high, last), (t, rule.apply(t)), (t - 1, rule.apply(t - 1))]
-    knee = rule.zero_point if isinstance(rule, Requantise) else 0
+    knee = rule.zero_point if isinstance(rule, Requantise | FloatRequantise) else 0
     wanted = levels.reshape(-1, *(1,) * low.ndim)
-    slope = np.where(inside.any(0), np.broadcast_to(_slope(rule), first.shape), 0.0)
+    slope = np.where(inside.any(0), np.broadcast_to(constants, first.shape), 0.0)
     for split in (False, True):
         upper = inside & (wanted > knee) if split else inside
         above = _intercept(wanted, t, slope, upper, np.where(first == last, last + 0.5, -NEVER))
@@ -151,19 +151,6 @@ def staircase(rule: Rule, low: Int64, high: Int64, dtype: npt.DTypeLike) -> Stai
         if all(((guess((2 * a).astype(dtype)) == r) | (a < low) | (a > high)).all() for a, r in at):
             return guess
     return None
-
-
-def _slope(rule: Rule) -> Float64:
-    """What the rule multiplies by, roughly: a guess that the comparison at the thresholds judges."""
-    match rule:
-        case Requantise():
-            return np.ldexp(rule.multiplier.astype(np.float64), rule.shift - 31)
-        case RoundDivide():
-            return 1.0 / rule.divisor
-        case Clamp():
-            return np.ones(1)
-        case _:
-            assert_never(rule)
 
 
 def _intercept(level: Int64, t: Int64, slope: Float64, used: npt.NDArray[np.bool_], otherwise: Float64) -> Float64:
@@ -294,9 +281,7 @@ class Engine:
                     return found.spread(source.atom.linear.out_shape)
                 return _halving(rule)
             case Monotone(rule):
-                return (
-                    _table(rule.apply, 1) if getattr(rule, "multiplier", np.ones(1)).size == 1 else _plain(rule.apply)
-                )
+                return _table(rule.apply, 1) if rule.slope().size == 1 else _plain(rule.apply)
             case _ if any(a in self._affine for a in args):
                 raise TypeError(f"{type(atom).__name__} reads an accumulator, which this engine holds doubled")
             case Isotone(rule, signs):

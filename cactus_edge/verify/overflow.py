@@ -15,9 +15,23 @@ import numpy as np
 
 from cactus_edge.errors import ModelError
 from cactus_edge.ir.arith import INT8_MAX, INT8_MIN, INT32_MAX, multiply_by_quantized_multiplier, rdp
-from cactus_edge.ir.arithmetic import REQUANTISE, Clamp, Requantise, RoundDivide
 from cactus_edge.ir.atoms import Affine, Atom, Gather, Isotone, Max, Monotone, Program, Softmax
 from cactus_edge.ir.ops import Int64
+from cactus_edge.ir.rules import (
+    FLOAT_REQUANTISE,
+    REQUANTISE,
+    AddRule,
+    BinaryRule,
+    Clamp,
+    Elementwise,
+    FixedPointAddRule,
+    FloatAffine,
+    FloatRequantise,
+    Requantise,
+    RoundDivide,
+    SoftmaxRule,
+    VectorAddRule,
+)
 
 SOFTMAX_SUM = 2**28 - 1
 """Above it the rounding shift of the outputs would exceed 31, which gemmlowp's int32 code does not define."""
@@ -79,30 +93,58 @@ def _quantities(atom: Atom, source: Int64, width: int = 1) -> Iterator[tuple[str
         case Monotone(rule):
             yield from _rule_quantities(rule, source)
         case Isotone(add, _):
-            codes = np.array([INT8_MIN, INT8_MAX])
-            shifted = max(int(np.abs(codes - z).max()) for z in add.zero_points) << add.left_shift
-            yield "an argument times 2^left_shift", shifted
-            total = sum(int(np.abs(add.term(i, codes)).max()) for i in range(2))
-            yield "the sum of both terms", total << max(add.output_shift, 0)
-            ends = np.array([-total, total])
-            result = multiply_by_quantized_multiplier(ends, add.output_multiplier, add.output_shift)
-            yield "the requantised sum and its zero point", int(np.abs(result).max()) + abs(add.zero_point)
-        case Softmax(softmax):
-            yield "the sum of exponentials (Q12.19)", width * int(rdp(softmax.exponentials, 12).max())
+            yield from _sum_quantities(add)
+        case Softmax(rule):
+            if isinstance(rule, SoftmaxRule):
+                yield "the sum of exponentials (Q12.19)", width * int(rdp(rule.exponentials, 12).max())
         case Max() | Gather():
             pass
         case _:
             assert_never(atom)
 
 
-def _rule_quantities(rule: Requantise | RoundDivide | Clamp, source: Int64) -> Iterator[tuple[str, int]]:
+def _sum_quantities(add: BinaryRule) -> Iterator[tuple[str, int]]:
+    codes = np.array([INT8_MIN, INT8_MAX])
+    match add:
+        case AddRule() | VectorAddRule():
+            lefts = (0, 0) if isinstance(add, AddRule) else add.shifts
+            shifted = [
+                int(np.abs(codes - z).max()) << (add.left_shift + s)
+                for z, s in zip(add.zero_points, lefts, strict=True)
+            ]
+            yield "an argument times 2^left_shift", max(shifted)
+            total = sum(int(np.abs(add.term(i, codes)).max()) for i in range(2))
+            yield "the sum of both terms", total << max(add.output_shift, 0)
+            ends = np.array([-total, total])
+            result = multiply_by_quantized_multiplier(ends, add.output_multiplier, add.output_shift)
+            yield "the requantised sum and its zero point", int(np.abs(result).max()) + abs(add.zero_point)
+        case FixedPointAddRule():
+            # x * m and z * m as separate terms, in any order, with the rounding constant.
+            terms = sum(m * (128 + abs(z)) for m, z in zip(add.multipliers, add.zero_points, strict=True))
+            yield "the sum of both products, zero points folded anywhere", terms + (1 << (add.shift - 1))
+        case _:
+            assert_never(add)
+
+
+def _rule_quantities(rule: Elementwise, source: Int64) -> Iterator[tuple[str, int]]:
     match rule:
         case Requantise():
             value = source + abs(rule.input_zero_point)
-            yield "the value times 2^max(shift, 0)", int((value << np.maximum(rule.shift, 0)).max())
+            # Family S multiplies the value itself, in 64 bits.
+            left = 0 * rule.shift if rule.family == "S" else np.maximum(rule.shift, 0)
+            yield "the value times 2^max(shift, 0)", int((value << left).max())
             family = REQUANTISE[rule.family]
             scaled = max(int(np.abs(family(v, rule.multiplier, rule.shift)).max()) for v in (value, -value))
             yield "the requantised value and its zero point", scaled + abs(rule.zero_point)
+        case FloatRequantise():
+            value = source + abs(rule.input_zero_point)
+            yield "the value that becomes a float", int(value.max())
+            if rule.family == "E":
+                # Converted to int32 before it is clamped; family F clamps first.
+                scaled = max(np.abs(FLOAT_REQUANTISE["E"](v, rule.multiplier)).max() for v in (value, -value))
+                yield "the requantised value and its zero point", int(scaled) + abs(rule.zero_point)
+        case FloatAffine():
+            yield "the value that becomes a float", int(source.max())
         case RoundDivide(divisor):
             yield "the sum and half its divisor", int((source + divisor // 2).max())
         case Clamp():

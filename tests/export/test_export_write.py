@@ -15,10 +15,11 @@ from cactus_edge.formats.c.compiler import STRICT, compile_c, zig
 from cactus_edge.formats.c.host import agree_c, compare, compiled
 from cactus_edge.formats.c.write import KERNELS, CSources, write_c
 from cactus_edge.ir import ops
-from cactus_edge.ir.arithmetic import QuantizeRule, profile
+from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.blob import blob_digest
 from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.graph import Graph, Tensor
+from cactus_edge.ir.rules import QuantizeRule
 from cactus_edge.resources import data_path
 
 TFLM = profile("tflm")

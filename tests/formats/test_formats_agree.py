@@ -18,8 +18,8 @@ from cactus_edge.errors import InputError, InstallError, MismatchError, ModelErr
 from cactus_edge.formats import agree as agree_module
 from cactus_edge.formats.agree import RUNTIMES, agree, check_tflm
 from cactus_edge.formats.tflite import read_tflite, write_tflite
-from cactus_edge.ir import arithmetic, ops
-from cactus_edge.ir.arith import srdhm
+from cactus_edge.ir import ops, rules
+from cactus_edge.ir.arith import multiply_half_up
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.evaluate import evaluate, trace
@@ -96,13 +96,6 @@ def test_dense_per_channel_and_grouped_convolution_run_in_tflm() -> None:
     assert found.exact and found.elements == 160
 
 
-def _planted(x: Any, multiplier: Any, shift: Any) -> Any:
-    """Family H: half up after the first rounding, where D rounds away from zero."""
-    left, right = np.maximum(shift, 0), np.maximum(-np.asarray(shift), 0)
-    y = srdhm(np.asarray(x, np.int64) << left, multiplier)
-    return np.where(right > 0, (y + (1 << np.maximum(right - 1, 0))) >> right, y)
-
-
 def test_a_swapped_rounding_is_caught_and_located(monkeypatch: pytest.MonkeyPatch) -> None:
     b = GraphBuilder()
     x = b.input(Tensor("x", (256,), "int8", 1.0, 0))
@@ -111,7 +104,7 @@ def test_a_swapped_rounding_is_caught_and_located(monkeypatch: pytest.MonkeyPatc
     y = b.node(ops.Reshape(), [y], Tensor("flat", (256,), "int8", 4.0, 0))
     data, codes = write_tflite(b.finish(y)), np.arange(-128, 128, dtype=np.int8)[np.newaxis]
     assert agree(data, codes).exact
-    monkeypatch.setitem(arithmetic.REQUANTISE, "D", _planted)  # type: ignore[index]
+    monkeypatch.setitem(rules.REQUANTISE, "D", multiply_half_up)  # type: ignore[index]
     found = agree(data, codes)
     # Halved to odd y < 0 first, half of the negative codes tie at the second rounding: away from zero in the wheel.
     assert (found.mismatches, found.differing_inputs, found.max_difference) == (64, 1, 1.0)

@@ -11,8 +11,9 @@ from strategies import random_graph
 
 from cactus_edge.errors import UnsupportedError
 from cactus_edge.ir import evaluate
-from cactus_edge.ir.arithmetic import Requantise, profile
+from cactus_edge.ir.arithmetic import Profile, profile
 from cactus_edge.ir.atoms import Monotone, Program, lower
+from cactus_edge.ir.rules import Requantise
 
 Array = npt.NDArray[Any]
 TFLM = profile("tflm")
@@ -20,13 +21,13 @@ FEW = 2_000
 """Points up to which a box is enumerated."""
 
 
-def programs(seed: int, count: int, **options: Any) -> list[Program]:
+def programs(seed: int, count: int, *, arithmetic: Profile = TFLM, **options: Any) -> list[Program]:
     """Random networks that the profile runs, each from a seed of its own."""
     found: list[Program] = []
     while len(found) < count:
         seed += 1
         try:
-            found.append(lower(random_graph(np.random.default_rng(seed), **options), TFLM))
+            found.append(lower(random_graph(np.random.default_rng(seed), **options), arithmetic))
         except UnsupportedError:
             continue
     return found

@@ -1,0 +1,325 @@
+"""Nodes of a QDQ ONNX file -> ops of the graph. Every node that is not in `READ` is refused by its kind, name and index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from cactus_edge.formats.onnx.form import (
+    LARGEST_FLOAT_BIAS,
+    as_image,
+    check_activation,
+    check_scales,
+    clip_bounds,
+    our_columns,
+)
+from cactus_edge.formats.onnx.proto import INT8
+from cactus_edge.formats.onnx.values import Clamped, Codes, Constant, Operator, Pending, Real, Source, Value
+from cactus_edge.ir import ops
+from cactus_edge.ir.graph import Tensor
+from cactus_edge.ir.linear import output_size
+
+BIAS_SCALE_TOLERANCE = 1e-5
+"""|S_in * S_w - S_bias| <= 1e-5 * S_in * S_w: float32 products in any order, and no other scale."""
+
+
+def read_node(o: Operator) -> None:
+    """Adds one node to the network. Raises UnsupportedError or ModelError, naming it."""
+    if o.kind not in READ:
+        raise o.unsupported(f"the operator {o.kind}")
+    value = READ[o.kind](o)
+    o.attributes.finish()
+    if value is not None:
+        o.net.define(o.outputs[0], value, o.what)
+
+
+def _constant(o: Operator) -> None:
+    o.operands(0, 0)
+    found = o.attributes.constant("value")
+    if found is None:
+        raise o.unsupported("a constant without a tensor `value`")
+    name = o.outputs[0]
+    if not name or name in o.net.values or name in o.net.constants:
+        raise o.malformed("an output name of its own", repr(name))
+    o.net.constants[name] = found
+
+
+def _quantisation(o: Operator) -> None:
+    """The attributes of QuantizeLinear and DequantizeLinear that change nothing per tensor or for int8."""
+    o.attributes.expect("block_size", 0)
+    o.attributes.expect("saturate", 1, 0)
+    o.attributes.expect("output_dtype", 0, *((INT8,) if o.kind == "QuantizeLinear" else ()))
+    o.attributes.expect("precision", 0)
+
+
+def _parameters(o: Operator) -> tuple[float, int]:
+    """(scale, zero point) of an activation, one each."""
+    scale = float(o.scalar(1, np.float32))
+    if not (np.isfinite(scale) and scale > 0):
+        raise o.malformed("a finite scale above zero", scale)
+    check_scales(scale, o.what)
+    if not o.has(2):
+        raise o.unsupported("an activation without a zero point (it would be uint8)")
+    return scale, int(o.scalar(2, np.int8))
+
+
+def _quantize_linear(o: Operator) -> Value:
+    o.operands(2, 3)
+    o.attributes.integer("axis", 1)
+    _quantisation(o)
+    scale, zero_point = _parameters(o)
+    net, name, value = o.net, o.outputs[0], o.value(0)
+    match value:
+        case Source():
+            x = net.tensors[0]
+            if net.nodes:
+                raise o.unsupported("quantising the graph's input a second time")
+            return Codes(net.node(ops.Quantize(), 0, Tensor(name, x.shape, "int8", scale, zero_point), net.images[0]))
+        case Pending(op, tensor, shape, image):
+            out = Tensor(name, shape, "int8", scale, zero_point)
+            if isinstance(op, ops.MaxPool | ops.Reshape) and not net.tensors[tensor].quantised_like(out):
+                raise o.unsupported("an output of another scale or zero point than its input's behind a copy")
+            if isinstance(op, ops.Conv2d | ops.DepthwiseConv2d | ops.Dense | ops.MaxPool):
+                check_activation(op.activation, out, o.what)
+            return Codes(net.node(op, tensor, out, image))
+        case Clamped(tensor, activation, alone):
+            x = net.tensors[tensor]
+            out = replace(x, name=name, scale=scale, zero_point=zero_point)
+            check_activation(activation, out, o.what)
+            if alone and net.fusible(tensor) and x.quantised_like(out):
+                net.fuse(tensor, activation, name)
+                return Codes(tensor)
+            if activation is ops.Activation.RELU:
+                return Codes(net.node(ops.Relu(), tensor, out, net.images[tensor]))
+            raise o.unsupported(f"{activation.value} on codes that changes their scale or is not their only reader")
+        case Real(tensor):
+            out = replace(net.tensors[tensor], name=name, scale=scale, zero_point=zero_point)
+            return Codes(net.node(ops.Requantize(), tensor, out, net.images[tensor]))
+    raise o.unsupported("quantising a value that is neither the graph's input nor an operator's result")
+
+
+def _dequantize_linear(o: Operator) -> Value:
+    o.operands(2, 3)
+    axis = o.attributes.integer("axis", 1)
+    _quantisation(o)
+    value = o.value(0)
+    if isinstance(value, Codes):
+        tensor = o.net.tensors[value.tensor]
+        if _parameters(o) != (tensor.scale, tensor.zero_point):
+            raise o.unsupported("a scale or zero point that differs from the QuantizeLinear's before it")
+        return Real(value.tensor)
+    if value is not None:
+        raise o.unsupported("dequantising what is no int8 code")
+    integers = o.net.constants[o.inputs[0]]
+    if integers.dtype not in (np.int8, np.int32):
+        raise o.unsupported(f"dequantising {integers.dtype}")
+    scale = o.plain(1, np.float32)
+    if not (np.isfinite(scale).all() and (scale > 0).all() and scale.size):
+        raise o.malformed("finite scales above zero", scale.ravel()[:4])
+    if o.has(2):
+        zero_point = o.plain(2, integers.dtype)
+        if zero_point.any() or zero_point.size not in (1, scale.size):
+            raise o.unsupported("a constant with a zero point other than 0")
+    if scale.size == 1 and scale.ndim <= 1:
+        return Constant(integers, ops.freeze(scale.reshape(1), np.float32), None)
+    axis += integers.ndim if axis < 0 else 0
+    if scale.ndim != 1 or not 0 <= axis < integers.ndim or scale.size != integers.shape[axis]:
+        raise o.malformed(f"scales along one axis of {integers.shape}", f"{scale.shape} along {axis}")
+    return Constant(integers, scale, axis)
+
+
+def _conv(o: Operator) -> Value:
+    o.operands(2, 3)
+    x = o.net.tensors[o.real()]
+    if len(x.shape) != 3:
+        raise o.unsupported(f"a convolution over {x.shape}: only images [N, channels, height, width] are")
+    weight = o.dequantised(1, np.int8)
+    if weight.integers.ndim != 4 or 0 in weight.integers.shape:
+        raise o.unsupported(f"a weight of shape {weight.integers.shape}, not [outputs, inputs, height, width],")
+    outputs, per_group, kh, kw = weight.integers.shape
+    if o.attributes.integers("kernel_shape", (kh, kw)) != (kh, kw):
+        raise o.malformed(f"kernel_shape {(kh, kw)}", "another")
+    stride, dilation = _positive(o, "strides"), _positive(o, "dilations")
+    padding, groups = _padding(o), o.attributes.integer("group", 1)
+    if groups < 1 or per_group * groups != x.shape[2] or outputs % groups:
+        raise o.malformed(f"groups that divide {x.shape[2]} inputs by {per_group} and {outputs} outputs", groups)
+    scale, bias = _scales(o, weight, 0, x.scale, outputs)
+    scale = ops.freeze(np.broadcast_to(scale, (outputs,)), np.float32)
+    h, w = output_size((x.shape[0], x.shape[1]), (kh, kw), stride, padding, dilation)
+    op: ops.Op
+    if per_group == 1 and x.shape[2] > 1:
+        kernel = ops.freeze(weight.integers[:, 0].transpose(1, 2, 0), np.int8)
+        op = ops.DepthwiseConv2d(kernel, bias, scale, stride, padding, dilation)
+    else:
+        kernel = ops.freeze(weight.integers.transpose(0, 2, 3, 1), np.int8)
+        op = ops.Conv2d(kernel, bias, scale, stride, padding, dilation)
+    return _pending(o, op, (h, w, outputs))
+
+
+def _gemm(o: Operator) -> Value:
+    o.operands(2, 3)
+    if o.attributes.number("alpha", 1.0) != 1.0 or o.attributes.number("beta", 1.0) != 1.0:
+        raise o.unsupported("alpha or beta other than 1")
+    o.attributes.expect("transA", 0)
+    return _dense(o, o.attributes.integer("transB", 0))
+
+
+def _matmul(o: Operator) -> Value:
+    o.operands(2, 2)
+    return _dense(o, 0)
+
+
+def _dense(o: Operator, transposed: int) -> Value:
+    source = o.real()
+    x = o.net.tensors[source]
+    weight = o.dequantised(1, np.int8)
+    if len(x.shape) != 1 or weight.integers.ndim != 2:
+        raise o.unsupported(f"a product of [N, *{x.shape}] and {weight.integers.shape}, other than of two matrices,")
+    if transposed not in (0, 1):
+        raise o.malformed("transB 0 or 1", transposed)
+    axis = 0 if transposed else 1
+    stored = weight.integers if transposed else weight.integers.T
+    outputs, inputs = stored.shape
+    if inputs != x.size or not outputs:
+        raise o.malformed(f"a weight for {x.size} inputs", stored.shape)
+    scale, bias = _scales(o, weight, axis, x.scale, outputs)
+    columns = our_columns(stored, o.net.images[source])
+    return _pending(o, ops.Dense(ops.freeze(columns, np.int8), bias, scale), (outputs,))
+
+
+def _scales(o: Operator, weight: Constant, axis: int, s_in: float, outputs: int) -> tuple[ops.Float32, ops.Int32]:
+    """The weight's scales [1] or [O] and the int32 bias [O], whose scales must be their products with S_in."""
+    if weight.axis not in (None, axis):
+        raise o.unsupported(f"weight scales along axis {weight.axis}, other than the outputs' axis {axis},")
+    check_scales(weight.scale, f"{o.what}: weight")
+    if not o.has(2):
+        return weight.scale, ops.freeze(np.zeros(outputs), np.int32)
+    if o.inputs[2] in o.net.constants:
+        return weight.scale, _float_bias(o, np.float32(s_in) * weight.scale, outputs)
+    bias = o.dequantised(2, np.int32)
+    if bias.integers.shape != (outputs,):
+        raise o.malformed(f"a bias of shape {(outputs,)}", bias.integers.shape)
+    product = s_in * weight.scale.astype(np.float64)
+    if (np.abs(bias.scale - product) > BIAS_SCALE_TOLERANCE * product).any():
+        raise o.unsupported("a bias whose scale is not that of input times weight")
+    return weight.scale, ops.freeze(bias.integers, np.int32)
+
+
+def _float_bias(o: Operator, scale: ops.Float32, outputs: int) -> ops.Int32:
+    """The int32 bias whose float32 images the file holds. Raises UnsupportedError where they are none: it would be rounded."""
+    stored = o.plain(2, np.float32)
+    if stored.shape != (outputs,) or not np.isfinite(stored).all():
+        raise o.malformed(f"a finite bias of shape {(outputs,)}", stored.shape)
+    codes = np.rint(stored / scale.astype(np.float64))
+    if not (np.abs(codes) <= LARGEST_FLOAT_BIAS).all() or not np.array_equal(
+        (codes * scale).astype(np.float32), stored
+    ):
+        raise o.unsupported("a float32 bias that is no multiple of input scale times weight scale")
+    return ops.freeze(codes, np.int32)
+
+
+def _max_pool(o: Operator) -> Value:
+    o.operands(1, 1)
+    x = o.net.tensors[o.real()]
+    if len(x.shape) != 3:
+        raise o.unsupported(f"a pool over {x.shape}: only images [N, channels, height, width] are")
+    kernel = _positive(o, "kernel_shape", 0)
+    stride, padding = _positive(o, "strides"), _padding(o)
+    if _positive(o, "dilations") != (1, 1):
+        raise o.unsupported("a dilated pool")
+    o.attributes.expect("ceil_mode", 0)
+    o.attributes.expect("storage_order", 0)
+    h, w = output_size((x.shape[0], x.shape[1]), kernel, stride, padding)
+    return _pending(o, ops.MaxPool(kernel, stride, padding), (h, w, x.shape[2]))
+
+
+def _flatten(o: Operator) -> Value:
+    o.operands(1, 1)
+    o.attributes.expect("axis", 1)
+    return _flat(o)
+
+
+def _reshape(o: Operator) -> Value:
+    o.operands(2, 2)
+    o.attributes.expect("allowzero", 0)
+    shape, size = [int(n) for n in o.plain(1, np.int64).ravel()], o.net.tensors[o.real()].size
+    # A 0 keeps the batch; a 1 in front would join several samples.
+    if shape not in ([0, -1], [0, size], [-1, size]):
+        raise o.unsupported(f"a reshape to {shape}, other than to [0, -1], [0, {size}] or [-1, {size}],")
+    return _flat(o)
+
+
+def _flat(o: Operator) -> Value:
+    source = o.real()
+    x = o.net.tensors[source]
+    return Pending(ops.Reshape(), source, (x.size,), o.net.images[source])
+
+
+def _relu(o: Operator) -> Value:
+    o.operands(1, 1)
+    return _activate(o, ops.Activation.RELU)
+
+
+def _clip(o: Operator) -> Value:
+    o.operands(1, 3)
+    bounds = tuple(float(o.scalar(i, np.float32)) if o.has(i) else None for i in (1, 2))
+    if bounds == (0.0, None):
+        return _activate(o, ops.Activation.RELU)
+    for activation in ops.Activation:
+        if clip_bounds(activation) == bounds:
+            return _activate(o, activation)
+    raise o.unsupported(f"clipping to {bounds}, other than to 0 and above, [0, 6] or [-1, 1],")
+
+
+def _activate(o: Operator, activation: ops.Activation) -> Value:
+    """An activation on a result that is not rounded yet, or on codes."""
+    value, net = o.value(0), o.net
+    match value:
+        case Pending(op=ops.Conv2d() | ops.DepthwiseConv2d() | ops.Dense() | ops.MaxPool() as op):
+            if op.activation is not ops.Activation.NONE:
+                raise o.unsupported("a second activation")
+            return replace(value, op=replace(op, activation=activation))
+        case Real(tensor):
+            alone = net.uses[o.inputs[0]] == 1 and net.uses[net.tensors[tensor].name] == 1
+            return Clamped(tensor, activation, alone)
+    raise o.unsupported("an activation of neither codes nor a convolution, dense layer or pool")
+
+
+def _pending(o: Operator, op: ops.Op, shape: tuple[int, ...]) -> Value:
+    return Pending(op, o.real(), shape, as_image(shape))
+
+
+def _positive(o: Operator, name: str, default: int = 1) -> tuple[int, int]:
+    """A pair (height, width) above zero; without a default it must be there."""
+    h, w = o.attributes.integers(name, (default, default))
+    if min(h, w) < 1:
+        raise o.malformed(f"{name} above zero", (h, w))
+    return h, w
+
+
+def _padding(o: Operator) -> ops.Padding2d:
+    top, left, bottom, right = o.attributes.integers("pads", (0, 0, 0, 0))
+    automatic = o.attributes.text("auto_pad", b"NOTSET")
+    if automatic not in (b"NOTSET", b"VALID") or (automatic == b"VALID" and (top, left, bottom, right) != (0, 0, 0, 0)):
+        raise o.unsupported(f"auto_pad {automatic!r} with pads {(top, left, bottom, right)}")
+    if min(top, left, bottom, right) < 0:
+        raise o.malformed("pads of at least 0", (top, left, bottom, right))
+    return ops.Padding2d(top, bottom, left, right)
+
+
+READ: dict[str, Callable[[Operator], Value | None]] = {
+    "Constant": _constant,
+    "QuantizeLinear": _quantize_linear,
+    "DequantizeLinear": _dequantize_linear,
+    "Conv": _conv,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    "MaxPool": _max_pool,
+    "Flatten": _flatten,
+    "Reshape": _reshape,
+    "Relu": _relu,
+    "Clip": _clip,
+}
+"""Every operator that is understood."""

@@ -1,0 +1,121 @@
+"""Bytes of a QDQ ONNX file -> graph, images turned to channel last.
+
+Read are files of one float input and one float output whose every operator stands between a DequantizeLinear and a
+QuantizeLinear, with int8 activations and weights and int32 biases, as ONNX Runtime's `quantize_static` and `write_onnx`
+write them. What has no counterpart in the graph, above all a result that is never rounded to int8, is refused by the node's
+name and index. Ignored are only names of producers, documentation and the shapes stated for intermediate values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from cactus_edge.errors import ModelError, UnsupportedError
+from cactus_edge.formats.onnx.form import as_image, keeps_order
+from cactus_edge.formats.onnx.nodes import read_node
+from cactus_edge.formats.onnx.proto import FLOAT, constants, parse, text
+from cactus_edge.formats.onnx.values import Network, Operator, Real, Source
+from cactus_edge.ir import ops
+from cactus_edge.ir.graph import Graph, Node, Tensor
+from cactus_edge.ir.spec import check
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """A file's graph, its metadata by name, the SHA-256 (hex) of its bytes, and the file's name of each graph tensor.
+
+    The file's images are [N, C, H, W], the graph's (H, W, C). `file_tensors` are graph indices, for `formats.agree`.
+    """
+
+    graph: Graph
+    metadata: dict[str, bytes]
+    sha256: str
+    names: tuple[str, ...]
+
+    @property
+    def file_tensors(self) -> tuple[int, ...]:
+        """The index under which a session knows each graph tensor: its own."""
+        return tuple(range(len(self.names)))
+
+
+def read_onnx(data: bytes) -> OnnxModel:
+    """The int8 network in the bytes of an ONNX file: float input, QUANTIZE, one node per operator, DEQUANTIZE, float output.
+
+    Raises ModelError where the bytes are malformed or contradict themselves, UnsupportedError (a ModelError) where they
+    are well-formed and use what the graph cannot express or name data outside the file, InstallError without onnx.
+    """
+    model = parse(data)
+    g = model.graph
+    known = constants(g.initializer)
+    if len(g.input) != 1 or len(g.output) != 1:
+        raise UnsupportedError(
+            f"the ONNX graph has {len(g.input)} inputs and {len(g.output)} outputs, expected one of each"
+        )
+    uses = Counter(text(name) for node in g.node for name in node.input)
+    source, end = text(g.input[0].name), text(g.output[0].name)
+    uses[end] += 1
+    net = Network(known, uses)
+    shape = _input_shape(g.input[0])
+    net.tensor(Tensor(source, shape, "float32"), as_image(shape))
+    net.define(source, Source(), "the graph's input")
+    for index, node in enumerate(g.node):
+        read_node(Operator(net, node, index))
+    last = net.values.get(end)
+    if not isinstance(last, Real):
+        raise UnsupportedError(
+            f"the output {end!r} is not the result of a DequantizeLinear on int8 codes",
+            hint="an int8 or float output leaves the last layer in float in ONNX Runtime",
+        )
+    out = net.tensors[last.tensor]
+    if len(out.shape) == 1 and not keeps_order(net.images[last.tensor]):
+        raise UnsupportedError(f"the output {end!r} is a flattened image in channel-first order")
+    _check_output(g.output[0], out.shape)
+    net.tensors.append(Tensor(end, out.shape, "float32"))
+    net.nodes.append(Node(ops.Dequantize(), (last.tensor,), len(net.tensors) - 1))
+    graph = Graph(tuple(net.tensors), tuple(net.nodes), (0,), (len(net.tensors) - 1,))
+    check(graph)
+    return OnnxModel(graph, _metadata(model), hashlib.sha256(data).hexdigest(), tuple(t.name for t in net.tensors))
+
+
+def _input_shape(value: Any) -> tuple[int, ...]:
+    """One sample's shape, channel last, of the graph's float input."""
+    where = f"the input {value.name!r}"
+    dims = _float_dims(value, where)
+    if len(dims) not in (2, 4):
+        raise UnsupportedError(f"{where} has {len(dims)} axes, expected [N, features] or [N, channels, height, width]")
+    if dims[0].HasField("dim_value") and dims[0].dim_value != 1:
+        raise UnsupportedError(f"{where} has a fixed batch of {dims[0].dim_value}, expected 1 or a symbolic one")
+    if not all(d.HasField("dim_value") and d.dim_value > 0 for d in dims[1:]):
+        raise UnsupportedError(f"{where} has symbolic or empty axes besides the batch")
+    sizes = tuple(int(d.dim_value) for d in dims[1:])
+    return (sizes[1], sizes[2], sizes[0]) if len(sizes) == 3 else sizes
+
+
+def _check_output(value: Any, shape: tuple[int, ...]) -> None:
+    """Raises ModelError where the sizes that the output states contradict `shape`, channel last."""
+    stored = (shape[2], shape[0], shape[1]) if len(shape) == 3 else shape
+    dims = _float_dims(value, f"the output {value.name!r}")
+    stated = [int(d.dim_value) if d.HasField("dim_value") else None for d in dims]
+    if len(stated) != len(stored) + 1 or any(s not in (None, n) for s, n in zip(stated[1:], stored, strict=True)):
+        raise ModelError(f"malformed ONNX: the output states shape {stated}, the nodes give [N, *{stored}]")
+
+
+def _float_dims(value: Any, where: str) -> list[Any]:
+    if not value.type.HasField("tensor_type") or value.type.tensor_type.elem_type != FLOAT:
+        raise UnsupportedError(
+            f"{where} is not a float32 tensor: with int8 ends ONNX Runtime leaves the first and the last layer in float"
+        )
+    return list(value.type.tensor_type.shape.dim)
+
+
+def _metadata(model: Any) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    for entry in model.metadata_props:
+        name = text(entry.key)
+        if name in found:
+            raise ModelError(f"malformed ONNX: metadata {name!r} twice")
+        found[name] = text(entry.value).encode()
+    return found

@@ -1,0 +1,416 @@
+"""The rules: integer functions of a runtime with their constants filled in, exact on int64 arrays.
+
+Which runtime takes which rule is `arithmetic.py`'s table. Every rule is non-decreasing in each argument (softmax: in its own
+entry), and names the source that it restates. Scales are float32 values held as Python floats. Rules on floats use IEEE
+binary32 or binary64 operations one by one, as the runtimes do; multiplying by a positive constant, clamping and rounding are
+each non-decreasing, so the whole is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from cactus_edge.errors import InputError, UnsupportedError
+from cactus_edge.ir.arith import (
+    INT8_MAX,
+    INT8_MIN,
+    INT32_MAX,
+    exp_on_negative_q5_26,
+    multiply_by_quantized_multiplier,
+    multiply_half_up,
+    multiply_single_rounding,
+    one_over_one_plus_q0_31,
+    quantize_multiplier,
+    rdp,
+    round_divide,
+    round_half_away,
+    round_half_away_f64,
+    srdhm,
+)
+from cactus_edge.ir.ops import Activation, Float32, Int8, Int64
+
+Float64 = npt.NDArray[np.float64]
+
+
+def _half_up_in_blocks(x: Int64, multiplier: Int64, shift: Int64, size: int) -> Int64:
+    """H in the channels that fill blocks of `size`, D in the rest; multiplier, shift [C]."""
+    in_blocks = np.arange(multiplier.size) < multiplier.size // size * size
+    return np.where(
+        in_blocks,
+        multiply_half_up(x, multiplier, shift),
+        multiply_by_quantized_multiplier(x, multiplier, shift),
+    )
+
+
+REQUANTISE: Mapping[str, Callable[[Int64, Int64, Int64], Int64]] = {
+    "D": multiply_by_quantized_multiplier,
+    "H": multiply_half_up,
+    "HD8": partial(_half_up_in_blocks, size=8),
+    "HD16": partial(_half_up_in_blocks, size=16),
+    "S": multiply_single_rounding,
+}
+"""Integer requantisation families: (accumulator, multiplier, shift) -> integer.
+
+D: gemmlowp double rounding (TFLM, CMSIS-NN, LiteRT's reference kernels). H: ruy, ties of the second rounding up. HD8,
+HD16: LiteRT's optimised depthwise convolution and mean, whose vector code rounds as H and whose scalar tail as D.
+S: one rounding.
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class Requantise:
+    """x -> clamp(family(x - input_zero_point; multiplier, shift) + zero_point, lo, hi). Non-decreasing in x.
+
+    multiplier, shift int64 [C] or [1], broadcast over the last axis.
+    """
+
+    family: str
+    multiplier: Int64
+    shift: Int64
+    zero_point: int
+    lo: int = INT8_MIN
+    hi: int = INT8_MAX
+    input_zero_point: int = 0
+
+    def apply(self, x: Int64) -> Int64:
+        scaled = REQUANTISE[self.family](x - self.input_zero_point, self.multiplier, self.shift)
+        return np.clip(scaled + self.zero_point, self.lo, self.hi)
+
+    def slope(self) -> Float64:
+        """What the rule multiplies by, roughly, float64 [C] or [1]; no proof rests on it."""
+        slope: Float64 = np.ldexp(self.multiplier.astype(np.float64), self.shift - 31)
+        return slope
+
+
+def _float32_half_even(x: Int64, multiplier: Float64) -> Float64:
+    """RNE(f32(f32(x) * f32(multiplier))); |x| <= 2^31."""
+    product = x.astype(np.float32) * multiplier.astype(np.float32)
+    rounded: Float64 = np.rint(product).astype(np.float64)
+    return rounded
+
+
+def _float64_half_away(x: Int64, multiplier: Float64) -> Float64:
+    """RHA(f64(x) * multiplier); |x| <= 2^31."""
+    return round_half_away_f64(x.astype(np.float64) * multiplier)
+
+
+FLOAT_REQUANTISE: Mapping[str, Callable[[Int64, Float64], Float64]] = {
+    "F": _float32_half_even,
+    "E": _float64_half_away,
+}
+"""Floating-point families: (accumulator, multiplier) -> integral float64.
+
+F: XNNPACK, ST X-CUBE-AI (XNNPACK src/xnnpack/requantization.h xnn_qs8_requantize_fp32, whose clamp before the rounding is at
+integers and therefore the same as one after it). E: LiteRT reference_integer_ops/fully_connected.h.
+"""
+
+
+@dataclass(frozen=True, eq=False)
+class FloatRequantise:
+    """x -> clamp(family(x - input_zero_point; multiplier) + zero_point, lo, hi). Non-decreasing in x, |x - z| <= 2^31.
+
+    multiplier float64 [C] or [1] >= 0, broadcast over the last axis; float32 values in family F.
+    """
+
+    family: str
+    multiplier: Float64
+    zero_point: int
+    lo: int = INT8_MIN
+    hi: int = INT8_MAX
+    input_zero_point: int = 0
+
+    def apply(self, x: Int64) -> Int64:
+        scaled = FLOAT_REQUANTISE[self.family](x - self.input_zero_point, self.multiplier)
+        # Clamped as floats: what lies beyond int64 stays on its side.
+        return np.clip(scaled, self.lo - self.zero_point, self.hi - self.zero_point).astype(np.int64) + self.zero_point
+
+    def slope(self) -> Float64:
+        """What the rule multiplies by, roughly, float64 [C] or [1]; no proof rests on it."""
+        return self.multiplier
+
+
+@dataclass(frozen=True)
+class FloatAffine:
+    """x -> RNE(clamp(f32(f32(f32(x) * multiplier) + offset), lo, hi)). Non-decreasing in x, |x| <= 2^31.
+
+    multiplier >= 0 and offset: float32 values; the zero points are folded into the offset.
+    Source: XNNPACK's int8 MEAN, two roundings and no fused multiply-add on x86-64.
+    """
+
+    multiplier: float
+    offset: float
+    lo: int = INT8_MIN
+    hi: int = INT8_MAX
+
+    def apply(self, x: Int64) -> Int64:
+        real = x.astype(np.float32) * np.float32(self.multiplier) + np.float32(self.offset)
+        rounded: Int64 = np.rint(np.clip(real, self.lo, self.hi)).astype(np.int64)
+        return rounded
+
+    def slope(self) -> Float64:
+        """The multiplier, float64 [1]; no proof rests on it."""
+        return np.array([self.multiplier])
+
+
+@dataclass(frozen=True, eq=False)
+class RoundDivide:
+    """x -> clamp(x / divisor rounded half away from zero, lo, hi). Non-decreasing. divisor int64 > 0, broadcast."""
+
+    divisor: Int64
+    lo: int = INT8_MIN
+    hi: int = INT8_MAX
+
+    def apply(self, x: Int64) -> Int64:
+        return np.clip(round_divide(x, self.divisor), self.lo, self.hi)
+
+    def slope(self) -> Float64:
+        """1 / divisor; no proof rests on it."""
+        slope: Float64 = 1.0 / self.divisor
+        return slope
+
+
+@dataclass(frozen=True)
+class Clamp:
+    """x -> min(max(x, lo), hi). Non-decreasing."""
+
+    lo: int
+    hi: int
+
+    def apply(self, x: Int64) -> Int64:
+        return np.clip(x, self.lo, self.hi)
+
+    def slope(self) -> Float64:
+        """1."""
+        return np.ones(1)
+
+
+Elementwise = Requantise | FloatRequantise | FloatAffine | RoundDivide | Clamp
+"""Every rule of one argument. Each dispatch over it ends in `assert_never`."""
+
+
+@dataclass(frozen=True)
+class _GemmlowpAdd:
+    """(x1, x2) -> clamp(D(term1 + term2; mo,so) + z_out, lo, hi); the terms are a subclass's. All shifts are <= 0."""
+
+    zero_points: tuple[int, int]
+    multipliers: tuple[int, int]
+    shifts: tuple[int, int]
+    left_shift: int
+    output_multiplier: int
+    output_shift: int
+    zero_point: int
+    lo: int
+    hi: int
+
+    def apply(self, x1: Int64, x2: Int64) -> Int64:
+        total = self.term(0, x1) + self.term(1, x2)
+        scaled = multiply_by_quantized_multiplier(total, self.output_multiplier, self.output_shift)
+        return np.clip(scaled + self.zero_point, self.lo, self.hi)
+
+    def term(self, index: int, x: Int64) -> Int64:
+        """The rescaled argument `index`, before the sum."""
+        raise NotImplementedError
+
+    def slopes(self) -> tuple[float, float]:
+        """What each argument is multiplied by, roughly; no proof rests on it."""
+        last = self.output_multiplier * 2.0 ** (self.output_shift - 31 + self.left_shift)
+        first, second = (m * 2.0 ** (s - 31) * last for m, s in zip(self.multipliers, self.shifts, strict=True))
+        return first, second
+
+
+@dataclass(frozen=True)
+class AddRule(_GemmlowpAdd):
+    """(x1, x2) -> clamp(D(D((x1-z1)*2^L; m1,s1) + D((x2-z2)*2^L; m2,s2); mo,so) + z_out, lo, hi). Non-decreasing in both.
+
+    Source: tensorflow/lite/micro/kernels/add_common.cc, reference/integer_ops/add.h.
+    """
+
+    def term(self, index: int, x: Int64) -> Int64:
+        shifted = (np.asarray(x, np.int64) - self.zero_points[index]) << self.left_shift
+        return multiply_by_quantized_multiplier(shifted, self.multipliers[index], self.shifts[index])
+
+
+@dataclass(frozen=True)
+class VectorAddRule(_GemmlowpAdd):
+    """AddRule with SRDHM((x-z) * 2^(L+s); m) as its terms: the shifts come first, so that each term is rounded once.
+
+    L + s >= 0. Source: LiteRT optimized/integer_ops/add.h AddElementwiseInt8, its blocks of 16 under USE_NEON.
+    """
+
+    def term(self, index: int, x: Int64) -> Int64:
+        shifted = (np.asarray(x, np.int64) - self.zero_points[index]) << (self.left_shift + self.shifts[index])
+        return srdhm(shifted, self.multipliers[index])
+
+
+@dataclass(frozen=True)
+class FixedPointAddRule:
+    """(x1, x2) -> clamp(((x1-z1)*m1 + (x2-z2)*m2 + 2^(shift-1)) >> shift + z_out, lo, hi). Non-decreasing in both (m >= 0).
+
+    XNNPACK adds bias + x1*m1 + x2*m2 with bias = 2^(shift-1) - z1*m1 - z2*m2; integers, so that the order is free.
+    Source: XNNPACK src/microparams-init.c xnn_init_qs8_add_minmax_scalar_params, src/qs8-vadd.
+    """
+
+    zero_points: tuple[int, int]
+    multipliers: tuple[int, int]
+    shift: int
+    zero_point: int
+    lo: int
+    hi: int
+
+    def apply(self, x1: Int64, x2: Int64) -> Int64:
+        total = (1 << (self.shift - 1)) + self.term(0, x1) + self.term(1, x2)
+        clipped: Int64 = np.clip((total >> self.shift) + self.zero_point, self.lo, self.hi)
+        return clipped
+
+    def term(self, index: int, x: Int64) -> Int64:
+        """The rescaled argument `index`, before the sum."""
+        product: Int64 = (np.asarray(x, np.int64) - self.zero_points[index]) * self.multipliers[index]
+        return product
+
+    def slopes(self) -> tuple[float, float]:
+        """What each argument is multiplied by; no proof rests on it."""
+        return self.multipliers[0] * 2.0**-self.shift, self.multipliers[1] * 2.0**-self.shift
+
+
+BinaryRule = AddRule | VectorAddRule | FixedPointAddRule
+"""Every rule of two arguments."""
+
+
+@dataclass(frozen=True, eq=False)
+class SoftmaxRule:
+    """Row softmax on int8: out_i = clamp(rdp(srdhm(g, E_i), nb + 23) - 128), E_i = exponentials[x_i - max x + 255].
+
+    exponentials int64 [256]: Q0.31 for the differences -255..0, 0 where the difference is below `difference_min`.
+    (g, nb) come from the sum of rdp(E_i, 12). Source: tensorflow/lite/kernels/internal/reference/softmax.h.
+    """
+
+    exponentials: Int64
+
+    def apply(self, x: Int64) -> Int64:
+        e = self.exponentials[x - x.max(-1, keepdims=True) + 255]
+        g, shift = self.reciprocal(rdp(e, 12).sum(-1, keepdims=True))
+        return np.clip(rdp(srdhm(g, e), shift) + INT8_MIN, INT8_MIN, INT8_MAX)
+
+    @staticmethod
+    def reciprocal(total: Int64) -> tuple[Int64, Int64]:
+        """(g, nb + 23) for the Q12.19 sum `total` in [2^19, 2^31): 256 * E / (2^12 * total) is close to srdhm(g, E) / 2^(nb + 23)."""
+        total = np.asarray(total, np.int64)
+        # frexp is exact below 2^53; its exponent is the bit length.
+        leading = 32 - np.frexp(total.astype(np.float64))[1].astype(np.int64)
+        g = one_over_one_plus_q0_31((total << leading) - (1 << 31))
+        return g, 12 - leading + 23
+
+
+MAX_SOFTMAX_DEPTH = 511
+"""Longest softmax row: 511 exponentials of at most 2^19 stay below 2^28, so that the last shift stays within rdp's 31 bits."""
+
+
+def softmax_rule(beta: float, scale: float, depth: int) -> SoftmaxRule:
+    """p = min(beta * scale * 2^26, 2^31 - 1); differences scaled by D(p) into Q5.26; below -floor(31 * 2^26 / 2^ls) skipped."""
+    if depth > MAX_SOFTMAX_DEPTH:
+        raise UnsupportedError(f"softmax over {depth} elements: TFLM's last shift is defined up to {MAX_SOFTMAX_DEPTH}")
+    product = min(float(np.float32(beta)) * scale * 2.0**26, float(INT32_MAX))
+    if product <= 1:
+        raise UnsupportedError(f"softmax with beta * scale = {beta * scale}: TFLM needs more than 2^-26")
+    multiplier, left = quantize_multiplier(product)
+    difference_min = -math.floor(31.0 * 2.0**26 / 2.0**left)
+    difference = np.arange(-255, 1, dtype=np.int64)
+    # At a left shift of 31 only the difference 0 is kept, so nothing is ever shifted out.
+    kept = np.maximum(difference, difference_min)
+    e = exp_on_negative_q5_26(srdhm(kept << left, multiplier))
+    return SoftmaxRule(np.where(difference >= difference_min, e, 0))
+
+
+@dataclass(frozen=True, eq=False)
+class FloatSoftmaxRule:
+    """Row softmax on int8: out_i = clamp(RHA(f32(e_i * inv)) - 128), e_i = table[x_i - max x + 255], inv = f32(1 / f32(sum / 256)).
+
+    table float32 [256]: exponentials of the differences -255..0; the sum is in float32, in index order.
+    Source: LiteRT optimized_ops.h Softmax on int8 with PopulateSoftmaxLookupTable (x86-64; on aarch64 another table is built).
+    """
+
+    table: Float32
+
+    def apply(self, x: Int64) -> Int64:
+        e = self.table[x - x.max(-1, keepdims=True) + 255]
+        total = np.add.accumulate(e, axis=-1)[..., -1:]
+        inverse = np.float32(1) / (total * np.float32(1 / 256))
+        rounded = round_half_away_f64((e * inverse).astype(np.float64)).astype(np.int64)
+        return np.clip(rounded + INT8_MIN, INT8_MIN, INT8_MAX)
+
+
+def float_softmax_rule(beta: float, scale: float) -> FloatSoftmaxRule:
+    """table[255 - d] = expf(f32(f32(-scale * beta) * d)).
+
+    exp is rounded here from double precision. A C library's expf may differ in the last place; verify leaves room for that.
+    """
+    difference = np.arange(-255, 1).astype(np.float32)
+    step = np.float32(scale) * np.float32(beta)
+    with np.errstate(under="ignore"):
+        return FloatSoftmaxRule(np.exp((step * difference).astype(np.float64)).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class QuantizeRule:
+    """float32 x -> clamp(round(x / scale) + zero_point). Non-decreasing in x. `rounding` names both steps:
+
+    half_away: RHA(f32(x / scale)) (TFLM and LiteRT reference/quantize.h). half_even_product: RNE(f32(x * f32(1 / scale))) (XNNPACK
+    f32-qs8-vcvt; LiteRT optimized_ops.h AffineQuantize, its vector code). half_even: RNE(f32(x / scale)) (ONNX QuantizeLinear).
+    """
+
+    scale: float
+    zero_point: int
+    rounding: str
+
+    def apply(self, x: Float32) -> Int8:
+        """int8 codes of float32 x. Raises InputError for NaN and for |x / scale| near 2^31: C leaves their conversion undefined."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            scale, values = np.float32(self.scale), np.asarray(x, np.float32)
+            quotient = values * (np.float32(1) / scale) if self.rounding == "half_even_product" else values / scale
+            real = quotient.astype(np.float64)
+        if not (np.abs(real) < 2.0**31 - 128).all():
+            raise InputError(
+                "the data contain NaN, infinities or values beyond 2^31 input steps, which no two runtimes quantise alike",
+                hint="clean the data, or clip them to the sensor's range",
+            )
+        if self.rounding == "half_away":
+            rounded = np.trunc(real + np.copysign(0.5, real))
+        else:
+            rounded = np.rint(real)
+        codes: Int8 = np.clip(rounded + self.zero_point, INT8_MIN, INT8_MAX).astype(np.int8)
+        return codes
+
+
+def activation_range(
+    activation: Activation, scale: float, zero_point: int, rounding: str = "half_away"
+) -> tuple[int, int]:
+    """[lo, hi] of the fused activation: the codes of its ends, intersected with int8.
+
+    half_away: q(v) = zero_point + RHA(f32(v / scale)) (tensorflow/lite/kernels/kernel_util.cc
+    CalculateActivationRangeQuantizedImpl). half_even_sum: q(v) = RNE(f32(f32(v / scale) + zero_point)) (XNNPACK xnn_qs8_quantize).
+    """
+
+    def q(value: float) -> int:
+        with np.errstate(over="ignore"):
+            ratio = np.float32(value) / np.float32(scale)
+        if not abs(ratio) < 2.0**31 - 128:
+            raise UnsupportedError(f"a fused activation at {value} with scale {scale}: TFLM refuses {ratio:.3g} codes")
+        if rounding == "half_even_sum":
+            return int(np.rint(ratio + np.float32(zero_point)))
+        return zero_point + round_half_away(float(ratio))
+
+    match activation:
+        case Activation.NONE:
+            return INT8_MIN, INT8_MAX
+        case Activation.RELU:
+            return max(INT8_MIN, q(0.0)), INT8_MAX
+        case Activation.RELU6:
+            return max(INT8_MIN, q(0.0)), min(INT8_MAX, q(6.0))
+        case Activation.RELU_N1_TO_1:
+            return max(INT8_MIN, q(-1.0)), min(INT8_MAX, q(1.0))

@@ -1,0 +1,154 @@
+"""Networks and files for the ONNX tests: random chains, models quantised by ONNX Runtime, and files with one sin each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from strategies import Array, Maker, RngChoices
+
+from cactus_edge.errors import UnsupportedError
+from cactus_edge.ir import ops
+from cactus_edge.ir.builder import GraphBuilder
+from cactus_edge.ir.evaluate import dequantize, evaluate
+from cactus_edge.ir.graph import Graph, Tensor
+from cactus_edge.ir.ort import ORT_X86
+
+CHAIN = ("conv2d", "conv2d", "depthwise_conv2d", "dense", "max_pool")
+"""The ops that were shown equal to ONNX Runtime, convolutions twice as often."""
+
+
+def chain(rng: np.random.Generator, nodes: int = 5, middle: Sequence[str] = CHAIN) -> Graph:
+    """A random network in which every op reads the one before it; float32 or int8 at the end."""
+    choose = RngChoices(rng)
+    make = Maker(choose)
+    shape = (choose.integer(1, 8), choose.integer(1, 8), choose.integer(1, 4))
+    last = make.builder.input(Tensor("input", shape, "int8", make.scale(), make.zero_point()))
+    make.known.append(last)
+    for _ in range(4 * nodes):
+        if len(make.known) > nodes:
+            break
+        made = getattr(make, f"make_{choose.pick(middle)}")(last, make.builder.tensor(last))
+        last = last if made is None else made
+    return make.finish(last, ("", "dequantize"))
+
+
+def chains(first: int, count: int) -> list[Graph]:
+    """The first `count` random chains from seed `first` on that can be written and stay in the profile's range."""
+    found: list[Graph] = []
+    seed = first
+    while len(found) < count:
+        graph = chain(np.random.default_rng(seed))
+        seed += 1
+        try:
+            evaluate(graph, np.zeros((0, *graph.input.shape), np.int8), ORT_X86)
+        except UnsupportedError as error:
+            assert "multiplier" in error.message, error
+            continue
+        found.append(graph)
+    return found
+
+
+def real_inputs(graph: Graph, codes: Array) -> Array:
+    """The float32 values that quantise to `codes`."""
+    return dequantize(codes, graph.input.scale, graph.input.zero_point)
+
+
+def classifier(zero_point: int = -128, activation: ops.Activation = ops.Activation.RELU) -> Graph:
+    """Convolution, pool, dense layer over a flattened image of several channels and pixels."""
+    rng = np.random.default_rng(3)
+    b = GraphBuilder()
+    x = b.input(Tensor("input", (4, 4, 2), "int8", 1 / 32, 5))
+    weight = ops.freeze(rng.integers(-127, 128, (3, 3, 3, 2)), np.int8)
+    bias, scale = ops.freeze([100, -50, 7], np.int32), ops.freeze([0.01, 0.02, 0.003], np.float32)
+    conv = ops.Conv2d(weight, bias, scale, (1, 1), ops.Padding2d(1, 1, 1, 1), activation=activation)
+    x = b.node(conv, [x], Tensor("conv", (4, 4, 3), "int8", 1 / 16, zero_point))
+    x = b.node(ops.MaxPool((2, 2), (2, 2)), [x], Tensor("pool", (2, 2, 3), "int8", 1 / 16, zero_point))
+    weight = ops.freeze(rng.integers(-127, 128, (5, 12)), np.int8)
+    dense = ops.Dense(weight, ops.freeze(np.arange(5), np.int32), ops.freeze([0.01], np.float32))
+    return b.finish(b.node(dense, [x], Tensor("logits", (5,), "int8", 1 / 4, 3)))
+
+
+def halves(bias: int = 0) -> Graph:
+    """Codes times one half: every odd accumulator is a tie."""
+    b = GraphBuilder()
+    x = b.input(Tensor("x", (16, 16, 1), "int8", 1.0, 0))
+    weight = ops.freeze(np.ones((1, 1, 1, 1)), np.int8)
+    conv = ops.Conv2d(weight, ops.freeze([bias], np.int32), ops.freeze([1.0], np.float32))
+    return b.finish(b.node(conv, [x], Tensor("y", (16, 16, 1), "int8", 2.0, 1)))
+
+
+def edit(data: bytes, change: Callable[[Any], None]) -> bytes:
+    """The file with `change` applied to its ModelProto."""
+    model = onnx.ModelProto()
+    model.ParseFromString(data)
+    change(model)
+    changed: bytes = model.SerializeToString(deterministic=True)
+    return changed
+
+
+def node(model: Any, kind: str, number: int = 0) -> Any:
+    """The `number`-th node of a kind."""
+    return [n for n in model.graph.node if n.op_type == kind][number]
+
+
+def initializer(model: Any, name: str) -> Any:
+    """The initializer of this name."""
+    return next(t for t in model.graph.initializer if t.name == name)
+
+
+def halve_codes(model: Any) -> None:
+    """Gives the codes of a `classifier` behind its activation, up to the dense layer, another scale."""
+    model.graph.initializer.append(numpy_helper.from_array(np.float32(0.5), "half"))
+    names = {"conv", "pool", "pool_flat"}
+    for n in model.graph.node:
+        if n.op_type in ("QuantizeLinear", "DequantizeLinear") and names & {*n.input, *n.output}:
+            n.input[1] = "half"
+    scale = initializer(model, "logits_bias_scale")
+    scale.raw_data = (8 * numpy_helper.to_array(scale)).astype(np.float32).tobytes()
+
+
+def quantized_by_ort(folder: Path, opset: int = 21, **options: Any) -> bytes:
+    """A small random CNN as `onnxruntime.quantization.quantize_static` writes it (QDQ, int8, images [N, 2, 8, 8])."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    rng = np.random.default_rng(11)
+
+    def drawn(name: str, *shape: int) -> Any:
+        return numpy_helper.from_array(rng.normal(0, 0.5, shape).astype(np.float32), name)
+
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["c1"], "first", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c1"], ["r1"]),
+        helper.make_node("MaxPool", ["r1"], ["p1"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Conv", ["p1", "w2", "b2"], ["c2"], "depthwise", group=4),
+        helper.make_node("Relu", ["c2"], ["r2"]),
+        helper.make_node("Flatten", ["r2"], ["f"]),
+        helper.make_node("Gemm", ["f", "w3", "b3"], ["y"], "last", transB=1),
+    ]
+    weights = [drawn("w1", 4, 2, 3, 3), drawn("b1", 4), drawn("w2", 4, 1, 3, 3), drawn("b2", 4)]
+    graph = helper.make_graph(
+        nodes,
+        "cnn",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 2, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 5])],
+        [*weights, drawn("w3", 5, 16), drawn("b3", 5)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    before, after = folder / "float.onnx", folder / "int8.onnx"
+    before.write_bytes(model.SerializeToString())
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.batches = [{"x": rng.normal(0, 1, (8, 2, 8, 8)).astype(np.float32)} for _ in range(4)]
+
+        def get_next(self) -> Any:
+            return self.batches.pop() if self.batches else None
+
+    settings = {"activation_type": QuantType.QInt8, "weight_type": QuantType.QInt8, "per_channel": True} | options
+    quantize_static(before, after, Reader(), quant_format=QuantFormat.QDQ, **settings)
+    return after.read_bytes()
