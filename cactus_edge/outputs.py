@@ -1,10 +1,8 @@
-"""What a file computes for given data under a profile, and how often it is right; the data as `run` and `agree` read them."""
+"""What a file computes for given data under a profile, and how often it is right."""
 
 from __future__ import annotations
 
 import io
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,25 +89,6 @@ def outputs(model: bytes, x: Array, y: Array | None, profile: str) -> Outputs:
     require_samples(x)
     labels = None if y is None else _labels(y, len(x), graph.output.size)
     return Outputs(evaluate(graph, x, rules), labels, profile)
-
-
-def read_inputs(path: Path) -> tuple[Array, Array | None]:
-    """(x, y) from the .npz `path`, as they are; None for y where there is none. Raises DataError for anything else."""
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            raise DataError(f"{path} is a single array", hint="save it with np.savez(path, x=..., y=...)")
-        with loaded as archive:
-            if "x" not in archive:
-                held = ", ".join(archive.files) or "nothing"
-                raise DataError(
-                    f"{path} holds {held}; expected x, and y for accuracy", hint="np.savez(path, x=..., y=...)"
-                )
-            return archive["x"], archive.get("y")
-    except FileNotFoundError:
-        raise DataError(f"there is no file {path}", hint="check the path given to --data") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} cannot be read as .npz: {error}", hint="write it again with np.savez") from error
 
 
 def require_samples(x: Array) -> None:

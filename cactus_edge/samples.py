@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,31 @@ from cactus_edge.resources import write_atomic
 Array = npt.NDArray[Any]
 
 
-def read_samples(path: Path) -> tuple[Array, Array]:
-    """(x, y) from `path`, as they are. Raises DataError where the file is missing, is no .npz or lacks an array."""
+def read_inputs(path: Path) -> tuple[Array, Array | None]:
+    """(x, y) from the .npz `path`, as they are; None for y where there is none. Raises DataError for anything else."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DataError(f"{path} is a single array", hint="save it with np.savez(path, x=..., y=...)")
-            missing = [name for name in ("x", "y") if name not in archive]
-            if missing:
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise DataError(f"{path} is a single array", hint="save it with np.savez(path, x=..., y=...)")
+        with loaded as archive:
+            if "x" not in archive:
+                held = ", ".join(archive.files) or "nothing"
                 raise DataError(
-                    f"{path} holds {', '.join(archive.files) or 'nothing'}; expected the arrays x and y",
-                    hint="save it with np.savez(path, x=..., y=...)",
+                    f"{path} holds {held}; expected x, and y for labels", hint="np.savez(path, x=..., y=...)"
                 )
-            return archive["x"], archive["y"]
+            return archive["x"], archive.get("y")
     except FileNotFoundError:
         raise DataError(f"there is no file {path}", hint="check the path given to --data") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} cannot be read as .npz: {error}", hint="write it again with np.savez") from error
+
+
+def read_samples(path: Path) -> tuple[Array, Array]:
+    """(x, y) from the .npz `path`. Raises DataError where the file is missing, is no .npz or lacks an array."""
+    x, y = read_inputs(path)
+    if y is None:
+        raise DataError(f"{path} holds x alone; expected the arrays x and y", hint="np.savez(path, x=..., y=...)")
+    return x, y
 
 
 def write_samples(path: Path, x: Array, y: Array) -> None:

@@ -34,8 +34,8 @@ def run(arguments: argparse.Namespace) -> int:
     from cactus_edge import api_files
     from cactus_edge.cli.terminal import columns
     from cactus_edge.comparison import histogram_table
-    from cactus_edge.outputs import read_inputs
     from cactus_edge.report.table import Column, pairs, table
+    from cactus_edge.samples import read_inputs
 
     x, _ = read_inputs(arguments.data)
     names = [name.strip() for name in arguments.runtime.split(",")]

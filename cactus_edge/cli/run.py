@@ -25,8 +25,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs, writes, prints."""
     from cactus_edge import api_files
     from cactus_edge.cli.terminal import columns
-    from cactus_edge.outputs import read_inputs
     from cactus_edge.report.table import pairs
+    from cactus_edge.samples import read_inputs
 
     x, y = read_inputs(arguments.data)
     outputs = api_files.run(arguments.model, x, y, profile=arguments.profile)

@@ -27,6 +27,9 @@ from cactus_edge.errors import ModelError
 
 MAGIC = int.from_bytes(b"CEB1", "little")
 VERSION = 1
+PROFILE = "tflm"
+"""The profile whose arithmetic the portable runtime computes: only its certificates speak of blobs and firmware."""
+
 ARITHMETIC_TFLM = 1
 """Double rounding (family D) in every op, TFLM's ADD, AVERAGE_POOL, MEAN and SOFTMAX."""
 

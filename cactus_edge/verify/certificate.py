@@ -21,6 +21,7 @@ from cactus_edge.errors import CertificateError, MismatchError
 from cactus_edge.ir.arithmetic import profile as profile_by_name
 from cactus_edge.ir.atoms import lower
 from cactus_edge.ir.blob import to_blob
+from cactus_edge.ir.blob_format import PROFILE
 from cactus_edge.verify.decide import RULE, Bools, Decision, certify
 from cactus_edge.verify.elf import find_blob
 from cactus_edge.verify.overflow import Fact, prove
@@ -100,7 +101,7 @@ def add_firmware(certificate: bytes, model: bytes, firmware: Sequence[tuple[str,
     name, _ = question(record)
     match record:
         case {"model": {"sha256": digest}, "firmware": list() as listed} if digest == hashlib.sha256(model).hexdigest():
-            blob = to_blob(read_tflite(model).graph, profile_by_name(name))
+            blob = to_blob(read_tflite(model).graph, profile_by_name(name)) if name == PROFILE else None
         case _:
             raise MismatchError("the certificate is about another model file")
     entries = [*listed, *(_firmware_entry(target, elf, blob) for target, elf in firmware)]
@@ -109,20 +110,23 @@ def add_firmware(certificate: bytes, model: bytes, firmware: Sequence[tuple[str,
 
 def prove_claims(
     model: bytes, x: Data, labels: Data, region: Region, profile: str, threads: int, progress: Progress
-) -> tuple[dict[str, Any], Decision, tuple[Fact, ...], bytes]:
-    """Every claim of a certificate, from the bytes alone, with the decision, the overflow proof and the model's blob."""
+) -> tuple[dict[str, Any], Decision, tuple[Fact, ...], bytes | None]:
+    """Every claim of a certificate, from the bytes alone, with the decision, the overflow proof and the model's blob.
+
+    None for a blob under a profile that the portable runtime does not compute.
+    """
     rules = profile_by_name(profile)
     graph = read_tflite(model).graph
     program = lower(graph, rules)
     check_data(program, x, labels)
-    blob = to_blob(graph, rules)
+    blob = to_blob(graph, rules) if profile == PROFILE else None
     facts = prove(program)
     decision = certify(program, region, x, labels, threads=threads, progress=progress)
     claims: dict[str, Any] = {
         "model": {
             "sha256": hashlib.sha256(model).hexdigest(),
             "graph_sha256": graph.digest(),
-            "blob_sha256": hashlib.sha256(blob).hexdigest(),
+            **({} if blob is None else {"blob_sha256": hashlib.sha256(blob).hexdigest()}),
         },
         "profile": {"name": profile, "sha256": rules.digest()},
         "region": region_record(region),
@@ -200,7 +204,12 @@ def _no_float(text: str) -> NoReturn:
     raise ValueError(f"{text} is not an integer; fractions are written as strings")
 
 
-def _firmware_entry(target: str, elf: bytes, blob: bytes) -> dict[str, str]:
+def _firmware_entry(target: str, elf: bytes, blob: bytes | None) -> dict[str, str]:
+    if blob is None:
+        raise MismatchError(
+            f"the firmware for {target} computes profile {PROFILE!r}, the certificate is for another one",
+            hint=f"certify with --profile {PROFILE}",
+        )
     if find_blob(elf, blob, f"the firmware for {target}") is None:
         raise MismatchError(
             f"the firmware for {target} does not hold the model's blob", hint="build it from this model"

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cactus_edge.errors import CactusError, ModelError
+from cactus_edge.ir.blob_format import PROFILE
 from cactus_edge.verify.certificate import (
     UNCHECKED,
     Data,
@@ -123,11 +124,16 @@ def _leaves(record: Mapping[str, Any]) -> dict[str, Any]:
     return leaves
 
 
-def _firmware(record: Mapping[str, Any], firmware: bytes | None, blob: bytes) -> Iterator[Check]:
+def _firmware(record: Mapping[str, Any], firmware: bytes | None, blob: bytes | None) -> Iterator[Check]:
     """Each listed image names this model's blob; the given one is listed and holds the blob byte for byte where it is loaded."""
     entries = record.get("firmware")
     if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
         yield Check("firmware", "failed", "a list of objects", _text(entries))
+        return
+    if blob is None:
+        if entries or firmware is not None:
+            name = "firmware: computes the profile"
+            yield Check(name, "failed", f"profile {PROFILE}", _text(record.get("profile")))
         return
     blob_digest = hashlib.sha256(blob).hexdigest()
     for i, entry in enumerate(entries):

@@ -21,7 +21,7 @@ from cactus_edge.formats.tflite import read_tflite, write_tflite
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import PROFILES, profile
 from cactus_edge.ir.evaluate import evaluate
-from cactus_edge.outputs import read_inputs
+from cactus_edge.samples import read_inputs
 
 EVERY_OP_MACS = 6 * 7 * 4 * 3 * 3 * 2 + 6 * 7 * 4 * 3 * 3 + 5 * 32
 """Of `every_op`: its convolution, its depthwise convolution, its dense layer."""

@@ -164,6 +164,31 @@ def test_certify_refuses_a_firmware_of_another_model(bundle: Path, tmp_path: Pat
     assert main([*certify(bundle, tmp_path), "--firmware", str(tmp_path / "fw.elf")]) in (1, 2)
 
 
+def test_certificate_for_another_runtime_speaks_of_no_firmware(bundle: Path, tmp_path: Path, capsys: Shown) -> None:
+    """LiteRT's kernels are another arithmetic: the certificate names no blob, and no firmware can be bound or checked."""
+    command = certify(bundle, tmp_path, profile="litert-xnnpack")
+    assert main(command) == 0
+    record = json.loads((tmp_path / "c.json").read_text())
+    assert record["profile"]["name"] == "litert-xnnpack"
+    assert "blob_sha256" not in record["model"]
+    assert main(verify(bundle, certificate=tmp_path / "c.json")) == 0
+    assert main(verify(bundle, certificate=tmp_path / "c.json", firmware=bundle / "firmware.elf")) == 1
+    capsys.readouterr()
+    assert main([*command, "--firmware", str(bundle / "firmware.elf")]) == 1
+    assert "certify with --profile tflm" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"not an archive"])
+def test_data_that_are_no_archive(bundle: Path, tmp_path: Path, capsys: Shown, content: bytes) -> None:
+    (tmp_path / "x.npz").write_bytes(content)
+    refused(certify(bundle, tmp_path, data=str(tmp_path / "x.npz")), capsys, "x.npz")
+
+
+def test_a_single_array_is_refused(bundle: Path, tmp_path: Path, capsys: Shown) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((3, 8, 8, 1), np.float32))
+    refused(certify(bundle, tmp_path, data=str(tmp_path / "x.npy")), capsys, "single array")
+
+
 def test_functions_are_the_verbs(bundle: Path) -> None:
     x, y = read_samples(bundle / "test.npz")
     certificate = ce.certify(bundle / "model.tflite", x, y, eps="1/32", profile="tflm")
