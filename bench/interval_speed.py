@@ -25,6 +25,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 import torch
+from _common import Results
 
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import profile
@@ -32,6 +33,7 @@ from cactus_edge.ir.atoms import lower
 from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.evaluate import evaluate
 from cactus_edge.ir.graph import Graph, Tensor
+from cactus_edge.process import settle
 from cactus_edge.verify.decide import certify
 from cactus_edge.verify.regions import region
 from cactus_edge.verify.tflite_read import read_tflite
@@ -134,6 +136,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="npz with x [N, ...] and y [N]")
     parser.add_argument("--eps", nargs="+", default=["1/1000", "1/100"])
     a = parser.parse_args()
+    settle()
 
     rng = np.random.default_rng(0)
     graph = read_tflite(a.model.read_bytes()).graph if a.model else small_mnist_network(rng)
@@ -162,9 +165,14 @@ def main() -> None:
             sides = (lambda b=batch: forward(b), lambda r=ball: certify(program, r, x, y, threads=a.threads))
             runs = [[seconds(side) for side in sides] for _ in range(a.runs + 1)][1:]
             plain, ours = (statistics.median(times) for times in zip(*runs, strict=True))
+            ratios = sorted(certifying / forward_ for forward_, certifying in runs)
+            row = {"eps": eps, "batch": batch, "certified": float(certified), "torch_s": plain, "certify_s": ours}
+            row |= {"ratio": ours / plain, "least": ratios[0], "most": ratios[-1], "runs": a.runs, "threads": a.threads}
+            name = a.model.parent.name if a.model else "random weights"
+            Results("interval_speed").row(f"{name}, eps {eps}, batch {batch}", str(time.time()), lambda r=row: r)
             print(
-                f"eps {eps} ({certified:.1%} certified), torch batch {batch}: "
-                f"torch {plain:.3f} s, certification {ours:.3f} s, ratio {ours / plain:.2f}"
+                f"eps {eps} ({certified:.1%} certified), torch batch {batch}: torch {plain:.3f} s, "
+                f"certification {ours:.3f} s, ratio {ours / plain:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f} run by run)"
             )
 
 

@@ -6,12 +6,12 @@ Nothing heavy is imported before a verb runs: `cactus-edge --help` and `verify` 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
 from cactus_edge.cli import agree, bench, build, certify, convert, doctor, flash, inspect, recipes, run, targets, verify
 from cactus_edge.errors import UNUSABLE, CactusError
+from cactus_edge.process import settle
 from cactus_edge.version import __version__
 
 VERBS = (build, certify, verify, bench, flash, inspect, run, agree, convert, targets, recipes, doctor)
@@ -39,8 +39,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     arguments = parser().parse_args(argv)
-    # The matrix products of a proof are small: several of OpenBLAS's own threads would spin against each other and ours.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    settle()
     try:
         code: int = arguments.run(arguments)
     except CactusError as error:

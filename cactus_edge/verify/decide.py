@@ -35,7 +35,7 @@ Bools = npt.NDArray[np.bool_]
 RULE = "strict-win/1"
 """What a verdict of this module means; it stands in every certificate."""
 
-BATCH = 64
+BATCH = 128
 """Samples decided together: few enough for the arrays of one layer to stay in cache. It changes no result."""
 
 PAIR_ELEMENTS = 1 << 20
