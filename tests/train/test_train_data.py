@@ -133,7 +133,9 @@ def test_a_damaged_file_is_not_used(
 
 
 @pytest.mark.parametrize(
-    "content", [b"no gzip", gzip.compress(b"\0\0\x08\x01"), gzip.compress(b"\0\0\x08\x03" + b"\0" * 12 + b"x")]
+    "content",
+    [b"no gzip", gzip.compress(b"\0\0\x08\x01", mtime=0), gzip.compress(b"\0\0\x08\x03" + b"\0" * 12 + b"x", mtime=0)],
+    ids=["no_gzip", "short_header", "one_byte_too_many"],
 )
 def test_what_is_not_idx_is_refused(content: bytes) -> None:
     with pytest.raises(DataError):
