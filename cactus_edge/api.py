@@ -55,9 +55,18 @@ def build(
     what the user can fix, MismatchError where a runtime or the board contradicts the interpreter.
     """
     from cactus_edge.board import Options
+    from cactus_edge.device.targets import load_target
     from cactus_edge.pipeline import build
     from cactus_edge.recipe import Recipe, load_recipe
 
+    for name, value, least, most in (
+        ("seed", seed or 0, 0, 2**31 - 1),
+        ("threads", threads, 0, 4096),
+        ("device_inputs", device_inputs, 1, 10**9),
+    ):
+        if not least <= value <= most:
+            raise InputError(f"{name} is {value}, expected an integer in [{least}, {most}]")
+    load_target(target)  # refuses an unknown board before anything is trained
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     if seed is not None:
         chosen = replace(chosen, train=replace(chosen.train, seed=seed))

@@ -9,6 +9,7 @@ each non-decreasing, so the whole is.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -195,7 +196,7 @@ Elementwise = Requantise | FloatRequantise | FloatAffine | RoundDivide | Clamp
 
 
 @dataclass(frozen=True)
-class _GemmlowpAdd:
+class _GemmlowpAdd(ABC):
     """(x1, x2) -> clamp(D(term1 + term2; mo,so) + z_out, lo, hi); the terms are a subclass's. All shifts are <= 0."""
 
     zero_points: tuple[int, int]
@@ -213,9 +214,9 @@ class _GemmlowpAdd:
         scaled = multiply_by_quantized_multiplier(total, self.output_multiplier, self.output_shift)
         return np.clip(scaled + self.zero_point, self.lo, self.hi)
 
+    @abstractmethod
     def term(self, index: int, x: Int64) -> Int64:
         """The rescaled argument `index`, before the sum."""
-        raise NotImplementedError
 
     def slopes(self) -> tuple[float, float]:
         """What each argument is multiplied by, roughly; no proof rests on it."""

@@ -141,3 +141,21 @@ def test_board_without_firmware_of_ours_is_reported_as_not_measured(
     assert "not measured" in capsys.readouterr().out
     assert "not measured" in (folder / "report.html").read_text()
     assert not (folder / "firmware.elf").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "word"),
+    [
+        ("seed", "-5", "seed"),
+        ("threads", "-2", "threads"),
+        ("device-inputs", "0", "device_inputs"),
+        ("target", "no", "no"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_trained(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str, word: str
+) -> None:
+    folder = tmp_path / "out"
+    assert main(["build", "--recipe", str(recipe), "--out", str(folder), f"--{option}", value]) == 2
+    assert word in capsys.readouterr().err
+    assert not folder.exists()
