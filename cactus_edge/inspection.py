@@ -17,11 +17,12 @@ from cactus_edge.comparison import C_PROFILE, Table
 from cactus_edge.errors import InstallError, ModelError
 from cactus_edge.formats.agree import RUNTIMES, Runtime
 from cactus_edge.ir import ops
-from cactus_edge.ir.arithmetic import PROFILES, Profile, profile
+from cactus_edge.ir.arithmetic import PROFILES, profile
 from cactus_edge.ir.atoms import lower
 from cactus_edge.ir.blob import build
 from cactus_edge.ir.graph import Graph, Node, Tensor
 from cactus_edge.ir.plan import plan
+from cactus_edge.ir.profile import Profile
 from cactus_edge.report.table import Column
 from cactus_edge.verify.overflow import Fact, prove
 from cactus_edge.verify.tflite_read import read_tflite
@@ -167,7 +168,7 @@ def inspect_model(data: bytes) -> Inspection:
     """Reads the .tflite `data` and says what is in it. Raises ModelError where it cannot be read, naming the operator."""
     model = read_tflite(data)
     graph, layout = model.graph, plan(model.graph)
-    profiles = tuple(_profile(graph, p) for p in PROFILES.values())
+    profiles = tuple(_profile(graph, p) for p in PROFILES.values() if p.reads == "tflite")
     facts = [fact for p in profiles for fact in p.facts]
     try:
         c_bytes, c_refusal = len(build(graph, profile(C_PROFILE)).data), ""

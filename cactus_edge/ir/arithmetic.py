@@ -1,10 +1,10 @@
 """The named arithmetics: which rule each runtime takes for each op.
 
 A *profile* is (runtime, version range, CPU class) -> rule ids per op kind; the rules themselves stand in `rules.py`. Adding a
-runtime adds a row to `PROFILES` and, at most, an entry to the tables. An op that was not shown equal to the real runtime has
-no entry in that runtime's row, so that `lower` refuses it by name. Scales are float32 values held as Python floats.
+runtime adds a row to `PROFILES` and, at most, an entry to the tables of `profile.py`. An op that was not shown equal to the
+real runtime has no entry in that runtime's row, so that `lower` refuses it by name.
 
-Facts: the runtimes' sources named at each rule, confirmed by running them (tests/formats).
+Facts: the runtimes' sources named at each row, confirmed by running them (tests/formats).
 """
 
 from __future__ import annotations
@@ -12,244 +12,56 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
 
-import numpy as np
-import numpy.typing as npt
+from cactus_edge.errors import InputError
+from cactus_edge.ir.profile import BLOCKS, Profile
 
-from cactus_edge.errors import InputError, UnsupportedError
-from cactus_edge.ir.arith import quantize_multiplier
-from cactus_edge.ir.ops import Activation, Conv2d, Dense, Op
-from cactus_edge.ir.rules import (
-    FLOAT_REQUANTISE,
-    AddRule,
-    FixedPointAddRule,
-    Float64,
-    FloatAffine,
-    FloatRequantise,
-    FloatSoftmaxRule,
-    QuantizeRule,
-    Requantise,
-    SoftmaxRule,
-    VectorAddRule,
-    activation_range,
-    float_softmax_rule,
-    softmax_rule,
-)
+Rules = Mapping[str, tuple[str, ...]]
 
-
-def _double_product(s_in: float, s_weight: Float64, s_out: float) -> Float64:
-    return s_in * s_weight / s_out
-
-
-def _float32_product(s_in: float, s_weight: Float64, s_out: float) -> Float64:
-    return (np.float32(s_in) * s_weight.astype(np.float32)).astype(np.float64) / s_out
-
-
-def _float32_ratio(s_in: float, s_weight: Float64, s_out: float) -> Float64:
-    return s_weight * float(np.float32(s_in) / np.float32(s_out))
-
-
-def _float32(s_in: float, s_weight: Float64, s_out: float) -> Float64:
-    product = np.float32(s_in) * s_weight.astype(np.float32)
-    return (product / np.float32(s_out)).astype(np.float64)
-
-
-REAL_MULTIPLIERS: Mapping[str, Callable[[float, Float64, float], Float64]] = {
-    "double": _double_product,
-    "float32_product": _float32_product,
-    "float32_ratio": _float32_ratio,
-    "float32": _float32,
+COPIES: Rules = {
+    "MaxPool": ("max",),
+    "Pad": ("copy",),
+    "Concat": ("copy",),
+    "Reshape": ("copy",),
 }
-"""How a runtime forms S_in * S_w / S_out before it quantises it (S_w = 1 where there are no weights).
+"""Ops that move or choose codes; most runtimes agree on them."""
 
-double: every operation in double (kernel_util.cc PopulateConvolutionQuantizationParams). float32_product: S_in * S_w rounded to
-float32 (kernel_util.cc GetQuantizedConvolutionMultipler). float32_ratio: S_in / S_out rounded to float32
-(micro/kernels/activations_common.cc CalculateReluOpData). float32: both operations in float32, left to right (XNNPACK
-src/operators/convolution-nhwc.c).
+GEMMLOWP: Rules = {
+    **COPIES,
+    "Conv2d": ("D", "double"),
+    "DepthwiseConv2d": ("D", "double"),
+    "Dense": ("D", "float32_product"),
+    "DensePerChannel": ("D", "double"),
+    "Add": ("D_shift20",),
+    "AvgPool": ("half_away",),
+    "Mean": ("D", "folded_count"),
+    "Relu": ("D", "float32_ratio"),
+    "Relu6": ("clamp",),
+    "Requantize": ("D", "double"),
+    "Quantize": ("half_away",),
+    "Dequantize": ("float32",),
+    "Softmax": ("gemmlowp_q5_26",),
+}
+"""The reference kernels' rules: gemmlowp's double rounding and its fixed-point softmax."""
+
+MLAS: Rules = {
+    "Conv2d": ("F", "float32"),
+    "DepthwiseConv2d": ("F", "float32"),
+    "Dense": ("F", "float32"),
+    "DensePerChannel": ("F", "float32"),
+    "MaxPool": ("max",),
+    "Reshape": ("copy",),
+    "Quantize": ("half_even",),
+    "Dequantize": ("float32",),
+}
+"""The arithmetic of ONNX Runtime's CPU kernels, for files that it fuses to them (`formats.onnx.runtime` insists on that).
+
+Convolutions and matrix products: v = RNE(f32(f32(acc) * M)) with M = f32(f32(S_in * S_w) / S_out), clamped, plus the zero
+point. Fused activations are clamps on codes. On x86-64 the activations are moved to uint8 (zero point + 128) inside, which
+changes no accumulator and no result. Source: onnxruntime/core/mlas/lib/{quantize,requantize}*,
+contrib_ops/cpu/quantization/quant_gemm.cc, providers/cpu/quantization/qlinearconv.cc.
 """
-
-
-ACCUMULATING = frozenset({"Conv2d", "DepthwiseConv2d", "Dense", "DensePerChannel", "Mean"})
-"""Ops that requantise a sum, whose range `verify.overflow` bounds; the others requantise one code, at most 255 in magnitude."""
-
-
-def _shift_in_range(kind: str, value: float, largest: int = 30) -> tuple[int, int]:
-    """`quantize_multiplier`, refused where it shifts left by more than `largest` bits, since int32 would then wrap."""
-    multiplier, shift = quantize_multiplier(value)
-    if shift > largest:
-        raise UnsupportedError(f"{kind}: a multiplier of {value:.3g} shifts left by {shift} bits, more than {largest}")
-    return multiplier, shift
-
-
-BLOCKS = "blocks16"
-"""Marks a rule that holds for tensors of a multiple of 16 elements only."""
-
-FLOAT_LIMIT = 256.0
-"""XNNPACK refuses convolutions with larger multipliers; a file that needs one is refused here for every float family."""
-
-
-def _fraction8(kind: str, s_in: float, s_out: float) -> int:
-    """RNE(256 f32(S_in / S_out)): XNNPACK's multiplier between int8 tensors, for ratios in [2^-8, 2^7]."""
-    ratio = float(np.float32(s_in) / np.float32(s_out))
-    if not 2.0**-8 <= ratio <= 2.0**7:
-        raise UnsupportedError(f"{kind} with scales {s_in} over {s_out}: XNNPACK takes ratios from 2^-8 to 2^7")
-    return round(256 * ratio)
-
-
-def round_half_away_f32(value: np.float32) -> int:
-    """trunc(f32(value +- 1/2)): C's spelling of rounding, whose sum is itself rounded."""
-    return int(np.trunc(value + np.float32(math.copysign(0.5, value))))
-
-
-@dataclass(frozen=True)
-class Profile:
-    """One runtime's arithmetic. `rules` maps an op kind to rule ids: (requantisation family, real-multiplier rule) or one id."""
-
-    name: str
-    runtime: str
-    versions: str
-    cpu: str
-    rules: Mapping[str, tuple[str, ...]] = field(hash=False)
-    source: str
-
-    def digest(self) -> str:
-        """SHA-256 (hex) of the profile's row, so that a certificate names exactly this arithmetic."""
-        row = asdict(self) | {"rules": {k: list(v) for k, v in sorted(self.rules.items())}}
-        return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
-
-    def rule(self, kind: str) -> tuple[str, ...]:
-        """The rule ids for op kind `kind`. Raises UnsupportedError where this runtime was not shown to run it."""
-        try:
-            return self.rules[kind]
-        except KeyError:
-            raise UnsupportedError(
-                f"profile {self.name!r} has no rule for {kind}: it was not shown equal to {self.runtime}"
-            ) from None
-
-    def kind(self, op: Op, in_shape: tuple[int, ...]) -> str:
-        """The op kind under which `rules` has `op`: weights per channel and groups may take rules of their own."""
-        name = type(op).__name__
-        if isinstance(op, Dense) and op.weight_scale.size > 1:
-            return "DensePerChannel"
-        if isinstance(op, Conv2d) and op.weight.shape[3] != in_shape[2] and "GroupedConv2d" in self.rules:
-            return "GroupedConv2d"
-        return name
-
-    def clamp(self, kind: str, activation: Activation, scale: float, zero_point: int) -> tuple[int, int]:
-        """[lo, hi] of an activation fused into op kind `kind`; half_away where the profile has no entry for it.
-
-        Raises UnsupportedError where this runtime was not shown to run it ("relu": only clamps at the zero point were).
-        """
-        (rounding,) = self.rules.get(f"{kind}.activation", ("half_away",))
-        if rounding == "relu" and activation not in (Activation.NONE, Activation.RELU):
-            raise UnsupportedError(f"{kind} with a fused {activation.value} was not shown equal to {self.runtime}")
-        return activation_range(activation, scale, zero_point, rounding)
-
-    def check_size(self, kind: str, size: int) -> None:
-        """Raises UnsupportedError where `kind` has a vector kernel whose scalar tail would compute something else."""
-        if BLOCKS in self.rule(kind) and size % 16:
-            raise UnsupportedError(
-                f"{kind} of {size} elements: {self.runtime} rounds what is left over from blocks of 16 in another way"
-            )
-
-    def requantise(
-        self,
-        kind: str,
-        s_in: float,
-        s_weight: npt.ArrayLike,
-        s_out: float,
-        z_out: int,
-        clamp: tuple[int, int],
-        input_zero_point: int = 0,
-    ) -> Requantise | FloatRequantise:
-        """The rule of op kind `kind` for multipliers S_in * S_w / S_out, one per entry of s_weight (float32)."""
-        family, real, *_ = self.rule(kind)
-        if real == "fraction8":
-            multiplier = _fraction8(kind, s_in, s_out)
-            return Requantise(family, np.array([multiplier]), np.array([23]), z_out, *clamp, input_zero_point)
-        values = REAL_MULTIPLIERS[real](s_in, np.atleast_1d(np.asarray(s_weight, np.float64)), s_out)
-        if family in FLOAT_REQUANTISE:
-            if not (values < FLOAT_LIMIT).all():
-                raise UnsupportedError(f"{kind}: a multiplier of {values.max():.3g}, expected one below {FLOAT_LIMIT}")
-            return FloatRequantise(family, values, z_out, *clamp, input_zero_point)
-        largest = 30 if kind in ACCUMULATING else 23
-        m, s = np.array([_shift_in_range(kind, float(v), largest) for v in values], np.int64).T
-        return Requantise(family, m, s, z_out, *clamp, input_zero_point)
-
-    def add(
-        self, scales: tuple[float, float], zero_points: tuple[int, int], s_out: float, z_out: int, act: Activation
-    ) -> AddRule | VectorAddRule | FixedPointAddRule:
-        """The rule of ADD.
-
-        D_shift20: t = 2 max(S1, S2), (m_i, s_i) = QM(S_i / t), (m_o, s_o) = QM(t / (2^20 S_out)), all in double.
-        vector20: the same constants in VectorAddRule.
-        xnnpack: r_i = f32(S_i / S_out), shift = 20 - floor(log2(max r)), m_i = RNE(r_i 2^shift).
-        """
-        rule, *_ = self.rule("Add")
-        clamp = self.clamp("Add", act, s_out, z_out)
-        if rule == "xnnpack":
-            ratios = [float(np.float32(s) / np.float32(s_out)) for s in scales]
-            if not all(2.0**-10 <= r < 2.0**8 for r in ratios):
-                raise UnsupportedError(f"ADD with scales {scales} over {s_out}: XNNPACK takes ratios from 2^-10 to 2^8")
-            shift = 21 - math.frexp(max(ratios))[1]
-            m1, m2 = (round(r * 2.0**shift) for r in ratios)
-            return FixedPointAddRule(zero_points, (m1, m2), shift, z_out, *clamp)
-        twice = 2.0 * max(scales)
-        reals = [scales[0] / twice, scales[1] / twice, twice / (2.0**20 * s_out)]
-        if reals[2] >= 1:
-            raise UnsupportedError(
-                f"ADD with output scale {s_out} far below its inputs' {scales}: TFLM refuses a multiplier of {reals[2]:.3g}"
-            )
-        (m1, s1), (m2, s2), (mo, so) = (quantize_multiplier(r) for r in reals)
-        if rule == "vector20":
-            if min(s1, s2) < -20 or 255 * sum(scales) / s_out > 2**15 - 256:
-                raise UnsupportedError(
-                    f"ADD with scales {scales} over {s_out}: LiteRT's vector code leaves its 16 bits"
-                )
-            return VectorAddRule(zero_points, (m1, m2), (s1, s2), 20, mo, so, z_out, *clamp)
-        return AddRule(zero_points, (m1, m2), (s1, s2), 20, mo, so, z_out, *clamp)
-
-    def mean(
-        self, s_in: float, z_in: int, s_out: float, z_out: int, count: int, image_channels: int
-    ) -> Requantise | FloatAffine:
-        """The rule of MEAN on the sum over n = `count` elements; `image_channels`: C where it is the mean of
-        an image [H, W, C] over H and W, both kept as 1, else 0.
-
-        folded_count: k = min(floor(log2 n), 32, 31 + s0), m = floor(m0 2^k / n), s = s0 - k (reference/reduce.h
-        QuantizedMeanOrSum). float32_image: for images QM(f32(S_in / f32(n S_out))) on the plain sum and
-        bias = z_out - RHA(f32(f32(z_in S_in) / S_out)) (optimized/integer_ops/mean.h), else folded_count.
-        float32_reciprocal: FloatAffine with M = f32(f32(S_in / S_out) * f32(1 / n)), offset = f32(z_out - f32(n z_in M)) (XNNPACK).
-        """
-        family, how = self.rule("Mean")
-        single_in, single_out = np.float32(s_in), np.float32(s_out)
-        if how == "float32_reciprocal":
-            if abs(z_in) * count >= 2**24:
-                raise UnsupportedError(f"Mean over {count} elements: the zero points' sum is no float32")
-            multiplier = single_in / single_out * (np.float32(1) / np.float32(count))
-            offset = np.float32(z_out) - np.float32(z_in * count) * multiplier
-            return FloatAffine(float(multiplier), float(offset))
-        if how == "float32_image" and image_channels:
-            m, s = _shift_in_range("Mean", float(single_in / (np.float32(count) * single_out)))
-            bias = round_half_away_f32(np.float32(z_in) * single_in / single_out)
-            constants = np.full(image_channels, m), np.full(image_channels, s)
-            return Requantise("HD16", *constants, z_out - bias)
-        m0, s0 = _shift_in_range("Mean", s_in / s_out)
-        k = min(count.bit_length() - 1, 32, 31 + s0)
-        m, s = (m0 << k) // count, s0 - k
-        return Requantise(family, np.array([m]), np.array([s]), z_out, input_zero_point=z_in * count)
-
-    def softmax(self, beta: float, scale: float, depth: int) -> SoftmaxRule | FloatSoftmaxRule:
-        """The rule of SOFTMAX over rows of `depth` int8 codes with this scale."""
-        (rule,) = self.rule("Softmax")
-        return float_softmax_rule(beta, scale) if rule == "float32_table" else softmax_rule(beta, scale, depth)
-
-    def quantize(self, scale: float, zero_point: int) -> QuantizeRule:
-        """The rule that maps float32 inputs to the graph's int8 input: "Input" where the runtime leaves that to its user."""
-        return QuantizeRule(scale, zero_point, (self.rules.get("Input") or self.rule("Quantize"))[0])
-
 
 PROFILES: Mapping[str, Profile] = {
     "tflm": Profile(
@@ -257,25 +69,8 @@ PROFILES: Mapping[str, Profile] = {
         runtime="TensorFlow Lite for Microcontrollers, reference and CMSIS-NN kernels (and the C that cactus-edge writes)",
         versions="0.5 (2021) to 2026-10 (wheel 0.dev20261023182759)",
         cpu="any; integer only, built without TFLITE_SINGLE_ROUNDING",
-        rules={
-            "Conv2d": ("D", "double"),
-            "DepthwiseConv2d": ("D", "double"),
-            "Dense": ("D", "float32_product"),
-            "DensePerChannel": ("D", "double"),
-            "Add": ("D_shift20",),
-            "AvgPool": ("half_away",),
-            "MaxPool": ("max",),
-            "Mean": ("D", "folded_count"),
-            "Pad": ("copy",),
-            "Concat": ("copy",),
-            "Reshape": ("copy",),
-            "Relu": ("D", "float32_ratio"),
-            "Relu6": ("clamp",),
-            "Requantize": ("D", "double"),
-            "Quantize": ("half_away",),
-            "Dequantize": ("float32",),
-            "Softmax": ("gemmlowp_q5_26",),
-        },
+        reads="tflite",
+        rules=GEMMLOWP,
         source="tensorflow/lite/micro/kernels, tensorflow/lite/kernels/internal/reference; vectors in tests/formats and tests/ir",
     ),
     "litert-ref": Profile(
@@ -283,24 +78,12 @@ PROFILES: Mapping[str, Profile] = {
         runtime="LiteRT (TensorFlow Lite) with its reference kernels (BUILTIN_REF)",
         versions="2.3 (wheel ai-edge-litert 2.3.0)",
         cpu="x86-64",
+        reads="tflite",
         rules={
-            "Conv2d": ("D", "double"),
-            "DepthwiseConv2d": ("D", "double"),
+            **GEMMLOWP,
             "Dense": ("E", "double"),
             "DensePerChannel": ("E", "double"),
-            "Add": ("D_shift20",),
-            "AvgPool": ("half_away",),
-            "MaxPool": ("max",),
-            "Mean": ("D", "folded_count"),
-            "Pad": ("copy",),
-            "Concat": ("copy",),
-            "Reshape": ("copy",),
-            "Relu": ("D", "float32_ratio"),
             "Relu6": ("D", "float32_ratio"),
-            "Requantize": ("D", "double"),
-            "Quantize": ("half_away",),
-            "Dequantize": ("float32",),
-            "Softmax": ("gemmlowp_q5_26",),
         },
         source="tflite/kernels and tflite/kernels/internal/reference of LiteRT; vectors in tests/formats",
     ),
@@ -309,7 +92,9 @@ PROFILES: Mapping[str, Profile] = {
         runtime="LiteRT (TensorFlow Lite) with its optimised kernels, without delegate",
         versions="2.3 (wheel ai-edge-litert 2.3.0)",
         cpu="x86-64, one thread; on aarch64 softmax, depthwise convolution and scalar tails differ",
+        reads="tflite",
         rules={
+            **COPIES,
             "Conv2d": ("H", "double"),
             "GroupedConv2d": ("D", "double"),
             "DepthwiseConv2d": ("HD8", "double"),
@@ -317,11 +102,7 @@ PROFILES: Mapping[str, Profile] = {
             "DensePerChannel": ("H", "double"),
             "Add": ("vector20", BLOCKS),
             "AvgPool": ("half_away",),
-            "MaxPool": ("max",),
             "Mean": ("D", "float32_image"),
-            "Pad": ("copy",),
-            "Concat": ("copy",),
-            "Reshape": ("copy",),
             "Relu": ("D", "float32_ratio"),
             "Relu6": ("D", "float32_ratio"),
             "Requantize": ("H", "double", BLOCKS),
@@ -335,7 +116,9 @@ PROFILES: Mapping[str, Profile] = {
         runtime="LiteRT (TensorFlow Lite) as it is by default: XNNPACK, and optimised kernels for what that leaves",
         versions="2.3 (wheel ai-edge-litert 2.3.0)",
         cpu="x86-64; on aarch64 softmax differs",
+        reads="tflite",
         rules={
+            **COPIES,
             "Conv2d": ("F", "float32"),
             "Conv2d.activation": ("half_even_sum",),
             "DepthwiseConv2d": ("F", "float32"),
@@ -348,12 +131,8 @@ PROFILES: Mapping[str, Profile] = {
             "Add.activation": ("half_even_sum",),
             # Not in XNNPACK for int8: average pool, RELU, RELU6, softmax. LiteRT's optimised kernels run there.
             "AvgPool": ("half_away",),
-            "MaxPool": ("max",),
             "MaxPool.activation": ("half_even_sum",),
             "Mean": ("F", "float32_reciprocal"),
-            "Pad": ("copy",),
-            "Concat": ("copy",),
-            "Reshape": ("copy",),
             "Relu": ("D", "float32_ratio"),
             "Relu6": ("D", "float32_ratio"),
             "Requantize": ("S", "fraction8"),
@@ -368,6 +147,7 @@ PROFILES: Mapping[str, Profile] = {
         runtime="ST X-CUBE-AI",
         versions="7 (MLPerf Tiny v1.1, 2023)",
         cpu="Cortex-M4F (Nucleo-L4R5ZI)",
+        reads="tflite",
         rules={
             "Conv2d": ("F", "float32"),
             "Conv2d.activation": ("relu",),
@@ -383,6 +163,15 @@ PROFILES: Mapping[str, Profile] = {
         },
         source="closed; the board's log of 1,000 keyword inputs, equal to three digits of every output (tests/formats)",
     ),
+    "ort-x86": Profile(
+        name="ort-x86",
+        runtime="ONNX Runtime CPU provider, QDQ model at graph optimisation level EXTENDED, float input and output",
+        versions="1.31 (wheel onnxruntime 1.31.1)",
+        cpu="x86-64 with AVX-512 VNNI or AVX-VNNI; without them only where sums of two u8 * s8 products are proved to fit 16 bits",
+        reads="onnx",
+        rules=MLAS,
+        source="onnxruntime/core/mlas/lib/quantize.cpp MlasRequantizeOutput; vectors in tests/formats",
+    ),
 }
 """Every profile by name. A profile enters this table only with vectors from the real runtime."""
 
@@ -395,3 +184,9 @@ def profile(name: str) -> Profile:
     raise InputError(
         f"unknown profile {name!r}", hint=f"did you mean {near[0]!r}?" if near else f"one of {', '.join(PROFILES)}"
     )
+
+
+def profile_table_digest() -> str:
+    """SHA-256 (hex) of the whole table: the digests of its rows by name. A certificate names the table that it was made with."""
+    rows = {name: row.digest() for name, row in PROFILES.items()}
+    return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()

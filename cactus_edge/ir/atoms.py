@@ -15,10 +15,10 @@ import numpy as np
 from cactus_edge.errors import UnsupportedError
 from cactus_edge.ir import linear, ops
 from cactus_edge.ir.arith import INT8_MIN
-from cactus_edge.ir.arithmetic import Profile
 from cactus_edge.ir.graph import Graph, Node, Tensor
 from cactus_edge.ir.linear import Array, Linear
 from cactus_edge.ir.ops import Int64, Padding2d
+from cactus_edge.ir.profile import Profile
 from cactus_edge.ir.rules import (
     BinaryRule,
     Clamp,

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from cactus_edge.errors import CertificateError, MismatchError
 from cactus_edge.ir.arithmetic import profile as profile_by_name
+from cactus_edge.ir.arithmetic import profile_table_digest
 from cactus_edge.ir.atoms import lower
 from cactus_edge.ir.blob import to_blob
 from cactus_edge.ir.blob_format import PROFILE
@@ -128,7 +129,7 @@ def prove_claims(
             "graph_sha256": graph.digest(),
             **({} if blob is None else {"blob_sha256": hashlib.sha256(blob).hexdigest()}),
         },
-        "profile": {"name": profile, "sha256": rules.digest()},
+        "profile": {"name": profile, "sha256": rules.digest(), "table_sha256": profile_table_digest()},
         "region": region_record(region),
         "data": {"sha256": data_digest(x, labels), "samples": len(x)},
         "rule": RULE,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cactus_edge.errors import CactusError, ModelError
+from cactus_edge.ir.arithmetic import profile_table_digest
 from cactus_edge.ir.blob_format import PROFILE
 from cactus_edge.verify.certificate import (
     UNCHECKED,
@@ -86,6 +87,7 @@ def recheck(
         ),
         _compare("model.sha256", hashlib.sha256(model).hexdigest(), record, "model.sha256"),
         _compare("data.sha256", data_digest(x, labels), record, "data.sha256"),
+        _compare("the table of runtimes' arithmetics", profile_table_digest(), record, "profile.table_sha256"),
     ]
     if profile is not None:
         checks.append(_compare("the profile asked for", profile, record, "profile.name"))

@@ -13,10 +13,10 @@ from strategies import Array, Maker, RngChoices
 
 from cactus_edge.errors import UnsupportedError
 from cactus_edge.ir import ops
+from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.evaluate import dequantize, evaluate
 from cactus_edge.ir.graph import Graph, Tensor
-from cactus_edge.ir.ort import ORT_X86
 
 CHAIN = ("conv2d", "conv2d", "depthwise_conv2d", "dense", "max_pool")
 """The ops that were shown equal to ONNX Runtime, convolutions twice as often."""
@@ -45,7 +45,7 @@ def chains(first: int, count: int) -> list[Graph]:
         graph = chain(np.random.default_rng(seed))
         seed += 1
         try:
-            evaluate(graph, np.zeros((0, *graph.input.shape), np.int8), ORT_X86)
+            evaluate(graph, np.zeros((0, *graph.input.shape), np.int8), profile("ort-x86"))
         except UnsupportedError as error:
             assert "multiplier" in error.message, error
             continue

@@ -31,10 +31,10 @@ from cactus_edge.formats.onnx import runtime as runtime_module
 from cactus_edge.formats.onnx import write as write_module
 from cactus_edge.formats.onnx.runtime import OrtSession, check_runnable, has_vnni, optimise, require_fused
 from cactus_edge.ir import ops, rules
+from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.evaluate import evaluate, trace
 from cactus_edge.ir.graph import Graph, Tensor
-from cactus_edge.ir.ort import ORT_X86
 
 vnni = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64") or not has_vnni(), reason="the profile is that of x86-64 with VNNI"
@@ -44,7 +44,7 @@ vnni = pytest.mark.skipif(
 def mismatches(data: bytes, x: Any) -> int:
     """Output elements in which ONNX Runtime and the interpreter differ, of the network in `data` on float32 x."""
     graph = read_onnx(data).graph
-    got, want = OrtSession(data, graph, False).run_batch(x), evaluate(graph, x, ORT_X86)
+    got, want = OrtSession(data, graph, False).run_batch(x), evaluate(graph, x, profile("ort-x86"))
     assert got.shape == want.shape and got.dtype == want.dtype == np.float32
     return int((got.view(np.uint32) != want.view(np.uint32)).sum())
 
@@ -84,7 +84,7 @@ def test_every_tensor_agrees() -> None:
         x = real_inputs(graph, random_inputs(np.random.default_rng(2), graph, 6))
         session = OrtSession(data, model.graph, True)
         session.run_batch(x)
-        for index, want in enumerate(trace(model.graph, x, ORT_X86)):
+        for index, want in enumerate(trace(model.graph, x, profile("ort-x86"))):
             if want is not None:
                 assert np.array_equal(session.tensor(index), want), model.graph.tensors[index].name
 
@@ -129,7 +129,7 @@ def test_a_network_of_full_tiles_agrees_in_every_tensor() -> None:
     x = np.random.default_rng(4).normal(0, 1, (40, 20, 20, 3)).astype(np.float32)
     session = OrtSession(data, model.graph, True)
     session.run_batch(x)
-    for index, want in enumerate(trace(model.graph, x, ORT_X86)):
+    for index, want in enumerate(trace(model.graph, x, profile("ort-x86"))):
         if want is not None:
             assert np.array_equal(session.tensor(index), want), model.graph.tensors[index].name
             assert len(np.unique(want)) > 100, "the codes vary"
@@ -165,7 +165,7 @@ def test_columns_left_in_place_are_caught(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(write_module, "stored_columns", lambda weight, image: weight)
     wrong = write_onnx(graph)
     got = OrtSession(wrong, onnx_form(graph), False).run_batch(x)
-    assert (got != evaluate(onnx_form(graph), x, ORT_X86)).sum() > 50
+    assert (got != evaluate(onnx_form(graph), x, profile("ort-x86"))).sum() > 50
 
 
 @vnni
@@ -197,7 +197,7 @@ def test_a_relu_with_a_scale_of_its_own_is_read_and_refused_by_the_profile() -> 
     at = next(n for n in graph.nodes if isinstance(n.op, ops.Relu))
     assert (graph.tensors[at.inputs[0]].scale, graph.tensors[at.output].scale) == (1 / 16, 0.5)
     with pytest.raises(UnsupportedError, match=r"Relu -> .*no rule for Relu"):
-        evaluate(graph, np.zeros((1, 4, 4, 2), np.float32), ORT_X86)
+        evaluate(graph, np.zeros((1, 4, 4, 2), np.float32), profile("ort-x86"))
 
 
 def without_bias(model: Any) -> None:

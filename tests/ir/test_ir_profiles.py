@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from cactus_edge.errors import UnsupportedError
 from cactus_edge.ir import arith, ops, rules
-from cactus_edge.ir.arithmetic import PROFILES, profile
+from cactus_edge.ir.arithmetic import PROFILES, profile, profile_table_digest
 from cactus_edge.ir.atoms import lower
 from cactus_edge.ir.blob import to_blob
 from cactus_edge.ir.builder import GraphBuilder
@@ -209,6 +210,15 @@ def test_what_was_not_shown_equal_is_refused_by_name(name: str, graph: Graph, me
 def test_every_profile_has_a_digest_of_its_own() -> None:
     assert len({p.digest() for p in PROFILES.values()}) == len(PROFILES)
     assert all(p.name == name for name, p in PROFILES.items())
+
+
+def test_the_table_has_a_digest_that_moves_with_every_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = profile_table_digest()
+    row = PROFILES["litert-ref"]
+    monkeypatch.setitem(PROFILES, "litert-ref", replace(row, rules={**row.rules, "Mean": ("H", "folded_count")}))  # type: ignore[index]
+    assert profile_table_digest() != before
+    monkeypatch.delitem(PROFILES, "litert-ref")  # type: ignore[arg-type]
+    assert profile_table_digest() != before
 
 
 @pytest.mark.parametrize("name", [n for n in PROFILES if n != "tflm"])

@@ -1,0 +1,251 @@
+"""A profile: one runtime's arithmetic as rule ids per op kind, and the constants that it derives from scales.
+
+The rules themselves stand in `rules.py`, the rows in `arithmetic.py`. Scales are float32 values held as Python floats.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from cactus_edge.errors import UnsupportedError
+from cactus_edge.ir.arith import quantize_multiplier
+from cactus_edge.ir.ops import Activation, Conv2d, Dense, Op
+from cactus_edge.ir.rules import (
+    FLOAT_REQUANTISE,
+    AddRule,
+    FixedPointAddRule,
+    Float64,
+    FloatAffine,
+    FloatRequantise,
+    FloatSoftmaxRule,
+    QuantizeRule,
+    Requantise,
+    SoftmaxRule,
+    VectorAddRule,
+    activation_range,
+    float_softmax_rule,
+    softmax_rule,
+)
+
+
+def _double_product(s_in: float, s_weight: Float64, s_out: float) -> Float64:
+    return s_in * s_weight / s_out
+
+
+def _float32_product(s_in: float, s_weight: Float64, s_out: float) -> Float64:
+    return (np.float32(s_in) * s_weight.astype(np.float32)).astype(np.float64) / s_out
+
+
+def _float32_ratio(s_in: float, s_weight: Float64, s_out: float) -> Float64:
+    return s_weight * float(np.float32(s_in) / np.float32(s_out))
+
+
+def _float32(s_in: float, s_weight: Float64, s_out: float) -> Float64:
+    product = np.float32(s_in) * s_weight.astype(np.float32)
+    return (product / np.float32(s_out)).astype(np.float64)
+
+
+REAL_MULTIPLIERS: Mapping[str, Callable[[float, Float64, float], Float64]] = {
+    "double": _double_product,
+    "float32_product": _float32_product,
+    "float32_ratio": _float32_ratio,
+    "float32": _float32,
+}
+"""How a runtime forms S_in * S_w / S_out before it quantises it (S_w = 1 where there are no weights).
+
+double: every operation in double (kernel_util.cc PopulateConvolutionQuantizationParams). float32_product: S_in * S_w rounded to
+float32 (kernel_util.cc GetQuantizedConvolutionMultipler). float32_ratio: S_in / S_out rounded to float32
+(micro/kernels/activations_common.cc CalculateReluOpData). float32: both operations in float32, left to right (XNNPACK
+src/operators/convolution-nhwc.c).
+"""
+
+
+ACCUMULATING = frozenset({"Conv2d", "DepthwiseConv2d", "Dense", "DensePerChannel", "Mean"})
+"""Ops that requantise a sum, whose range `verify.overflow` bounds; the others requantise one code, at most 255 in magnitude."""
+
+
+def _shift_in_range(kind: str, value: float, largest: int = 30) -> tuple[int, int]:
+    """`quantize_multiplier`, refused where it shifts left by more than `largest` bits, since int32 would then wrap."""
+    multiplier, shift = quantize_multiplier(value)
+    if shift > largest:
+        raise UnsupportedError(f"{kind}: a multiplier of {value:.3g} shifts left by {shift} bits, more than {largest}")
+    return multiplier, shift
+
+
+BLOCKS = "blocks16"
+"""Marks a rule that holds for tensors of a multiple of 16 elements only."""
+
+FLOAT_LIMIT = 256.0
+"""XNNPACK refuses convolutions with larger multipliers; a file that needs one is refused here for every float family."""
+
+
+def _fraction8(kind: str, s_in: float, s_out: float) -> int:
+    """RNE(256 f32(S_in / S_out)): XNNPACK's multiplier between int8 tensors, for ratios in [2^-8, 2^7]."""
+    ratio = float(np.float32(s_in) / np.float32(s_out))
+    if not 2.0**-8 <= ratio <= 2.0**7:
+        raise UnsupportedError(f"{kind} with scales {s_in} over {s_out}: XNNPACK takes ratios from 2^-8 to 2^7")
+    return round(256 * ratio)
+
+
+def round_half_away_f32(value: np.float32) -> int:
+    """trunc(f32(value +- 1/2)): C's spelling of rounding, whose sum is itself rounded."""
+    return int(np.trunc(value + np.float32(math.copysign(0.5, value))))
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One runtime's arithmetic, and the file format that the runtime reads.
+
+    `rules` maps an op kind to rule ids: (requantisation family, real-multiplier rule) or one id.
+    """
+
+    name: str
+    runtime: str
+    versions: str
+    cpu: str
+    reads: Literal["tflite", "onnx"]
+    rules: Mapping[str, tuple[str, ...]] = field(hash=False)
+    source: str
+
+    def digest(self) -> str:
+        """SHA-256 (hex) of the profile's row, so that a certificate names exactly this arithmetic."""
+        row = {f.name: getattr(self, f.name) for f in fields(self)} | {"rules": dict(self.rules)}
+        return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
+
+    def rule(self, kind: str) -> tuple[str, ...]:
+        """The rule ids for op kind `kind`. Raises UnsupportedError where this runtime was not shown to run it."""
+        try:
+            return self.rules[kind]
+        except KeyError:
+            raise UnsupportedError(
+                f"profile {self.name!r} has no rule for {kind}: it was not shown equal to {self.runtime}"
+            ) from None
+
+    def kind(self, op: Op, in_shape: tuple[int, ...]) -> str:
+        """The op kind under which `rules` has `op`: weights per channel and groups may take rules of their own."""
+        name = type(op).__name__
+        if isinstance(op, Dense) and op.weight_scale.size > 1:
+            return "DensePerChannel"
+        if isinstance(op, Conv2d) and op.weight.shape[3] != in_shape[2] and "GroupedConv2d" in self.rules:
+            return "GroupedConv2d"
+        return name
+
+    def clamp(self, kind: str, activation: Activation, scale: float, zero_point: int) -> tuple[int, int]:
+        """[lo, hi] of an activation fused into op kind `kind`; half_away where the profile has no entry for it.
+
+        Raises UnsupportedError where this runtime was not shown to run it ("relu": only clamps at the zero point were).
+        """
+        (rounding,) = self.rules.get(f"{kind}.activation", ("half_away",))
+        if rounding == "relu" and activation not in (Activation.NONE, Activation.RELU):
+            raise UnsupportedError(f"{kind} with a fused {activation.value} was not shown equal to {self.runtime}")
+        return activation_range(activation, scale, zero_point, rounding)
+
+    def check_size(self, kind: str, size: int) -> None:
+        """Raises UnsupportedError where `kind` has a vector kernel whose scalar tail would compute something else."""
+        if BLOCKS in self.rule(kind) and size % 16:
+            raise UnsupportedError(
+                f"{kind} of {size} elements: {self.runtime} rounds what is left over from blocks of 16 in another way"
+            )
+
+    def requantise(
+        self,
+        kind: str,
+        s_in: float,
+        s_weight: npt.ArrayLike,
+        s_out: float,
+        z_out: int,
+        clamp: tuple[int, int],
+        input_zero_point: int = 0,
+    ) -> Requantise | FloatRequantise:
+        """The rule of op kind `kind` for multipliers S_in * S_w / S_out, one per entry of s_weight (float32)."""
+        family, real, *_ = self.rule(kind)
+        if real == "fraction8":
+            multiplier = _fraction8(kind, s_in, s_out)
+            return Requantise(family, np.array([multiplier]), np.array([23]), z_out, *clamp, input_zero_point)
+        values = REAL_MULTIPLIERS[real](s_in, np.atleast_1d(np.asarray(s_weight, np.float64)), s_out)
+        if family in FLOAT_REQUANTISE:
+            if not (values < FLOAT_LIMIT).all():
+                raise UnsupportedError(f"{kind}: a multiplier of {values.max():.3g}, expected one below {FLOAT_LIMIT}")
+            return FloatRequantise(family, values, z_out, *clamp, input_zero_point)
+        largest = 30 if kind in ACCUMULATING else 23
+        m, s = np.array([_shift_in_range(kind, float(v), largest) for v in values], np.int64).T
+        return Requantise(family, m, s, z_out, *clamp, input_zero_point)
+
+    def add(
+        self, scales: tuple[float, float], zero_points: tuple[int, int], s_out: float, z_out: int, act: Activation
+    ) -> AddRule | VectorAddRule | FixedPointAddRule:
+        """The rule of ADD.
+
+        D_shift20: t = 2 max(S1, S2), (m_i, s_i) = QM(S_i / t), (m_o, s_o) = QM(t / (2^20 S_out)), all in double.
+        vector20: the same constants in VectorAddRule.
+        xnnpack: r_i = f32(S_i / S_out), shift = 20 - floor(log2(max r)), m_i = RNE(r_i 2^shift).
+        """
+        rule, *_ = self.rule("Add")
+        clamp = self.clamp("Add", act, s_out, z_out)
+        if rule == "xnnpack":
+            ratios = [float(np.float32(s) / np.float32(s_out)) for s in scales]
+            if not all(2.0**-10 <= r < 2.0**8 for r in ratios):
+                raise UnsupportedError(f"ADD with scales {scales} over {s_out}: XNNPACK takes ratios from 2^-10 to 2^8")
+            shift = 21 - math.frexp(max(ratios))[1]
+            m1, m2 = (round(r * 2.0**shift) for r in ratios)
+            return FixedPointAddRule(zero_points, (m1, m2), shift, z_out, *clamp)
+        twice = 2.0 * max(scales)
+        reals = [scales[0] / twice, scales[1] / twice, twice / (2.0**20 * s_out)]
+        if reals[2] >= 1:
+            raise UnsupportedError(
+                f"ADD with output scale {s_out} far below its inputs' {scales}: TFLM refuses a multiplier of {reals[2]:.3g}"
+            )
+        (m1, s1), (m2, s2), (mo, so) = (quantize_multiplier(r) for r in reals)
+        if rule == "vector20":
+            if min(s1, s2) < -20 or 255 * sum(scales) / s_out > 2**15 - 256:
+                raise UnsupportedError(
+                    f"ADD with scales {scales} over {s_out}: LiteRT's vector code leaves its 16 bits"
+                )
+            return VectorAddRule(zero_points, (m1, m2), (s1, s2), 20, mo, so, z_out, *clamp)
+        return AddRule(zero_points, (m1, m2), (s1, s2), 20, mo, so, z_out, *clamp)
+
+    def mean(
+        self, s_in: float, z_in: int, s_out: float, z_out: int, count: int, image_channels: int
+    ) -> Requantise | FloatAffine:
+        """The rule of MEAN on the sum over n = `count` elements; `image_channels`: C where it is the mean of
+        an image [H, W, C] over H and W, both kept as 1, else 0.
+
+        folded_count: k = min(floor(log2 n), 32, 31 + s0), m = floor(m0 2^k / n), s = s0 - k (reference/reduce.h
+        QuantizedMeanOrSum). float32_image: for images QM(f32(S_in / f32(n S_out))) on the plain sum and
+        bias = z_out - RHA(f32(f32(z_in S_in) / S_out)) (optimized/integer_ops/mean.h), else folded_count.
+        float32_reciprocal: FloatAffine with M = f32(f32(S_in / S_out) * f32(1 / n)), offset = f32(z_out - f32(n z_in M)) (XNNPACK).
+        """
+        family, how = self.rule("Mean")
+        single_in, single_out = np.float32(s_in), np.float32(s_out)
+        if how == "float32_reciprocal":
+            if abs(z_in) * count >= 2**24:
+                raise UnsupportedError(f"Mean over {count} elements: the zero points' sum is no float32")
+            multiplier = single_in / single_out * (np.float32(1) / np.float32(count))
+            offset = np.float32(z_out) - np.float32(z_in * count) * multiplier
+            return FloatAffine(float(multiplier), float(offset))
+        if how == "float32_image" and image_channels:
+            m, s = _shift_in_range("Mean", float(single_in / (np.float32(count) * single_out)))
+            bias = round_half_away_f32(np.float32(z_in) * single_in / single_out)
+            constants = np.full(image_channels, m), np.full(image_channels, s)
+            return Requantise("HD16", *constants, z_out - bias)
+        m0, s0 = _shift_in_range("Mean", s_in / s_out)
+        k = min(count.bit_length() - 1, 32, 31 + s0)
+        m, s = (m0 << k) // count, s0 - k
+        return Requantise(family, np.array([m]), np.array([s]), z_out, input_zero_point=z_in * count)
+
+    def softmax(self, beta: float, scale: float, depth: int) -> SoftmaxRule | FloatSoftmaxRule:
+        """The rule of SOFTMAX over rows of `depth` int8 codes with this scale."""
+        (rule,) = self.rule("Softmax")
+        return float_softmax_rule(beta, scale) if rule == "float32_table" else softmax_rule(beta, scale, depth)
+
+    def quantize(self, scale: float, zero_point: int) -> QuantizeRule:
+        """The rule that maps float32 inputs to the graph's int8 input: "Input" where the runtime leaves that to its user."""
+        return QuantizeRule(scale, zero_point, (self.rules.get("Input") or self.rule("Quantize"))[0])
