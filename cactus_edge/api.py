@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -98,6 +99,7 @@ def certify(
     """
     import os
 
+    from cactus_edge.certify.interval import certify as decide
     from cactus_edge.verify.certificate import certify_file
 
     data = content(model, "model")
@@ -111,7 +113,7 @@ def certify(
         profile=profile,
         notes=notes,
         firmware=firmware,
-        threads=threads or os.cpu_count() or 1,
+        decide=partial(decide, threads=threads or os.cpu_count() or 1),
     )
 
 

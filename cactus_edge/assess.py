@@ -74,8 +74,8 @@ def curve(
     advance: Callable[[int, int, str], None],
 ) -> list[dict[str, float]]:
     """Certified shares of x, y over radii around eps: the file's and the float network's, as {eps, int8, float} by radius."""
+    from cactus_edge.certify.interval import certify
     from cactus_edge.train.evaluate import float_certified
-    from cactus_edge.verify.decide import certify
     from cactus_edge.verify.regions import region
 
     radii = sorted({min(factor * eps, domain[1] - domain[0]) for factor in CURVE_FACTORS})

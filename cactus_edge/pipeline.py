@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -224,6 +224,7 @@ class Chain:
 
     def certify(self, advance: Advance) -> Result:
         """Certifies the file from its bytes, attacks what was not certified, and measures the float network beside it."""
+        from cactus_edge.certify.interval import certify as decide
         from cactus_edge.verify.certificate import certify_file
         from cactus_edge.verify.regions import box, points, region
 
@@ -239,8 +240,7 @@ class Chain:
             profile=self.profile.name,
             unit=self.dataset.preprocessing,
             firmware=[(self.target.name, elf.read_bytes())] if self.images else [],
-            threads=threads,
-            progress=lambda done: advance(done, len(y), "certified"),
+            decide=partial(decide, threads=threads, progress=lambda done: advance(done, len(y), "certified")),
         )
         write_atomic(self.folder / "certificate.json", certificate.to_bytes())
         decision = certificate.decision

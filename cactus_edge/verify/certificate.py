@@ -20,7 +20,7 @@ import numpy.typing as npt
 from cactus_edge.errors import CertificateError, MismatchError
 from cactus_edge.ir.arithmetic import profile as profile_by_name
 from cactus_edge.ir.arithmetic import profile_table_digest
-from cactus_edge.ir.atoms import lower
+from cactus_edge.ir.atoms import Program, lower
 from cactus_edge.ir.blob import to_blob
 from cactus_edge.ir.blob_format import PROFILE
 from cactus_edge.verify.decide import RULE, Bools, Decision, certify
@@ -43,7 +43,7 @@ UNCHECKED = {
 MAX_BYTES = 1 << 28
 
 Data = npt.NDArray[Any]
-Progress = Callable[[int], None]
+Decide = Callable[[Program, Region, Data, Data], Decision]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,18 +71,18 @@ def certify_file(
     firmware: Sequence[tuple[str, bytes]] = (),
     notes: Mapping[str, str] | None = None,
     created: str = "",
-    threads: int = 1,
-    progress: Progress = lambda done: None,
+    decide: Decide = certify,
 ) -> Certificate:
     """Reads the .tflite `model` from its bytes, decides the region of every sample, and writes down what was proved.
 
     x [N, *input shape] float32 or float64 in sensor units, or int8 codes; labels integer [N]; eps, domain as in
     `regions.region`; firmware: (target, ELF bytes) of images that hold the model's blob. created: a time stamp, by
-    default now. Raises InputError, DataError, ModelError, and MismatchError for a firmware without the model's blob.
+    default now. decide: `verify.decide.certify`, or what gives the same decision sooner. Raises InputError, DataError,
+    ModelError, and MismatchError for a firmware without the model's blob.
     """
     program = lower(read_tflite(model).graph, profile_by_name(profile))
     chosen = region(program, eps, domain)
-    claims, decision, facts, blob = prove_claims(model, x, labels, chosen, profile, threads, progress)
+    claims, decision, facts, blob = prove_claims(model, x, labels, chosen, profile, decide)
     record = {
         "format": FORMAT,
         "version": VERSION,
@@ -110,7 +110,7 @@ def add_firmware(certificate: bytes, model: bytes, firmware: Sequence[tuple[str,
 
 
 def prove_claims(
-    model: bytes, x: Data, labels: Data, region: Region, profile: str, threads: int, progress: Progress
+    model: bytes, x: Data, labels: Data, region: Region, profile: str, decide: Decide
 ) -> tuple[dict[str, Any], Decision, tuple[Fact, ...], bytes | None]:
     """Every claim of a certificate, from the bytes alone, with the decision, the overflow proof and the model's blob.
 
@@ -122,7 +122,7 @@ def prove_claims(
     check_data(program, x, labels)
     blob = to_blob(graph, rules) if profile == PROFILE else None
     facts = prove(program)
-    decision = certify(program, region, x, labels, threads=threads, progress=progress)
+    decision = decide(program, region, x, labels)
     claims: dict[str, Any] = {
         "model": {
             "sha256": hashlib.sha256(model).hexdigest(),

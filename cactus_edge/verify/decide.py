@@ -62,24 +62,21 @@ class Decider:
     the proof that it does not, without which no bound below would speak of a device).
     """
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, engine: Callable[[Program, list[int]], Engine] = Engine) -> None:
         self.facts = prove(program)
         self.softmax = _softmax_rule(program)
         self.logits = program.output if self.softmax is None else program.steps[-1].args[0]
         self.classes = program.output_tensor.size
         _check_end(program, self.softmax)
         self.tail = _find_tail(program, self.logits, self.classes)
-        self.engine = Engine(program, [self.logits if self.tail is None else self.tail.source])
+        self.engine = engine(program, [self.logits if self.tail is None else self.tail.source])
 
-    def decide(self, lower: Int8, upper: Int8, labels: Int64, samples: Int8) -> Decision:
-        """lower, upper, samples int8 [N, *input shape] with lower <= samples <= upper, labels int64 [N] in 0..classes-1."""
+    def decide(self, lower: Int8, upper: Int8, labels: Int64) -> tuple[Bools, Int64]:
+        """(certified, margin) [N] over the boxes lower <= x <= upper, int8 [N, *input shape], for labels int64 [N] in 0..classes-1."""
         margins = self.margins(lower, upper, labels)
         certified = _every(self._won(margins, labels))
         margins[np.arange(len(labels)), labels] = np.iinfo(np.int64).max
-        # A certified region holds its sample; only the others have to be run.
-        correct, rest = certified.copy(), ~certified
-        correct[rest] = self._correct(samples[rest], labels[rest])
-        return Decision(correct, certified, margins.min(1))
+        return certified, margins.min(1)
 
     def margins(self, lower: Int8, upper: Int8, labels: Int64) -> Int64:
         """Lower bounds on out_y - out_j over each box for every class j, int64 [N, classes]; 0 at j = y."""
@@ -115,9 +112,8 @@ class Decider:
         won[np.arange(len(labels)), labels] = True
         return won
 
-    def _correct(self, samples: Int8, labels: Int64) -> Bools:
-        if len(labels) == 0:
-            return np.zeros(0, np.bool_)
+    def correct(self, samples: Int8, labels: Int64) -> Bools:
+        """Whether the label wins strictly at each of `samples`, int8 [N, *input shape]; N >= 1."""
         (bounds,) = self.engine.run(samples, samples)
         out = _flat(bounds)[0] if self.tail is None else self.tail.rule(self.tail.accumulators(bounds)[0])
         if self.softmax is not None:
@@ -331,11 +327,13 @@ def decide(program: Program, lower: Int8, upper: Int8, labels: Int64, samples: I
     Neither `threads` nor the machine changes the result. Raises UnsupportedError where the program's end cannot be decided.
     """
     decider = Decider(program)
-
-    def part(c: slice) -> Decision:
-        return decider.decide(lower[c], upper[c], labels[c], samples[c])
-
-    return _batches(part, len(labels), BATCH, threads, lambda done: None)
+    return _decide(
+        len(labels),
+        BATCH,
+        lambda part: decider.decide(lower[part], upper[part], labels[part]),
+        lambda rest: decider.correct(samples[rest], labels[rest]),
+        threads,
+    )
 
 
 def certify(
@@ -347,32 +345,47 @@ def certify(
     threads: int = 1,
     batch: int = BATCH,
     progress: Callable[[int], None] = lambda done: None,
+    engine: Callable[[Program, list[int]], Engine] = Engine,
+    each_worker: Callable[[], None] = lambda: None,
 ) -> Decision:
     """The decision for the regions around x [N, *input shape] (float32 or float64 in sensor units, or int8 codes).
 
-    progress(n) is called with the number of samples decided so far. Neither `threads` nor `batch` changes the result.
+    progress(n) is called with the number of samples decided so far, each_worker() by every thread as it starts. None of
+    `threads`, `batch` and a right `engine` (another way to compute `propagate`) changes the result.
     Raises DataError or InputError for unusable data, UnsupportedError where the program's end cannot be decided.
     """
     y = check_data(program, x, labels)
-    decider, boxes = Decider(program), Boxes(program, region, x)
-
-    def part(c: slice) -> Decision:
-        return decider.decide(*boxes(x[c]), y[c], points(program, x[c]))
-
-    return _batches(part, len(y), batch, threads, progress)
-
-
-def _batches(
-    part: Callable[[slice], Decision], count: int, size: int, threads: int, progress: Callable[[int], None]
-) -> Decision:
-    slices = [slice(i, min(i + size, count)) for i in range(0, count, size)]
-    done: list[Decision] = []
-    with ThreadPoolExecutor(max(threads, 1)) as pool:
-        for where, decision in zip(slices, pool.map(part, slices) if threads > 1 else map(part, slices), strict=True):
-            done.append(decision)
-            progress(where.stop)
-    return Decision(
-        np.concatenate([d.correct for d in done]),
-        np.concatenate([d.certified for d in done]),
-        np.concatenate([d.margin for d in done]),
+    decider, boxes = Decider(program, engine), Boxes(program, region, x)
+    return _decide(
+        len(y),
+        batch,
+        lambda part: decider.decide(*boxes(x[part]), y[part]),
+        lambda rest: decider.correct(points(program, x[rest]), y[rest]),
+        threads,
+        progress,
+        each_worker,
     )
+
+
+def _decide(
+    count: int,
+    batch: int,
+    decide_part: Callable[[slice], tuple[Bools, Int64]],
+    correct: Callable[[Int64], Bools],
+    threads: int,
+    progress: Callable[[int], None] = lambda done: None,
+    each_worker: Callable[[], None] = lambda: None,
+) -> Decision:
+    """Every sample's region in batches, then the samples themselves of those that were not certified: a region holds its sample."""
+    certified, margin = np.zeros(count, np.bool_), np.zeros(count, np.int64)
+    slices = [slice(i, min(i + batch, count)) for i in range(0, count, batch)]
+    with ThreadPoolExecutor(max(threads, 1), initializer=each_worker) as pool:
+        for part, decided in zip(slices, pool.map(decide_part, slices), strict=True):
+            certified[part], margin[part] = decided
+            progress(part.stop)
+        rest = np.flatnonzero(~certified)
+        indices = [rest[i : i + batch] for i in range(0, len(rest), batch)]
+        right = certified.copy()
+        for index, won in zip(indices, pool.map(correct, indices), strict=True):
+            right[index] = won
+    return Decision(right, certified, margin)

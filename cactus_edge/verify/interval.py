@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import assert_never
+from typing import Protocol, assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -168,6 +168,17 @@ def _intercept(level: Int64, t: Int64, slope: Float64, used: npt.NDArray[np.bool
     return np.where(used.any(0), (np.where(used.any(0), least, 0) + np.where(used.any(0), most, 0)) / 2, otherwise)
 
 
+class Ends(Protocol):
+    """An Affine atom on boxes of int8 codes."""
+
+    @property
+    def dtype(self) -> type[np.float32] | type[np.float64] | type[np.int64]:
+        """What the ends are computed in."""
+
+    def ends(self, lo: Array, hi: Array) -> Bounds:
+        """(2 acc_lo, 2 acc_hi) for lo, hi [N, *in_shape] holding int8 codes."""
+
+
 @dataclass(frozen=True, eq=False)
 class Accumulate:
     """An Affine atom on boxes of int8 codes: ends of 2 acc, exact in `dtype`.
@@ -236,7 +247,7 @@ class Engine:
                 needed.update(step.args)
         self._steps = [s for s in program.steps if s.out in needed]
         self._last_use = {a: i for i, s in enumerate(self._steps) for a in s.args}
-        self._affine = {s.out: accumulate(s.atom) for s in self._steps if isinstance(s.atom, Affine)}
+        self._affine: dict[int, Ends] = {s.out: accumulate(s.atom) for s in self._steps if isinstance(s.atom, Affine)}
         self._rules = {s.out: self._compile(s.atom, s.args) for s in self._steps}
         self._self_check()
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from cactus_edge.errors import CactusError, ModelError
@@ -18,7 +19,6 @@ from cactus_edge.ir.blob_format import PROFILE
 from cactus_edge.verify.certificate import (
     UNCHECKED,
     Data,
-    Progress,
     decode,
     encode,
     prove_claims,
@@ -26,6 +26,7 @@ from cactus_edge.verify.certificate import (
     region_of,
     seal,
 )
+from cactus_edge.verify.decide import certify
 from cactus_edge.verify.elf import find_blob
 from cactus_edge.verify.regions import Exact, data_digest, exact
 
@@ -71,7 +72,7 @@ def recheck(
     eps: Exact | None = None,
     profile: str | None = None,
     threads: int = 1,
-    progress: Progress = lambda done: None,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> Report:
     """Checks a certificate against the model's bytes, the data and, where given, a firmware ELF.
 
@@ -95,7 +96,9 @@ def recheck(
         checks.append(_compare("the eps asked for", str(exact(eps, "eps")), record, "region.eps"))
     if all(c.state == "ok" for c in checks):
         try:
-            claims, _, _, blob = prove_claims(model, x, labels, region_of(asked), name, threads, progress)
+            claims, _, _, blob = prove_claims(
+                model, x, labels, region_of(asked), name, partial(certify, threads=threads, progress=progress)
+            )
         except CactusError as error:
             checks.append(Check("the proof", "failed", "one that can be recomputed", error.message))
         else:

@@ -1,0 +1,262 @@
+"""The interval engine with torch's kernels, for long runs: the numbers of `verify.interval`, two to three times sooner.
+
+Untrusted by construction: `cactus-edge verify` recomputes every verdict with numpy alone. The proofs of exactness are the
+numpy engine's (partial sums below 2^24, staircases at their thresholds) and hold for any IEEE single precision in any order
+of summation. What they do not cover is an algorithm that is no sum of products (Winograd) or a narrower product (bfloat16,
+TF32). A library picks its algorithm by shape; therefore every call here has the same `TILE` samples, and on building the
+engine a random tile of that shape must come out bit for bit as numpy computes it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cactus_edge.errors import InternalError
+from cactus_edge.ir.arith import INT8_MAX, INT8_MIN
+from cactus_edge.ir.atoms import Affine, Program
+from cactus_edge.ir.linear import Array, Conv, Dense
+from cactus_edge.ir.ops import Int8, Padding2d
+from cactus_edge.verify import decide
+from cactus_edge.verify.decide import Decision
+from cactus_edge.verify.interval import Accumulate, Bounds, Ends, Engine, Staircase
+from cactus_edge.verify.regions import Region
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+TILE = 64
+"""Samples of one call of a kernel: the arrays of a small network's layer stay near the cache."""
+
+WORTH = 30_000_000_000
+"""Multiply-accumulates of plain inference over all samples from which loading torch costs less time than it saves."""
+
+
+def certify(
+    program: Program,
+    region: Region,
+    x: npt.NDArray[Any],
+    labels: npt.NDArray[Any],
+    *,
+    threads: int = 1,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Decision:
+    """`verify.decide.certify` with the quicker of the two engines: the same decision, bit for bit.
+
+    torch's where torch is loaded already or the work is worth loading it; numpy's elsewhere, also where torch is not installed.
+    """
+    if "torch" not in sys.modules and (not _installed() or len(x) * multiplications(program) < WORTH):
+        return decide.certify(program, region, x, labels, threads=threads, progress=progress)
+    with _one_torch_thread() as each_worker:
+        return decide.certify(
+            program,
+            region,
+            x,
+            labels,
+            threads=threads,
+            batch=2 * TILE,
+            progress=progress,
+            engine=TorchEngine,
+            each_worker=each_worker,
+        )
+
+
+def multiplications(program: Program) -> int:
+    """Multiply-accumulates of one inference in convolutions and dense layers."""
+    total = 0
+    for step in program.steps:
+        if isinstance(step.atom, Affine) and isinstance(step.atom.linear, Conv | Dense):
+            weight = step.atom.linear.weight
+            total += int(np.prod(step.atom.linear.out_shape)) * (weight.size // weight.shape[0])
+    return total
+
+
+class TorchEngine(Engine):
+    """`Engine` whose convolutions, dense layers and staircases run in torch. Raises InternalError where a bit differs."""
+
+    def __init__(self, program: Program, targets: Iterable[int]) -> None:
+        super().__init__(program, targets)
+        boxes = _random_boxes(program.values[program.input].shape)
+        expected = super().run(*boxes)
+        uses = [a for s in self._steps for a in s.args] + list(self.targets)
+        for step in self._steps:
+            form, rule = self._affine.get(step.out), self._rules[step.out]
+            if isinstance(form, Accumulate):
+                self._affine[step.out] = self._checked(step.out, form, torch_accumulate(form))
+            if isinstance(rule, Staircase):
+                self._rules[step.out] = TorchStaircase.of(rule, in_place=uses.count(step.args[0]) == 1)
+        for target, got, want in zip(self.targets, self.run(*boxes), expected, strict=True):
+            self._equal(target, got, want)
+
+    def _checked(self, value: int, exact: Accumulate, form: Ends) -> Ends:
+        """`form`, once it gives the very floats of `exact` on a random tile: a remainder behind the point would show."""
+        p, linear = exact.padding, exact.centre
+        shape = linear.in_shape
+        if p != Padding2d():
+            shape = (shape[0] - p.top - p.bottom, shape[1] - p.left - p.right, *shape[2:])
+        lo, hi = (ends.astype(np.float32) for ends in _random_boxes(shape))
+        self._equal(value, form.ends(lo, hi), exact.ends(lo, hi))
+        return form
+
+    def _equal(self, value: int, got: Bounds, want: Bounds) -> None:
+        if not all(np.array_equal(g, w) for g, w in zip(got, want, strict=True)):
+            raise InternalError(f"torch's bounds of {self.program.values[value].name!r} differ from numpy's")
+
+    def run(self, lower: Int8, upper: Int8) -> list[Bounds]:
+        """As `Engine.run`, in tiles of TILE samples; the last tile is filled up with repetitions."""
+        count = len(lower)
+        if count == TILE:
+            return super().run(lower, upper)
+        full = np.arange(-(-count // TILE) * TILE).clip(max=count - 1)
+        tiles = [super(TorchEngine, self).run(lower[i], upper[i]) for i in full.reshape(-1, TILE)]
+        joined = (
+            tuple(np.concatenate(side)[:count] for side in zip(*bounds, strict=True))
+            for bounds in zip(*tiles, strict=True)
+        )
+        return [(lo, hi) for lo, hi in joined]
+
+
+def _random_boxes(shape: tuple[int, ...]) -> tuple[Int8, Int8]:
+    """(lower, upper) int8 [TILE, *shape]: a quarter points, a quarter everything, the rest random boxes."""
+    rng = np.random.default_rng(1)
+    ends = np.sort(rng.integers(INT8_MIN, INT8_MAX + 1, (2, TILE, *shape)), axis=0).astype(np.int8)
+    ends[1, : TILE // 4] = ends[0, : TILE // 4]
+    ends[0, TILE // 4 : TILE // 2], ends[1, TILE // 4 : TILE // 2] = INT8_MIN, INT8_MAX
+    return ends[0], ends[1]
+
+
+@dataclass(frozen=True, eq=False)
+class TorchAccumulate:
+    """`Accumulate` of a convolution or a dense layer in float32; product(x, absolute) multiplies by W and adds the bias, or by |W|."""
+
+    exact: Accumulate
+    product: Callable[[Tensor, bool], Tensor]
+
+    @property
+    def dtype(self) -> type[np.float32]:
+        return np.float32
+
+    def ends(self, lo: Array, hi: Array) -> Bounds:
+        """As `Accumulate.ends`."""
+        import torch
+
+        low, high = torch.from_numpy(lo), torch.from_numpy(hi)
+        centre = self.product(self._sum(torch.add, low, high, 2.0 * self.exact.fill), False)
+        radius = self.product(self._sum(torch.sub, high, low, 0.0), True)
+        under = centre - radius
+        return under.numpy(), centre.add_(radius).numpy()
+
+    def _sum(self, operation: Callable[..., Tensor], a: Tensor, b: Tensor, border: float) -> Tensor:
+        p = self.exact.padding
+        if p == Padding2d():
+            return operation(a, b)
+        n, h, w, c = a.shape
+        image = a.new_empty((n, h + p.top + p.bottom, w + p.left + p.right, c))
+        image[:, : p.top] = border
+        image[:, p.top + h :] = border
+        image[:, :, : p.left] = border
+        image[:, :, p.left + w :] = border
+        operation(a, b, out=image[:, p.top : p.top + h, p.left : p.left + w])
+        return image
+
+
+def torch_accumulate(exact: Accumulate) -> Ends:
+    """The torch form of a convolution or dense layer on float32; any other map as it is."""
+    import torch
+
+    signed, absolute = exact.centre, exact.radius
+    if exact.dtype != np.float32:
+        return exact
+    if isinstance(signed, Dense) and isinstance(absolute, Dense):
+        matrices = [torch.from_numpy(np.ascontiguousarray(m.weight)) for m in (signed, absolute)]
+        bias = torch.from_numpy(np.broadcast_to(exact.bias2, signed.out_shape).copy())
+
+        def dense(x: Tensor, of_absolute: bool) -> Tensor:
+            flat = x.reshape(len(x), -1)
+            return flat @ matrices[1].T if of_absolute else torch.addmm(bias, flat, matrices[0].T)
+
+        return TorchAccumulate(exact, dense)
+    if isinstance(signed, Conv) and isinstance(absolute, Conv):
+        kernels = [
+            torch.from_numpy(np.ascontiguousarray(m.weight.transpose(0, 3, 1, 2))).contiguous(
+                memory_format=torch.channels_last
+            )
+            for m in (signed, absolute)
+        ]
+        # Without padding inside the map each position has the same row sums, and so the same bias.
+        shift = torch.from_numpy(np.broadcast_to(exact.bias2, signed.out_shape)[0, 0].copy())
+        stride, dilation, groups = signed.stride, signed.dilation, signed.groups
+
+        def conv(x: Tensor, of_absolute: bool) -> Tensor:
+            y = torch.conv2d(
+                x.permute(0, 3, 1, 2),
+                kernels[of_absolute],
+                None if of_absolute else shift,
+                stride=stride,
+                dilation=dilation,
+                groups=groups,
+            )
+            return y.permute(0, 2, 3, 1).contiguous()
+
+        return TorchAccumulate(exact, conv)
+    return exact
+
+
+@dataclass(frozen=True, eq=False)
+class TorchStaircase:
+    """`Staircase` with the same constants and the same IEEE operations; in_place: it may overwrite its argument."""
+
+    slope: Tensor
+    above: Tensor
+    under: Tensor | None
+    knee: int
+    lo: int
+    hi: int
+    in_place: bool
+
+    @classmethod
+    def of(cls, rule: Staircase, *, in_place: bool) -> TorchStaircase:
+        import torch
+
+        slope, above = torch.from_numpy(rule.slope), torch.from_numpy(rule.above)
+        under = None if rule.under is None else torch.from_numpy(rule.under)
+        return cls(slope, above, under, rule.knee, rule.lo, rule.hi, in_place and slope.dtype == torch.float32)
+
+    def __call__(self, t2: Array) -> Array:
+        import torch
+
+        given = torch.from_numpy(t2)
+        scaled = given.mul_(self.slope) if self.in_place and given.dtype == torch.float32 else given * self.slope
+        if self.under is None:
+            level = scaled.add_(self.above).floor_()
+        else:
+            level = (scaled + self.above).floor_().clamp_(min=self.knee)
+            level += scaled.add_(self.under).floor_().clamp_(max=self.knee)
+            level -= self.knee
+        result: Array = level.float().clamp_(self.lo, self.hi).numpy()
+        return result
+
+
+def _installed() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("torch") is not None
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[Callable[[], None]]:
+    """One thread inside each torch call while the workers are ours; gives what a worker thread calls when it starts."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield lambda: torch.set_num_threads(1)
+    finally:
+        torch.set_num_threads(before)
