@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from cactus_edge.api_files import content
 from cactus_edge.errors import DeviceError, InputError, InstallError, ModelError
 from cactus_edge.progress import SILENT, Progress
-from cactus_edge.resources import write_atomic
+from cactus_edge.resources import require_file, require_folder, write_atomic
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -71,7 +71,7 @@ def build(
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     if seed is not None:
         chosen = replace(chosen, train=replace(chosen.train, seed=seed))
-    folder = Path(out) if out is not None else Path("build") / f"{chosen.name}-{target}"
+    folder = require_folder(Path(out) if out is not None else Path("build") / f"{chosen.name}-{target}", "--out")
     command = (
         shlex.join(["cactus-edge", *sys.argv[1:]]) if Path(sys.argv[0]).stem == "cactus-edge" else "cactus_edge.build"
     )
@@ -168,6 +168,7 @@ def certify_files(
     """`certify` from files to a file. firmware: ELF images to bind; domain: "LO,HI" or ""."""
     from cactus_edge.samples import read_samples
 
+    require_file(out, "--out")
     x, y = read_samples(data)
     images = [(path.name, content(path, "firmware")) for path in firmware]
     ends = _domain(domain) if domain else None
@@ -312,7 +313,7 @@ def bench(
     path, board = Path(model), load_target(target)
     program = lower(read_tflite(content(path, "model")).graph, profile(board.profile))
     samples = quantised(program, _bench_inputs(path, data, inputs, program.values[program.input].shape))
-    folder = out or path.parent / f"bench-{target}"
+    folder = require_folder(out or path.parent / f"bench-{target}", "--out")
     elf = None
     if board.emulated and not port:
         elf = folder / "firmware.elf"

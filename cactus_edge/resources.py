@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tempfile
@@ -46,6 +47,44 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         raise _unwritable(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def nearest_existing(path: Path) -> Path:
+    """`path`, or the nearest folder above it that exists."""
+    return next((p for p in (path, *path.parents) if os.path.lexists(p)), Path(path.anchor))
+
+
+def require_folder(path: Path, option: str) -> Path:
+    """`path`, where files can be written into it, whether it exists or has to be made. Writes nothing that stays.
+
+    Raises InputError, which speaks of `option`, for a path that is or runs through a file, and for what cannot be written:
+    so that hours of work do not end there.
+    """
+    return _require(path, path, option)
+
+
+def require_file(path: Path, option: str) -> Path:
+    """`path`, where a file can be written there. Raises InputError as `require_folder` does, and for a path that is a folder."""
+    _require(path, path.parent, option)
+    if path.is_dir():
+        raise InputError(f"{option} {path} is a folder, expected a file", hint=f"name a file with {option}")
+    return path
+
+
+def _require(path: Path, folder: Path, option: str) -> Path:
+    hint = f"choose another path with {option}"
+    existing = nearest_existing(folder)
+    if not existing.is_dir():
+        raise InputError(f"{option} {path}: {existing} is not a folder", hint=hint)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            path.stat()  # raises OSError for a name that no file can have
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{option} {path}: cannot write into {existing}: {reason}", hint=hint) from error
+    return path
 
 
 def _unwritable(path: Path, error: OSError) -> InputError:

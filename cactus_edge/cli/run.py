@@ -26,8 +26,11 @@ def run(arguments: argparse.Namespace) -> int:
     from cactus_edge import api_files
     from cactus_edge.cli.terminal import columns
     from cactus_edge.report.table import pairs
+    from cactus_edge.resources import require_file
     from cactus_edge.samples import read_inputs
 
+    if arguments.out:
+        require_file(arguments.out, "--out")
     x, y = read_inputs(arguments.data)
     outputs = api_files.run(arguments.model, x, y, profile=arguments.profile)
     rows = outputs.summary()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import os
 import platform
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from typing import Any, Literal, Protocol
 
 from cactus_edge.errors import CactusError, InstallError
 from cactus_edge.formats.c.compiler import compile_c, zig
-from cactus_edge.resources import sha256
+from cactus_edge.resources import cache_folder, sha256
 
 CounterName = Literal["auto", "native", "python"]
 
@@ -120,7 +119,7 @@ class _NativeCounter:
 def _library() -> Path:
     source = Path(__file__).with_name("block_counter.c")
     key = sha256(source.read_bytes() + f"{sys.platform} {platform.machine()}".encode())[:16]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cactus-edge"
+    cache = cache_folder()
     library = cache / f"block-counter-{key}.so"
     if not library.exists():
         compiler = zig()

@@ -30,6 +30,7 @@ COPIES: Rules = {
 GEMMLOWP: Rules = {
     **COPIES,
     "Conv2d": ("D", "double"),
+    "GroupedConv2d": ("D", "double"),
     "DepthwiseConv2d": ("D", "double"),
     "Dense": ("D", "float32_product"),
     "DensePerChannel": ("D", "double"),
@@ -47,6 +48,7 @@ GEMMLOWP: Rules = {
 
 MLAS: Rules = {
     "Conv2d": ("F", "float32"),
+    "GroupedConv2d": ("F", "float32"),
     "DepthwiseConv2d": ("F", "float32"),
     "Dense": ("F", "float32"),
     "DensePerChannel": ("F", "float32"),
@@ -121,6 +123,8 @@ PROFILES: Mapping[str, Profile] = {
             **COPIES,
             "Conv2d": ("F", "float32"),
             "Conv2d.activation": ("half_even_sum",),
+            "GroupedConv2d": ("F", "float32"),
+            "GroupedConv2d.activation": ("half_even_sum",),
             "DepthwiseConv2d": ("F", "float32"),
             "DepthwiseConv2d.activation": ("half_even_sum",),
             "Dense": ("F", "float32"),

@@ -68,7 +68,7 @@ src/operators/convolution-nhwc.c).
 """
 
 
-ACCUMULATING = frozenset({"Conv2d", "DepthwiseConv2d", "Dense", "DensePerChannel", "Mean"})
+ACCUMULATING = frozenset({"Conv2d", "GroupedConv2d", "DepthwiseConv2d", "Dense", "DensePerChannel", "Mean"})
 """Ops that requantise a sum, whose range `verify.overflow` bounds; the others requantise one code, at most 255 in magnitude."""
 
 
@@ -134,7 +134,7 @@ class Profile:
         name = type(op).__name__
         if isinstance(op, Dense) and op.weight_scale.size > 1:
             return "DensePerChannel"
-        if isinstance(op, Conv2d) and op.weight.shape[3] != in_shape[2] and "GroupedConv2d" in self.rules:
+        if isinstance(op, Conv2d) and op.weight.shape[3] != in_shape[2]:
             return "GroupedConv2d"
         return name
 

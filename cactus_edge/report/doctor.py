@@ -25,6 +25,7 @@ from urllib.parse import unquote, urlsplit
 
 from cactus_edge.errors import InternalError
 from cactus_edge.report.table import pairs, table
+from cactus_edge.resources import cache_folder, nearest_existing
 
 DISTRIBUTION = "cactus-edge"
 TOOL_TIMEOUT_S = 10
@@ -306,14 +307,8 @@ def _data_folder(environ: Mapping[str, str]) -> Check:
 def _cache_folder() -> Check:
     """Whether the user's cache can be written, judged by its nearest existing parent: nothing is created."""
     purpose = "build: downloaded data sets, the compiler's cache"
-    if importlib.util.find_spec("platformdirs") is None:
-        return Check("cache folder", False, "unknown without platformdirs", purpose, _pip("build"))
-    from platformdirs import user_cache_path
-
-    cache = user_cache_path(DISTRIBUTION, appauthor=False)
-    parent = cache
-    while not parent.exists() and parent != parent.parent:
-        parent = parent.parent
+    cache = cache_folder()
+    parent = nearest_existing(cache)
     if not parent.is_dir():
         return Check("cache folder", False, f"{parent} is in the way of {cache}", purpose, _move_away(parent))
     if not os.access(parent, os.W_OK | os.X_OK):

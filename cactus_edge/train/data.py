@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from cactus_edge.errors import DataError, InstallError
 from cactus_edge.recipe import DataRecipe
-from cactus_edge.resources import write_atomic
+from cactus_edge.resources import cache_folder, write_atomic
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -182,17 +182,6 @@ def _locate(name: str, source: _Idx, file: str) -> bytes:
         f"the data set {name!r} lacks {file}; looked at\n  " + "\n  ".join(failures),
         hint=f"put it at {cached}, or set {ENVIRONMENT} to a folder that holds {name}/{file}",
     )
-
-
-def cache_folder() -> Path:
-    """The user's cache folder for downloaded data sets."""
-    try:
-        from platformdirs import user_cache_path
-    except ImportError as error:
-        raise InstallError(
-            "finding the user's cache needs platformdirs", hint="pip install 'cactus-edge[build]'"
-        ) from error
-    return Path(user_cache_path("cactus-edge", appauthor=False))
 
 
 def _read_idx(content: bytes, dimensions: int) -> npt.NDArray[np.uint8]:

@@ -1,10 +1,11 @@
-"""A bundle built once by the command line itself, from a recipe small enough for a test."""
+"""A bundle built once by the command line itself, from a recipe small enough for a test; models and data for the verbs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from file_kit import build_command, write_data, write_model
 
 from cactus_edge.cli import main
 
@@ -52,17 +53,29 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished bundle, for tests that only read it."""
     folder = tmp_path_factory.mktemp("bundle") / "tiny-mcu"
-    command = [
-        "build",
-        "--recipe",
-        str(recipe),
-        "--out",
-        str(folder),
-        "--threads",
-        "1",
-        "--device-inputs",
-        "5",
-        "--quiet",
-    ]
-    assert main(command) == 0
+    assert main(build_command(recipe, folder, "--quiet")) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def kws(models_folder: Path) -> Path:
+    """The DS-CNN for keyword spotting of MLPerf Tiny."""
+    return models_folder / "mlperf-tiny" / "kws_ref_model.tflite"
+
+
+@pytest.fixture(scope="session")
+def kws_data(data_folder: Path) -> Path:
+    """Its 1,000 real inputs."""
+    return data_folder / "mlperf-tiny-kws" / "kws01_test.npz"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A file in which every op occurs."""
+    return write_model(tmp_path)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Twelve samples for `model`."""
+    return write_data(tmp_path)

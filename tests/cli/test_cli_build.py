@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from file_kit import build_command, refused
 
 from cactus_edge.cli import main
 from cactus_edge.report.results import BuildResults
@@ -48,7 +49,7 @@ def test_certified_at_most_attacked_at_most_clean(bundle: Path) -> None:
 
 def test_second_build_does_nothing_again(bundle: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {p: p.stat().st_mtime_ns for p in bundle.rglob("*.tflite")}
-    assert main(["build", "--recipe", str(recipe), "--out", str(bundle), "--threads", "1", "--device-inputs", "5"]) == 0
+    assert main(build_command(recipe, bundle)) == 0
     shown = capsys.readouterr().err
     assert shown.count("as before") == 6
     assert {p: p.stat().st_mtime_ns for p in bundle.rglob("*.tflite")} == before
@@ -61,26 +62,14 @@ def test_changed_file_is_made_again(
     shutil.copytree(bundle, folder)
     good = (folder / "model.tflite").read_bytes()
     (folder / "model.tflite").write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-    assert main(["build", "--recipe", str(recipe), "--out", str(folder), "--threads", "1", "--device-inputs", "5"]) == 0
+    assert main(build_command(recipe, folder)) == 0
     assert (folder / "model.tflite").read_bytes() == good
     assert "compress  model.tflite" in capsys.readouterr().err
 
 
 def test_interrupted_training_continues_and_ends_the_same(bundle: Path, recipe: Path, tmp_path: Path) -> None:
     folder = tmp_path / "interrupted"
-    command = [
-        sys.executable,
-        "-m",
-        "cactus_edge",
-        "build",
-        "--recipe",
-        str(recipe),
-        "--out",
-        str(folder),
-        "--threads",
-        "1",
-    ]
-    command += ["--device-inputs", "5"]
+    command = [sys.executable, "-m", "cactus_edge", *build_command(recipe, folder)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not any(folder.glob(".train/*")) and time.monotonic() < deadline:
@@ -107,23 +96,7 @@ def test_full_disk_is_one_line_and_leaves_nothing_half_written(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("cactus_edge.resources.os.fsync", no_space)
-    assert (
-        main(
-            [
-                "build",
-                "--recipe",
-                str(recipe),
-                "--out",
-                str(folder),
-                "--threads",
-                "1",
-                "--quiet",
-                "--device-inputs",
-                "5",
-            ]
-        )
-        == 2
-    )
+    assert main(build_command(recipe, folder, "--quiet")) == 2
     shown = capsys.readouterr().err
     assert "No space left on device" in shown
     assert "Traceback" not in shown
@@ -136,8 +109,7 @@ def test_board_without_firmware_of_ours_is_reported_as_not_measured(
 ) -> None:
     folder = tmp_path / "esp"
     shutil.copytree(bundle / ".train", folder / ".train")
-    command = ["build", "--recipe", str(recipe), "--out", str(folder), "--threads", "1", "--quiet", "--target"]
-    assert main([*command, "esp32-s3-devkitc"]) == 0
+    assert main(build_command(recipe, folder, "--quiet", "--target=esp32-s3-devkitc")) == 0
     assert "not measured" in capsys.readouterr().out
     assert "not measured" in (folder / "report.html").read_text()
     assert not (folder / "firmware.elf").exists()
@@ -156,6 +128,56 @@ def test_bad_options_are_refused_before_anything_is_trained(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str, word: str
 ) -> None:
     folder = tmp_path / "out"
-    assert main(["build", "--recipe", str(recipe), "--out", str(folder), f"--{option}", value]) == 2
-    assert word in capsys.readouterr().err
+    refused(build_command(recipe, folder, f"--{option}", value), capsys, word)
     assert not folder.exists()
+
+
+IN_THE_WAY = ["a_file", "below_a_file", "below_a_dangling_link", "too_long", "unwritable"]
+
+
+def in_the_way(kind: str, folder: Path) -> Path:
+    """A path that no folder can be made at."""
+    (folder / "file").write_text("kept")
+    (folder / "link").symlink_to(folder / "nothing" / "here")
+    paths = {
+        "a_file": folder / "file",
+        "below_a_file": folder / "file" / "a" / "b",
+        "below_a_dangling_link": folder / "link" / "a",
+        "too_long": folder / ("a" * 300),
+        "unwritable": Path("/proc/cactus-edge"),
+    }
+    if kind == "unwritable" and not Path("/proc").is_dir():
+        pytest.skip("no folder here that even root cannot write to")
+    return paths[kind]
+
+
+@pytest.mark.parametrize("kind", IN_THE_WAY)
+def test_an_out_that_cannot_be_written_is_refused_before_anything_is_trained(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    out = in_the_way(kind, tmp_path)
+    monkeypatch.setattr("cactus_edge.pipeline.build", None)  # not even called
+    before = sorted(tmp_path.iterdir())
+    refused(build_command(recipe, out), capsys, "--out", str(out))
+    assert sorted(tmp_path.iterdir()) == before
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize("kind", IN_THE_WAY)
+@pytest.mark.parametrize("verb", ["bench", "certify", "convert", "run"])
+def test_an_out_that_cannot_be_written_is_refused_by_every_verb(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str, kind: str
+) -> None:
+    folder = in_the_way(kind, tmp_path)
+    given = [] if verb in ("bench", "convert") else [f"--data={data}"]
+    given += {"certify": ["--eps=1"], "convert": ["--to=c"]}.get(verb, [])
+    out = folder if verb in ("bench", "convert") else folder / "file.out"
+    refused([verb, str(model), *given, f"--out={out}"], capsys, "--out", str(out))
+
+
+@pytest.mark.parametrize("verb", ["certify", "run"])
+def test_a_folder_where_a_file_is_to_be_written_is_refused(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    command = [verb, str(model), f"--data={data}", f"--out={tmp_path}", *(["--eps=1"] if verb == "certify" else [])]
+    refused(command, capsys, "--out", "is a folder, expected a file")

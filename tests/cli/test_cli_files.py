@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from file_kit import Shown, kws_inputs, kws_model, refused, wide_softmax, write_data, write_model
+from file_kit import Shown, refused, wide_softmax
 
 import cactus_edge as ce
 from cactus_edge.cli import main
@@ -25,26 +25,6 @@ from cactus_edge.samples import read_inputs
 
 EVERY_OP_MACS = 6 * 7 * 4 * 3 * 3 * 2 + 6 * 7 * 4 * 3 * 3 + 5 * 32
 """Of `every_op`: its convolution, its depthwise convolution, its dense layer."""
-
-
-@pytest.fixture(scope="session")
-def kws(models_folder: Path) -> Path:
-    return kws_model(models_folder)
-
-
-@pytest.fixture(scope="session")
-def kws_data(data_folder: Path) -> Path:
-    return kws_inputs(data_folder)
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return write_model(tmp_path)
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return write_data(tmp_path)
 
 
 # inspect

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from ai_edge_litert import schema_py_generated as schema
-from file_kit import Shown, kws_inputs, kws_model, refused, wide_softmax, write_data, write_model
+from file_kit import Shown, refused, wide_softmax
 from tflite_edit import edited, operator
 
 import cactus_edge as ce
@@ -24,27 +24,6 @@ from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.atoms import lower
 from cactus_edge.samples import read_inputs
 from cactus_edge.verify.regions import box, region
-
-
-@pytest.fixture(scope="session")
-def kws(models_folder: Path) -> Path:
-    return kws_model(models_folder)
-
-
-@pytest.fixture(scope="session")
-def kws_data(data_folder: Path) -> Path:
-    return kws_inputs(data_folder)
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    return write_model(tmp_path)
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return write_data(tmp_path)
-
 
 # certify --unit lsb
 

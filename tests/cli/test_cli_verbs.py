@@ -10,12 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from file_kit import Shown, refused
 
 import cactus_edge as ce
 from cactus_edge.cli import main
 from cactus_edge.samples import read_samples, write_samples
-
-Shown = pytest.CaptureFixture[str]
 
 
 def verify(bundle: Path, **changes: Path) -> list[str]:
@@ -23,16 +22,6 @@ def verify(bundle: Path, **changes: Path) -> list[str]:
     given = {name: str(changes.get(name, bundle / default)) for name, default in paths.items()}
     firmware = ["--firmware", str(changes["firmware"])] if "firmware" in changes else []
     return ["verify", given["certificate"], "--model", given["model"], "--data", given["data"], *firmware]
-
-
-def refused(command: list[str], shown: Shown, *words: str) -> None:
-    """Exit code 2, one message with these words, no traceback."""
-    assert main(command) == 2
-    message = shown.readouterr().err
-    assert message.startswith("cactus-edge ")
-    assert "Traceback" not in message
-    for word in words:
-        assert word in message
 
 
 def test_verify_accepts_what_build_left(bundle: Path, capsys: Shown) -> None:
