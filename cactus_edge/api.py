@@ -205,28 +205,31 @@ def verify(
 
 @dataclass(frozen=True)
 class TargetRow:
-    """One board as `targets` lists it."""
+    """One board as `targets` lists it; None where memory is no limit of ours."""
 
     name: str
     core: str
-    flash_bytes: int
-    ram_bytes: int
+    flash_bytes: int | None
+    ram_bytes: int | None
     profile: str
     reached_by: str
     reachable: str
 
     def cells(self) -> tuple[str, ...]:
         """As a row of text."""
-        sizes = (f"{self.flash_bytes // 1024} KiB", f"{self.ram_bytes // 1024} KiB")
+        sizes = ("-" if n is None else f"{n // 1024} KiB" for n in (self.flash_bytes, self.ram_bytes))
         return (self.name, self.core, *sizes, self.profile, self.reached_by, self.reachable)
 
 
 def targets() -> list[TargetRow]:
     """Every board, and whether it can be reached now."""
-    from cactus_edge.device.targets import targets
+    from cactus_edge.device.targets import SshTarget, targets
 
     rows = []
     for t in targets():
+        if isinstance(t, SshTarget):
+            rows.append(TargetRow(t.name, t.cpu, None, None, t.profile, "ssh: --host user@host", "when named"))
+            continue
         how = "emulator (unicorn, qemu)" if t.emulated else "serial port"
         rows.append(TargetRow(t.name, t.cpu, t.memory.flash_bytes, t.memory.ram_bytes, t.profile, how, _reachable(t)))
     return rows
@@ -303,14 +306,14 @@ def bench(
 
     from cactus_edge.board import Options, run_on_board
     from cactus_edge.device.firmware import build_firmware
-    from cactus_edge.device.targets import load_target
+    from cactus_edge.device.targets import load_board
     from cactus_edge.formats.c.write import write_c
     from cactus_edge.ir.arithmetic import profile
     from cactus_edge.ir.atoms import lower
     from cactus_edge.ir.evaluate import quantised
     from cactus_edge.verify.tflite_read import read_tflite
 
-    path, board = Path(model), load_target(target)
+    path, board = Path(model), load_board(target)
     program = lower(read_tflite(content(path, "model")).graph, profile(board.profile))
     samples = quantised(program, _bench_inputs(path, data, inputs, program.values[program.input].shape))
     folder = require_folder(out or path.parent / f"bench-{target}", "--out")
@@ -334,12 +337,12 @@ def flash(firmware: Path | str, *, target: str, model: Path | str | None = None,
     model: the .tflite whose blob the board must report; by default model.tflite beside the firmware.
     """
     from cactus_edge.device.flash import flash
-    from cactus_edge.device.targets import load_target
+    from cactus_edge.device.targets import load_board
     from cactus_edge.ir.arithmetic import profile
     from cactus_edge.ir.blob import blob_digest
     from cactus_edge.verify.tflite_read import read_tflite
 
-    image, board = Path(firmware), load_target(target)
+    image, board = Path(firmware), load_board(target)
     source = Path(model) if model is not None else image.parent / "model.tflite"
     if model is None and not source.is_file():
         raise InputError(

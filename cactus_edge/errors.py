@@ -80,6 +80,30 @@ class DeviceProtocolError(DeviceError):
     """The board answered in the protocol, and the answer is an error or is out of place."""
 
 
+class DeviceHostKeyError(DeviceError):
+    """The computer at that address does not show a host key that this user trusts."""
+
+
+class DeviceLoginError(DeviceError):
+    """The computer answered and lets this user not in."""
+
+
+class DeviceLacksError(DeviceError):
+    """Something has to be installed on the device first."""
+
+
+class DeviceFullError(DeviceError):
+    """No room is left on the device."""
+
+
+class DeviceModelError(DeviceError):
+    """The device's runtime does not take the file."""
+
+
+class DeviceKilledError(DeviceError):
+    """Our program on the device was ended by something else."""
+
+
 class FlashError(DeviceError):
     """The flashing tool failed."""
 

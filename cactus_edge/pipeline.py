@@ -71,9 +71,9 @@ class Chain:
     @cached_property
     def target(self) -> Target:
         """The board."""
-        from cactus_edge.device.targets import load_target
+        from cactus_edge.device.targets import load_board
 
-        return load_target(self.options.target)
+        return load_board(self.options.target)
 
     @cached_property
     def profile(self) -> Profile:

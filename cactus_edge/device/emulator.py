@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from cactus_edge.device.emulator_counter import CounterName, attach
-from cactus_edge.device.targets import Target, load_target
+from cactus_edge.device.targets import Target, load_board
 from cactus_edge.errors import CactusError, DeviceError, InstallError, TargetError
 from cactus_edge.verify.elf import Elf, read_elf
 
@@ -316,7 +316,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--until-eof", action="store_true", help="end when standard input ends")
     options = parser.parse_args(arguments)
     try:
-        target = load_target(options.target)
+        target = load_board(options.target)
         if not target.emulated:
             raise TargetError(f"{target.name} is a real board", hint="--target mcu")
         elf = read_elf(options.firmware.read_bytes(), str(options.firmware))

@@ -101,7 +101,7 @@ def bench(
     digest: SHA-256 of the model's blob, which the board must report. inputs int8 [N, *input], expected int8 [N, *output].
     Raises what `connect` and `bench_device` raise; finished results stay in the folder, and the same call continues.
     """
-    session = Session(folder, digest=digest, target=target.name, inputs=inputs, firmware_sha256=firmware_sha256)
+    session = Session(folder, target=target.name, inputs=inputs, blob_sha256=digest, firmware_sha256=firmware_sha256)
     with session, connect(target, port=port, elf=elf, emulator=emulator, timeouts=timeouts, log=session.log) as board:
         return bench_device(board, session, digest, inputs, expected, layers=layers, progress=progress)
 

@@ -3,7 +3,7 @@
     session.json    what was measured: model, data, target, firmware, host; and the summary once it is complete
     results.csv     one line per finished inference, written and synced before the next begins
     discarded.csv   what did not count, and why: bytes that were not protocol, inputs that had to be sent again
-    serial.log      every line, with the host's monotonic seconds since the link was opened
+    device.log      every line that was exchanged, with the host's monotonic seconds since the link was opened
 
 A folder is named after the digest of what decides the results; a second run with equal inputs continues it.
 """
@@ -63,15 +63,14 @@ class Session:
     """An open session folder. Use it as a context; `rows` holds what is finished, by index of the input."""
 
     def __init__(
-        self, root: Path, *, digest: str, target: str, inputs: npt.NDArray[np.int8], firmware_sha256: str = ""
+        self, root: Path, *, target: str, inputs: npt.NDArray[np.int8] | npt.NDArray[np.float32], **about: str
     ) -> None:
-        """digest: SHA-256 of the model's blob. inputs int8 [N, *input]. firmware_sha256: of the ELF file where it is known."""
+        """inputs [N, *input] as they are sent. about: what else decides the results, digests of the model above all."""
         self._about: dict[str, Any] = {
-            "blob_sha256": digest,
             "data_sha256": hashlib.sha256(np.ascontiguousarray(inputs).tobytes()).hexdigest(),
             "inputs": [int(n) for n in inputs.shape],
             "target": target,
-            "firmware_sha256": firmware_sha256,
+            **about,
         }
         self.key = hashlib.sha256(json.dumps(self._about, sort_keys=True).encode()).hexdigest()
         self.folder = root / f"{target}-{self.key[:12]}"
@@ -92,7 +91,7 @@ class Session:
         self.describe({})
         try:
             self._results = path.open("a", encoding="utf-8")
-            self._log = (self.folder / "serial.log").open("a", encoding="utf-8")
+            self._log = (self.folder / "device.log").open("a", encoding="utf-8")
             self._discarded = (self.folder / "discarded.csv").open("a", encoding="utf-8")
         except OSError as error:
             self.__exit__()
@@ -134,16 +133,16 @@ class Session:
         }
         write_atomic(self.folder / "session.json", json.dumps(content, indent=1) + "\n")
 
-    def add(self, row: Row) -> None:
-        """Keeps a finished inference, on disk before this returns. InputError when the disk is full."""
+    def add(self, *rows: Row) -> None:
+        """Keeps finished inferences, on disk before this returns. InputError when the disk is full."""
         assert self._results is not None
         try:
-            self._results.write(row.to_csv())
+            self._results.write("".join(row.to_csv() for row in rows))
             self._results.flush()
             os.fsync(self._results.fileno())
         except OSError as error:
             raise _unwritable(self.folder, error) from error
-        self.rows[row.index] = row
+        self.rows |= {row.index: row for row in rows}
 
     def discard(self, seconds: float, reason: str, text: str) -> None:
         """Keeps what did not count, and why."""
@@ -153,7 +152,7 @@ class Session:
         self._append(self._discarded, line.getvalue())
 
     def log(self, seconds: float, direction: str, text: str) -> None:
-        """A `protocol.Log`: appends to serial.log, and discarded lines to discarded.csv as well."""
+        """A `protocol.Log`: appends to device.log, and discarded lines to discarded.csv as well."""
         assert self._log is not None
         self._append(self._log, f"{seconds:10.3f} {direction} {text}\n")
         if direction == "!":

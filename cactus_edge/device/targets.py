@@ -1,7 +1,8 @@
 """Boards as data: `targets/<name>/target.toml`, read strictly.
 
-Adding a board edits no Python: a folder with a target.toml, and for bare metal a port.c. A key that is unknown, missing
-or of the wrong type is a TargetError with file, line and the nearest right key. No board inherits from another.
+Adding a board edits no Python: a folder with a target.toml, and for bare metal a port.c. Its `family` says what kind of
+description it is: a microcontroller (`Target`) or a Linux computer that is reached by ssh (`SshTarget`). A key that is unknown,
+missing or of the wrong type is a TargetError with file, line and the nearest right key. No board inherits from another.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from cactus_edge.resources import data_path
 
 Kind = Literal["emulated", "board"]
 Firmware = Literal["bare-metal", "example"]
+RuntimeName = Literal["litert", "onnxruntime"]
 PLACEHOLDERS = ("elf", "bin", "port", "flash_port", "usb_serial")
 """What a flash command may contain in braces."""
 
@@ -59,8 +61,65 @@ class Flash:
 
 
 @dataclass(frozen=True)
+class Engine:
+    """What executes files of one format there.
+
+    runtime: how the agent calls it. profile: its arithmetic on that processor. host: the runtime that is compared on the
+    machine that builds, a name of `formats`. package: what pip installs there, as a requirement.
+    """
+
+    runtime: RuntimeName
+    profile: str
+    host: str
+    package: str
+
+
+@dataclass(frozen=True)
+class Ssh:
+    """connect_s: longest time to connect, and again to log in. idle_s: longest silence of our program on the device."""
+
+    connect_s: float
+    idle_s: float
+
+
+@dataclass(frozen=True)
+class SshTarget:
+    """A Linux computer that is reached by ssh.
+
+    machine: what `uname -m` must say there. cpu, evidence, note: in words. tflite, onnx: what runs files of that format.
+    """
+
+    name: str
+    title: str
+    family: Literal["linux-ssh"]
+    machine: str
+    cpu: str
+    evidence: str
+    note: str
+    ssh: Ssh
+    tflite: Engine | None = None
+    onnx: Engine | None = None
+
+    @property
+    def engines(self) -> dict[str, Engine]:
+        """The formats that run there, the main one first: "tflite" or "onnx" -> what runs it."""
+        found = {"tflite": self.tflite, "onnx": self.onnx}
+        return {name: engine for name, engine in found.items() if engine is not None}
+
+    @property
+    def profile(self) -> str:
+        """The arithmetic of the main format."""
+        return next(iter(self.engines.values())).profile
+
+    @property
+    def emulated(self) -> bool:
+        """Whether every run there is emulated; a host that is says so itself."""
+        return False
+
+
+@dataclass(frozen=True)
 class Target:
-    """A board.
+    """A microcontroller board.
 
     kind: "emulated" (figures are instructions) or "board". firmware: "bare-metal" (we build it) or "example" (its vendor's
     SDK must; we hand over C sources). cpu: the compiler's name for the core. vector_bits: width of its integer SIMD, 0 for
@@ -69,6 +128,7 @@ class Target:
 
     name: str
     title: str
+    family: Literal["mcu"]
     kind: Kind
     firmware: Firmware
     cpu: str
@@ -99,14 +159,30 @@ class Target:
         return data_path("targets", self.name, "port.c")
 
 
-def targets() -> tuple[Target, ...]:
-    """All boards, the emulated ones first, then by name."""
+AnyTarget = Target | SshTarget
+_FAMILIES: dict[str, type[Target] | type[SshTarget]] = {"mcu": Target, "linux-ssh": SshTarget}
+_TABLES = (Memory, Serial, Flash, Ssh, Engine)
+
+
+def targets() -> tuple[AnyTarget, ...]:
+    """All boards: the emulated ones, microcontrollers, computers; each by name."""
     found = [load_target(path.parent.name) for path in data_path("targets").glob("*/target.toml")]
-    return tuple(sorted(found, key=lambda t: (not t.emulated, t.name)))
+    return tuple(sorted(found, key=lambda t: (not t.emulated, t.family != "mcu", t.name)))
 
 
-def load_target(name: str) -> Target:
-    """The board of that name. Raises TargetError naming the nearest one."""
+def load_board(name: str) -> Target:
+    """The microcontroller board of that name. Raises TargetError naming the nearest target, or what this one is."""
+    target = load_target(name)
+    if isinstance(target, Target):
+        return target
+    raise TargetError(
+        f"{target.title} is a computer, reached by ssh: it has no firmware and no serial console",
+        hint=f"cactus-edge bench MODEL --target {name} --host user@host",
+    )
+
+
+def load_target(name: str) -> AnyTarget:
+    """The target of that name. Raises TargetError naming the nearest one."""
     known = sorted(path.parent.name for path in data_path("targets").glob("*/target.toml"))
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
@@ -120,8 +196,8 @@ def load_target(name: str) -> Target:
     return target
 
 
-def parse_target(text: str, where: str) -> Target:
-    """The board described by the TOML text; `where` names it in messages. Raises TargetError with file and line."""
+def parse_target(text: str, where: str) -> AnyTarget:
+    """The target described by the TOML text; `where` names it in messages. Raises TargetError with file and line."""
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -129,7 +205,11 @@ def parse_target(text: str, where: str) -> Target:
         at = line.group(1) if line else text.count("\n") + 1
         raise TargetError(f"{where}:{at}: not TOML: {error}", hint="compare with targets/mcu/target.toml") from error
     reader = _Reader(where, text)
-    target = reader.record(Target, table, "")
+    family = table.get("family")
+    if not isinstance(family, str) or family not in _FAMILIES:
+        what = f"family = {family!r}" if "family" in table else "the top level lacks 'family'"
+        raise reader.error("", "family", f"{what}: expected one of {', '.join(_FAMILIES)}", "mcu")
+    target = reader.record(_FAMILIES[family], table, "")
     reader.cross_check(target)
     return target
 
@@ -173,7 +253,8 @@ class _Reader:
         return kind(**values)
 
     def _value(self, kind: Any, value: Any, section: str, key: str) -> Any:
-        if kind in (Memory, Serial, Flash) and isinstance(value, dict):
+        kind = next((part for part in get_args(kind) if part in _TABLES), kind)  # Engine | None
+        if kind in _TABLES and isinstance(value, dict):
             return self.record(kind, value, key)
         if kind is str and isinstance(value, str):
             return value
@@ -189,12 +270,16 @@ class _Reader:
         wanted = wanted or (
             f"one of {', '.join(choices)}" if choices and choices[0] is not str else "a list of strings"
         )
-        if kind in (Memory, Serial, Flash):
+        if kind in _TABLES:
             wanted = "a table"
         raise self.error(section, key, f"{key} = {value!r}: expected {wanted}", "change it there")
 
-    def cross_check(self, target: Target) -> None:
+    def cross_check(self, target: AnyTarget) -> None:
         """What one key alone cannot tell."""
+        if isinstance(target, SshTarget):
+            if not target.engines:
+                raise self.error("", "name", "neither [tflite] nor [onnx]: nothing runs there", "add one of them")
+            return
         memory = target.memory
         for kind in ("flash", "ram"):
             origin, size = getattr(memory, f"{kind}_origin"), getattr(memory, f"{kind}_bytes")

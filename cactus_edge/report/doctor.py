@@ -64,6 +64,7 @@ _PACKAGES = (
     _Package("platformdirs", "platformdirs", "build", "build: finding the user's cache folder"),
     _Package("pyserial", "serial", "device", "bench, flash: talking to boards"),
     _Package("ziglang", "ziglang", "device", "build, bench: cross-compiling the firmware"),
+    _Package("asyncssh", "asyncssh", "device", "build, bench: computers reached by ssh"),
     _Package("unicorn", "unicorn", "device", "build, bench: the emulated Cortex-M4 board"),
 )
 

@@ -48,7 +48,7 @@ def test_every_output_equals_the_interpreters(built, tmp_path: Path):
     assert described["blob_sha256"] == built.digest
     assert described["report"]["equal"] == 128
     assert len((folder / "results.csv").read_text().splitlines()) == 129
-    assert "> infer 1 0%" in (folder / "serial.log").read_text()
+    assert "> infer 1 0%" in (folder / "device.log").read_text()
     report.require_agreement()
 
 
@@ -115,7 +115,7 @@ def test_a_board_with_another_blob_is_refused_before_anything_is_sent(built, tmp
     other = "f" * 64
     with pytest.raises(MismatchError, match=f"{built.digest}, expected {other}"):
         run(built, tmp_path, 3, digest=other)
-    log = next(tmp_path.glob("*/serial.log")).read_text()
+    log = next(tmp_path.glob("*/device.log")).read_text()
     assert "> name%" in log
     assert "> db" not in log
     assert "> infer" not in log

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cactus_edge.device.targets import load_target, parse_target, targets
+from cactus_edge.device.targets import SshTarget, load_target, parse_target, targets
 from cactus_edge.device.transport import parse_reset
 from cactus_edge.errors import TargetError
 from cactus_edge.resources import data_path
@@ -38,6 +38,7 @@ def line_of(text: str, start: str) -> int:
 
 
 SINS = {
+    "unknown_family": ('family = "mcu"', 'family = "mpu"', "family = 'mpu': expected one of mcu, linux-ssh", "mcu"),
     "misspelt_key": ("ram_bytes =", "ram_byte =", "unknown key 'ram_byte' in .memory.", "ram_bytes"),
     "misspelt_table": ("[memory]", "[memry]", "unknown key 'memry' in the top level", "memory"),
     "key_without_unit": (
@@ -95,3 +96,32 @@ def test_unknown_target_names_the_nearest():
     with pytest.raises(TargetError, match="no target is called 'nucleo'") as caught:
         load_target("nucleo")
     assert caught.value.hint == "nucleo-l4r5zi"
+
+
+PI = """
+name = "x"
+title = "X"
+family = "linux-ssh"
+machine = "aarch64"
+cpu = "any"
+evidence = ""
+note = ""
+[ssh]
+connect_s = 15.0
+idle_s = 300.0
+[onnx]
+runtime = "onnxruntime"
+profile = "ort-arm64"
+host = "onnxruntime"
+package = "onnxruntime"
+"""
+
+
+def test_a_computer_needs_an_engine() -> None:
+    found = parse_target(PI, "x.toml")
+    assert isinstance(found, SshTarget)
+    assert list(found.engines) == ["onnx"] and found.profile == "ort-arm64"
+    with pytest.raises(TargetError, match="nothing runs there"):
+        parse_target(PI[: PI.index("[onnx]")], "x.toml")
+    with pytest.raises(TargetError, match=r"runtime = .ort.: expected one of litert, onnxruntime"):
+        parse_target(PI.replace('"onnxruntime"', '"ort"', 1), "x.toml")

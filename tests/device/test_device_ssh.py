@@ -1,0 +1,363 @@
+"""A model on a computer behind a real ssh server on the loopback device, and every way in which that can fail."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import platform
+import shlex
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("asyncssh", reason="pip install 'cactus-edge[device]'")
+pytest.importorskip("ai_edge_litert", reason="pip install 'cactus-edge[build]'")
+
+from ssh_kit import PASSWORD, Behaviour, Server
+from strategies import random_inputs
+
+from cactus_edge.device.remote import Layer, Measure, Work, bench
+from cactus_edge.device.ssh import Remote, SshAddress, on_device
+from cactus_edge.device.targets import SshTarget, parse_target
+from cactus_edge.errors import (
+    DeviceError,
+    DeviceFullError,
+    DeviceGoneError,
+    DeviceHostKeyError,
+    DeviceKilledError,
+    DeviceLacksError,
+    DeviceLoginError,
+    DeviceModelError,
+    DeviceNotFoundError,
+    DeviceSilentError,
+    InputError,
+    InternalError,
+    MismatchError,
+)
+from cactus_edge.formats.litert import with_output
+from cactus_edge.formats.tflite import write_tflite
+from cactus_edge.ir import ops
+from cactus_edge.ir.arithmetic import profile
+from cactus_edge.ir.builder import GraphBuilder
+from cactus_edge.ir.evaluate import evaluate, trace
+from cactus_edge.ir.graph import Graph, Tensor
+from cactus_edge.verify.tflite_read import read_tflite
+
+TARGET = f"""
+name = "here"
+title = "this machine"
+family = "linux-ssh"
+machine = "{platform.machine()}"
+cpu = "this one"
+evidence = "this test"
+note = ""
+[ssh]
+connect_s = 10.0
+idle_s = 60.0
+[tflite]
+runtime = "litert"
+profile = "litert-xnnpack"
+host = "litert-xnnpack"
+package = "ai-edge-litert==2.3.*"
+"""
+
+QUICK = Measure(warmup_s=0.01, measure_s=0.05)
+
+
+def network() -> Graph:
+    """Two dense layers."""
+    rng = np.random.default_rng(0)
+    b = GraphBuilder()
+    x = b.input(Tensor("x", (6,), "int8", 0.5, 3))
+    for k, (columns, rows) in enumerate(((6, 8), (8, 4))):
+        weight = ops.freeze(rng.integers(-127, 128, (rows, columns)), np.int8)
+        dense = ops.Dense(weight, ops.freeze([7] * rows, np.int32), ops.freeze([0.01], np.float32))
+        x = b.node(dense, [x], Tensor(f"dense{k}", (rows,), "int8", 0.75 + k, -5))
+    return b.finish(x)
+
+
+@pytest.fixture(scope="module")
+def target() -> SshTarget:
+    found = parse_target(TARGET, "here.toml")
+    assert isinstance(found, SshTarget)
+    return found
+
+
+@pytest.fixture(scope="module")
+def work(target: SshTarget) -> Work:
+    graph = network()
+    data, codes = write_tflite(graph), random_inputs(np.random.default_rng(1), graph, 70)
+    model, rule = read_tflite(data), profile("litert-xnnpack")
+
+    def layers(index: int) -> list[Layer]:
+        tensors = trace(model.graph, codes[index : index + 1], rule)
+        outputs = [(i, node.output) for i, node in enumerate(model.graph.nodes)]
+        files = [with_output(data, model.file_tensors[t]) for _, t in outputs]
+        return [Layer(model.graph.label(i), f, tensors[t][0]) for (i, t), f in zip(outputs, files, strict=True)]
+
+    assert target.tflite is not None
+    return Work(data, "tflite", target.tflite, codes, evaluate(graph, codes, rule), layers)
+
+
+@pytest.fixture
+def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Starts servers; this process' home, with its known_hosts and key, is the account's."""
+    servers: list[Server] = []
+
+    def start(python: str | None = f"exec {shlex.quote(sys.executable)}", **options) -> Server:
+        server = Server(tmp_path / f"server{len(servers)}", Behaviour(**options))
+        servers.append(server.__enter__())
+        monkeypatch.setenv("HOME", str(server.home))
+        monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+        if python is not None:
+            shim = server.home / ".cactus-edge" / "bin" / "python3"
+            shim.parent.mkdir(parents=True)
+            shim.write_text(f'#!/bin/sh\n{python} "$@"\n')
+            shim.chmod(0o755)
+        return server
+
+    yield start
+    for server in servers:
+        server.__exit__()
+
+
+def left_behind(server: Server) -> list[Path]:
+    """Folders of ours that this server's commands named and that are still there."""
+    folders = {
+        Path(word).parent for c in server.behaviour.commands for word in c.split() if "/tmp/cactus-edge-" in word
+    }
+    return [folder for folder in folders if folder.exists()]
+
+
+def test_outputs_are_equal_and_latency_is_measured(serve, target: SshTarget, work: Work, tmp_path: Path) -> None:
+    server = serve()
+    seen: list[int] = []
+    report = bench(
+        target, server.address, work, tmp_path / "run", measure=QUICK, progress=lambda done, total: seen.append(done)
+    )
+    assert (report.compared, report.equal, report.first_difference) == (70, 70, "")
+    assert seen == [64, 70]
+    assert report.runtime.startswith("ai-edge-litert 2.")
+    assert report.latency is not None
+    assert 0 < report.latency.median_us <= report.latency.p90_us <= report.latency.p99_us
+    assert report.latency.runs >= 1
+    assert report.peak_bytes is not None and report.peak_bytes > 1 << 20
+    assert report.device["machine"] == platform.machine()
+    assert report.device["throttled"] and report.after["governor"]
+    assert len(server.behaviour.commands) == 1
+    assert not left_behind(server)
+    described = json.loads((tmp_path / "run" / report.session / "session.json").read_text())
+    assert described["report"]["equal"] == 70
+    assert "127.0.0.1" not in json.dumps(described)
+
+
+def test_an_emulated_host_gives_no_latency(serve, target, work, tmp_path, monkeypatch) -> None:
+    from cactus_edge.device import agent
+
+    source = Path(agent.__file__).read_text()
+    declared = tmp_path / "declared"
+    declared.write_text("a Raspberry Pi 4 in an emulator")
+    copy = tmp_path / "agent.py"
+    copy.write_text(source.replace('"/etc/cactus-edge-emulated"', repr(str(declared))))
+    monkeypatch.setattr(agent, "__file__", str(copy))
+    report = bench(target, serve().address, work, tmp_path / "run", measure=QUICK)
+    assert report.emulated == "a Raspberry Pi 4 in an emulator"
+    assert (report.equal, report.latency, report.peak_bytes) == (70, None, None)
+
+
+def test_a_wrong_output_is_found_with_its_first_operation(serve, target, work, tmp_path) -> None:
+    wrong = work.expected.copy()
+    wrong[3, 2] += 1
+    first = work.layers(3)[0]
+    off = replace(first, expected=first.expected ^ np.int8(1))
+    report = bench(target, serve().address, replace(work, expected=wrong), tmp_path / "a", measure=QUICK)
+    assert (report.compared, report.equal) == (70, 69)
+    assert report.first_difference.startswith("input 3, output [2]: ")
+    assert "not repeatable" in report.first_difference
+    moved = replace(work, expected=wrong, layers=lambda index: [off, *work.layers(index)[1:]])
+    report = bench(target, serve().address, moved, tmp_path / "b", measure=QUICK)
+    assert "first operation that differs: op 0 Dense -> 'dense0', in 8 of 8 values" in report.first_difference
+    with pytest.raises(MismatchError, match="1 of 70 outputs"):
+        report.require_agreement()
+
+
+def test_a_connection_that_breaks_keeps_what_was_finished(serve, target, work, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("cactus_edge.device.remote.CHUNK_INPUTS", 10)
+    server = serve(cut_at="out-0-000030.bin")
+    with pytest.raises(DeviceGoneError, match="connection"):
+        bench(target, server.address, work, tmp_path / "run", measure=QUICK)
+    server.behaviour.cut_at = ""
+    report = bench(target, server.address, work, tmp_path / "run", measure=QUICK)
+    assert report.equal == 70
+    assert report.resumed == 30
+    for _ in range(100):  # the agent removes its folder when it hears nobody any more
+        if not left_behind(server):
+            break
+        time.sleep(0.05)
+    assert not left_behind(server)
+
+
+def failure(serve, target, work, tmp_path, kind, words, *, hint="", **options) -> None:
+    server = serve(**options)
+    with pytest.raises(kind, match=words) as caught:
+        bench(target, server.address, work, tmp_path / "run", measure=QUICK)
+    assert hint in caught.value.hint
+    assert not left_behind(server)
+
+
+def test_no_room(serve, target, work, tmp_path) -> None:
+    failure(serve, target, work, tmp_path, DeviceFullError, "cannot be written", hint="free space", full=True)
+
+
+def test_agent_killed(serve, target, work, tmp_path) -> None:
+    failure(serve, target, work, tmp_path, DeviceKilledError, "by signal KILL", hint="memory", kill=True)
+
+
+def test_no_python(serve, target, work, tmp_path) -> None:
+    options = {"python": None, "env": {"PATH": "/nowhere"}}
+    failure(serve, target, work, tmp_path, DeviceLacksError, "no python3", hint="apt-get install python3", **options)
+
+
+def test_no_wheel(serve, target, work, tmp_path) -> None:
+    hint = "\"python3 -m venv .cactus-edge && .cactus-edge/bin/pip install 'ai-edge-litert==2.3.*'\""
+    (tmp_path / "broken" / "ai_edge_litert").mkdir(parents=True)
+    (tmp_path / "broken" / "ai_edge_litert" / "__init__.py").write_text("raise ImportError('no such wheel')")
+    options = {"env": {"PYTHONPATH": str(tmp_path / "broken")}}
+    failure(serve, target, work, tmp_path, DeviceLacksError, "ai-edge-litert: no such wheel", hint=hint, **options)
+
+
+def test_no_numpy(serve, target, work, tmp_path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "numpy.py").write_text("raise ImportError('no numpy')")
+    options = {"env": {"PYTHONPATH": str(tmp_path / "broken")}}
+    failure(serve, target, work, tmp_path, DeviceLacksError, "no numpy", hint="pip install", **options)
+
+
+def test_a_file_that_the_runtime_refuses(serve, target, work, tmp_path) -> None:
+    broken = replace(work, file=work.file[:300])
+    failure(serve, target, broken, tmp_path, DeviceModelError, "does not take the file")
+
+
+def test_another_processor(serve, target, work, tmp_path) -> None:
+    other = replace(target, machine="sparc64")
+    failure(serve, other, work, tmp_path, DeviceError, "target here is sparc64")
+
+
+def test_outputs_of_another_type(serve, target, work, tmp_path) -> None:
+    other = replace(work, expected=work.expected.astype(np.float32))
+    failure(serve, target, other, tmp_path, DeviceModelError, "int8 .4,., expected float32")
+
+
+def test_a_silent_agent(serve, target, work, tmp_path) -> None:
+    quiet = replace(target, ssh=replace(target.ssh, idle_s=0.5))
+    failure(serve, quiet, work, tmp_path, DeviceSilentError, "nothing was heard for 0.5 s", python="exec sleep 30 #")
+
+
+def test_a_changed_file_is_noticed(serve, target, work, tmp_path, monkeypatch) -> None:
+    real = Remote.put
+
+    async def put(self, name: str, data: bytes) -> None:
+        await real(self, name, data[:-1] + b"!" if name == "inputs.bin" else data)
+
+    monkeypatch.setattr(Remote, "put", put)
+    failure(serve, target, work, tmp_path, DeviceGoneError, "inputs.bin arrived changed")
+
+
+# Getting in
+
+
+async def nothing(remote: Remote) -> str:
+    return (await remote.run(["uname", "-m"], 10)).stdout.strip()
+
+
+def test_a_command_runs(serve) -> None:
+    assert on_device(serve().address, nothing) == platform.machine()
+
+
+def test_an_unknown_host_is_refused_with_the_command_that_adds_it(serve) -> None:
+    server = serve()
+    fingerprint = server.host_key.get_fingerprint()
+    server.known_hosts.write_text("")
+    with pytest.raises(DeviceHostKeyError, match="is not in known_hosts") as caught:
+        on_device(server.address, nothing)
+    assert fingerprint in caught.value.message
+    assert f"ssh-keyscan -p {server.port} 127.0.0.1 >> ~/.ssh/known_hosts" in caught.value.hint
+    assert not server.behaviour.commands
+
+
+def test_a_changed_host_key_is_another_error(serve) -> None:
+    import asyncssh
+
+    server = serve()
+    other = asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode()
+    server.known_hosts.write_text(f"[127.0.0.1]:{server.port} {other}")
+    with pytest.raises(DeviceHostKeyError, match="another host key") as caught:
+        on_device(server.address, nothing)
+    assert f"ssh-keygen -R '[127.0.0.1]:{server.port}'" in caught.value.hint
+
+
+def test_a_refused_key(serve) -> None:
+    server = serve(keys=False)
+    with pytest.raises(DeviceLoginError, match="refuses") as caught:
+        on_device(server.address, nothing)
+    assert f"ssh-copy-id -p {server.port} pi@127.0.0.1" in caught.value.hint
+
+
+def test_passwords(serve) -> None:
+    server = serve(keys=False)
+    asked: list[str] = []
+    assert on_device(server.address, nothing, password=lambda who: asked.append(who) or PASSWORD) == platform.machine()
+    assert asked == ["pi@127.0.0.1"]
+    with pytest.raises(DeviceLoginError, match="refuses"):
+        on_device(server.address, nothing, password=lambda who: "wrong")
+
+
+def test_nobody_there() -> None:
+    with pytest.raises(DeviceNotFoundError, match="cannot be reached"):
+        on_device(SshAddress("127.0.0.1", "pi", 1), nothing)
+    with pytest.raises(DeviceNotFoundError, match="cannot be reached"):
+        on_device(SshAddress("no-such-host.invalid", "pi"), nothing)
+
+
+ADDRESSES = {
+    "pi@board": SshAddress("board", "pi"),
+    "board": SshAddress("board"),
+    "a.b@10.0.0.1:2222": SshAddress("10.0.0.1", "a.b", 2222),
+    "[fe80::1]:22": SshAddress("fe80::1", "", 22),
+}
+
+
+@pytest.mark.parametrize("text", ADDRESSES)
+def test_addresses(text: str) -> None:
+    assert SshAddress.parse(text) == ADDRESSES[text]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "pi@", "a b", "pi@host;reboot", "-oProxyCommand=x", "pi@host:0", "pi@host:99999", "$(x)"]
+)
+def test_bad_addresses(text: str) -> None:
+    with pytest.raises(InputError, match="no address"):
+        SshAddress.parse(text)
+
+
+@pytest.mark.parametrize("word", ["a b", "$(reboot)", "a;b", "", "`x`", "a\nb", "*"])
+def test_no_word_reaches_a_shell_that_it_could_interpret(serve, word: str) -> None:
+    async def work(remote: Remote) -> None:
+        await remote.run(["echo", word], 5)
+
+    server = serve()
+    with pytest.raises(InternalError, match="leaves alone"):
+        on_device(server.address, work)
+    assert not server.behaviour.commands
+
+
+def test_inside_a_running_loop(serve) -> None:
+    async def notebook() -> str:
+        return on_device(server.address, nothing)
+
+    server = serve()
+    assert asyncio.run(notebook()) == platform.machine()
