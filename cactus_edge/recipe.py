@@ -13,7 +13,7 @@ import math
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -26,6 +26,10 @@ BUILT_IN = Path(__file__).resolve().parent / "recipes"
 
 Parse = Callable[[Any], Any]
 Member = Literal["full", "pruned", "quantised", "perturbed"]
+
+
+_LATER = {"later": True}
+"""Marks a key that recipes did not have from the start: at its default it is left out of digests, which so stay as they were."""
 
 
 class _BadValueError(ValueError):
@@ -171,13 +175,15 @@ class TrainRecipe:
 class CompressRecipe:
     """What happens after the channels are gone: fine-tuning at the full radius on the network that ships.
 
-    The learning rate is constant until decay_from of these epochs, then falls linearly to one hundredth.
+    The learning rate is constant until decay_from of these epochs, then falls linearly to one hundredth. The network that
+    ships has the mean weights of the ends of the last average_epochs (0: the last weights).
     """
 
     finetune_epochs: Annotated[int, _integer(0, 10_000)] = 0
     learning_rate: Annotated[float, _number(0, 1)] = 0.001
     decay_from: Annotated[float, _number(0, 1)] = 0.0
     members: Annotated[tuple[Member, ...], _list_of(_one_of("full", "quantised", "perturbed"))] = ("full", "quantised")
+    average_epochs: Annotated[int, _integer(0, 10_000)] = field(default=0, metadata=_LATER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,10 +238,14 @@ class Recipe:
 
 def _plain(value: Any) -> Any:
     if is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value) if not _left_out(f, value)}
     if isinstance(value, tuple):
         return [_plain(v) for v in value]
     return str(value) if isinstance(value, Fraction) else value
+
+
+def _left_out(f: Field[Any], record: Any) -> bool:
+    return "later" in f.metadata and getattr(record, f.name) == f.default
 
 
 _SECTIONS: dict[tuple[str, ...], type[Any]] = {
@@ -359,6 +369,13 @@ class _Reader:
                 ("train", "ramp_epochs"),
                 f"warmup_epochs + ramp_epochs = {train.warmup_epochs + train.ramp_epochs} exceed epochs = {train.epochs}",
                 "more epochs or a shorter ramp",
+            )
+        compress = recipe.compress
+        if compress.average_epochs > compress.finetune_epochs:
+            raise self.error(
+                ("compress", "average_epochs"),
+                f"average_epochs = {compress.average_epochs} exceeds finetune_epochs = {compress.finetune_epochs}",
+                "average at most all of them",
             )
         dense = False
         for i, layer in enumerate(recipe.model.layer):

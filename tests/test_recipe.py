@@ -145,6 +145,12 @@ def test_json_form_has_only_json_values() -> None:
             id="ramp_exceeds_epochs",
         ),
         pytest.param(
+            changed("[certify]", "[compress]\nfinetune_epochs = 3\naverage_epochs = 4\n\n[certify]"),
+            "average_epochs",
+            ["average_epochs = 4 exceeds finetune_epochs = 3", "average at most all"],
+            id="average_exceeds_finetuning",
+        ),
+        pytest.param(
             changed('set = "digits"', 'set = "digits"\nfile = "x.npz"'),
             "[data]",
             ["either set or file"],

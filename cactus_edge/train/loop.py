@@ -23,6 +23,7 @@ from cactus_edge.errors import InputError
 from cactus_edge.recipe import Recipe
 from cactus_edge.resources import write_atomic
 from cactus_edge.train.augment import moved
+from cactus_edge.train.averaging import Average, nothing
 from cactus_edge.train.bounds import ball, holds, propagate
 from cactus_edge.train.data import Dataset, Split
 from cactus_edge.train.folded import Folded, fold, forward, statistics
@@ -42,7 +43,8 @@ class EpochStats:
     """One finished epoch. Accuracies are in [0, 1].
 
     train_*: over the epoch's batches, certified at the epoch's last training eps, by the first member of the set.
-    val_*: of the float network on the validation split, certified at the recipe's certify eps. seconds: wall time.
+    val_*: of the float network that the stage would hand on now, on the validation split, certified at the recipe's certify
+    eps. seconds: wall time.
     """
 
     stage: str
@@ -145,6 +147,7 @@ class _Run:
         self._history: list[EpochStats] = []
         self._stage, self._epoch = 0, 0
         self._optimizer: torch.optim.Optimizer | None = None
+        self._average: Average | None = None
         self._restore()
 
     def finish(self, on_epoch: Callable[[EpochStats], None] | None) -> TrainedModel:
@@ -155,7 +158,7 @@ class _Run:
             if self._optimizer is None:
                 self._network = stage.enter(self._network, self._recipe)
                 self._optimizer = self._new_optimizer()
-                self._set_statistics()
+                self._set_statistics(self._network)
             schedule = stage.schedule(self._recipe)
             while self._epoch < schedule.epochs:
                 stats = self._run_epoch(stage, schedule, self._optimizer)
@@ -165,7 +168,8 @@ class _Run:
                     self._save()
                     if on_epoch:
                         on_epoch(stats)
-            self._stage, self._epoch, self._optimizer = self._stage + 1, 0, None
+            self._network = self._handed_on()
+            self._stage, self._epoch, self._optimizer, self._average = self._stage + 1, 0, None, None
             self._save()
             if on_epoch and schedule.epochs > 0 and self._history[-1].epoch == schedule.epochs:
                 on_epoch(self._history[-1])
@@ -215,8 +219,10 @@ class _Run:
             total += float(update(closure, optimizer)) * len(index)
             stage.projection(self._network)
             correct, certified, seen = correct + found[0].correct, certified + found[0].certified, seen + len(index)
-        self._set_statistics()
-        clean, robust = self._validate()
+        self._set_statistics(self._network)
+        if self._epoch >= schedule.epochs - schedule.average_epochs:
+            self._average = (self._average or nothing(self._network)).include(self._network)
+        clean, robust = self._validate(self._handed_on())
         return EpochStats(
             stage.name,
             self._epoch + 1,
@@ -231,19 +237,27 @@ class _Run:
             time.monotonic() - start,
         )
 
-    def _set_statistics(self) -> None:
+    def _handed_on(self) -> Network:
+        """The network that the next stage gets: the average where one has begun, with its own statistics."""
+        if self._average is None:
+            return self._network
+        network = self._average.network(self._network)
+        self._set_statistics(network)
+        return network
+
+    def _set_statistics(self, network: Network) -> None:
         with torch.no_grad():
-            layers = self._network.layers()
+            layers = network.layers()
             for layer, found in zip(layers, statistics(layers, self._x[:STATISTICS_SAMPLES]), strict=True):
                 if layer.norm is not None and found is not None:
                     layer.norm.mean.copy_(found[0])
                     layer.norm.var.copy_(found[1])
 
-    def _validate(self) -> tuple[float, float]:
+    def _validate(self, network: Network) -> tuple[float, float]:
         x, y = self._validation
         correct, certified = 0, 0
         with torch.no_grad():
-            net = fold(self._network.layers())
+            net = fold(network.layers())
             for a, b in zip(torch.split(x, 1024), torch.split(y, 1024), strict=True):
                 correct += int((forward(net, a).argmax(1) == b).sum())
                 margin = propagate(net, ball(a, self._recipe.certify.eps, self._domain), b).margin
@@ -258,6 +272,7 @@ class _Run:
             "widths": list(self._network.widths()),
             "network": self._network.state_dict(),
             "optimizer": None if self._optimizer is None else self._optimizer.state_dict(),
+            "average": None if self._average is None else [self._average.count, self._average.total],
             "history": [asdict(s) for s in self._history],
         }
         buffer = io.BytesIO()
@@ -283,6 +298,7 @@ class _Run:
             if state["optimizer"] is not None:
                 self._optimizer = self._new_optimizer()
                 self._optimizer.load_state_dict(state["optimizer"])
+            self._average = Average(*state["average"]) if state.get("average") else None  # absent in older files
             self._history = [EpochStats(**s) for s in state["history"]]
             self._stage, self._epoch = state["stage"], state["epoch"]
         except Exception as error:  # torch.load raises whatever its unpickler meets in a damaged file

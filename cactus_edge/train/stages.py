@@ -20,7 +20,7 @@ from cactus_edge.train.updates import Update, clipped
 
 @dataclass(frozen=True)
 class Schedule:
-    """Positions are epochs since the stage began, as real numbers."""
+    """Positions are epochs since the stage began, as real numbers. The stage hands on the mean weights of its last average_epochs (0: the last)."""
 
     epochs: int
     learning_rate: float
@@ -29,6 +29,7 @@ class Schedule:
     ramp: float
     eps: float
     robust_weight: float
+    average_epochs: int = 0
 
     def progress(self, epoch: float) -> float:
         """0 during the warm-up, 1 after the ramp, linear between: the factor of eps and of the robust weight."""
@@ -129,13 +130,24 @@ def _training(recipe: Recipe) -> Schedule:
 
 def _finetuning(recipe: Recipe) -> Schedule:
     c, t = recipe.compress, recipe.train
-    return Schedule(c.finetune_epochs, c.learning_rate, c.decay_from, 0, 0, float(t.eps), t.robust_weight)
+    return Schedule(
+        c.finetune_epochs, c.learning_rate, c.decay_from, 0, 0, float(t.eps), t.robust_weight, c.average_epochs
+    )
 
 
 def _joint(recipe: Recipe) -> Schedule:
-    """All epochs as one stage; the learning rate falls over the last two fifths."""
+    """All epochs as one stage; the learning rate falls over the last two fifths. As many epochs are averaged as in the other."""
     t, epochs = recipe.train, recipe.train.epochs + recipe.compress.finetune_epochs
-    return Schedule(epochs, t.learning_rate, 0.6, t.warmup_epochs, t.ramp_epochs, float(t.eps), t.robust_weight)
+    return Schedule(
+        epochs,
+        t.learning_rate,
+        0.6,
+        t.warmup_epochs,
+        t.ramp_epochs,
+        float(t.eps),
+        t.robust_weight,
+        recipe.compress.average_epochs,
+    )
 
 
 def _clip(recipe: Recipe) -> Update:

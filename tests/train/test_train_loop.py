@@ -19,6 +19,7 @@ from cactus_edge.train.bounds import ball
 from cactus_edge.train.data import Dataset
 from cactus_edge.train.evaluate import float_attacked, float_certified, float_predict
 from cactus_edge.train.loop import EpochStats, run_key, train
+from cactus_edge.train.folded import fold_batch
 from cactus_edge.train.models import Network
 from cactus_edge.train.objectives import cactus
 from cactus_edge.train.objectives.ibp import warmup_regulariser
@@ -200,7 +201,7 @@ def test_the_regulariser_is_finite_without_radius_and_falls_with_tight_bounds(ma
     values = []
     for eps in (0.0, 0.01, 0.2):
         batch = _batch(2, eps)
-        member, _ = cactus.full(layers, batch)
+        member = cactus.full(fold_batch(layers, batch.x), batch)
         values.append(float(warmup_regulariser(member.bounds, batch.region).detach()))
     assert all(np.isfinite(values)) and min(values) >= 0
 

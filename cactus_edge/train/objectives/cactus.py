@@ -45,16 +45,15 @@ class Batch:
     region: Box
 
 
-def full(layers: Layers, batch: Batch) -> tuple[MemberLoss, Pass]:
-    """The network as it is; also its clean pass, which other members start from."""
-    clean = fold_batch(layers, batch.x)
+def full(clean: Pass, batch: Batch) -> MemberLoss:
+    """The network as it is, from its clean pass over the batch."""
     robust, bounds = certified_loss(clean.net, batch.region, batch.y)
-    return MemberLoss(F.cross_entropy(clean.logits, batch.y), robust, bounds), clean
+    return MemberLoss(F.cross_entropy(clean.logits, batch.y), robust, bounds)
 
 
 def pruned(layers: Layers, batch: Batch, widths: tuple[int, ...]) -> MemberLoss:
     """The network of its `widths` most important channels, chosen anew at each step, with its own batch statistics."""
-    return full(take(layers, choose(layers, widths)), batch)[0]
+    return full(fold_batch(take(layers, choose(layers, widths)), batch.x), batch)
 
 
 def quantised(net: Folded, batch: Batch, ceilings: Ceilings) -> MemberLoss:
@@ -90,12 +89,12 @@ def members(
     widths: channels that the pruned member keeps per hidden layer. clip: the quantised member's activation range as a part of
     the batch's largest activation. weight: lambda, for the perturbation's ascent direction.
     """
-    first, clean = full(layers, batch)
+    clean = fold_batch(layers, batch.x)
     found: dict[str, MemberLoss] = {}
     for name in names:
         match name:
             case "full":
-                found[name] = first
+                found[name] = full(clean, batch)
             case "pruned":
                 found[name] = pruned(layers, batch, widths)
             case "quantised":
