@@ -1,19 +1,20 @@
-"""Trains a recipe, writes its .tflite, and measures that file: what bench/digits.py and bench/mnist.py print."""
+"""Trains a recipe, writes its .tflite, and measures that file: what the benches named after a recipe print."""
 
 from __future__ import annotations
 
 import hashlib
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from _common import Results, Row, percent
+from _common import Results, Row, Target, arguments, median, percent, table, verdict
 
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.atoms import lower
-from cactus_edge.recipe import Recipe
-from cactus_edge.train.data import Dataset
+from cactus_edge.recipe import Recipe, load_recipe
+from cactus_edge.train.data import Dataset, load_dataset
 
 PROFILE = "tflm"
 
@@ -45,11 +46,17 @@ class Job:
         from cactus_edge.verify.decide import certify
         from cactus_edge.verify.regions import Region
 
+        epochs_run = 0
+
         def tell(s: EpochStats) -> None:
+            nonlocal epochs_run
+            epochs_run += 1
             line = f"{method} seed {seed}: {s.stage} {s.epoch}/{s.epochs}, validation {percent(s.val_clean)} / {percent(s.val_certified)}"
             print(f"\r{line} ", end="", file=sys.stderr, flush=True)
 
+        start = time.process_time()
         trained = train(self.recipe, self.dataset, self.workdir, tell, self.threads, method=method, seed=seed)
+        cpu = round(time.process_time() - start, 1) if epochs_run == len(trained.history) else None
         print(file=sys.stderr)
         start = time.monotonic()
         net = trained.folded()
@@ -75,17 +82,52 @@ class Job:
             "weights_after": list(trained.weights_after),
             "network": trained.digest(),
             "training_s": round(sum(s.seconds for s in trained.history), 1),
+            "training_cpu_s": cpu,  # none where a checkpoint was continued
             "calibrating_s": round(calibrating, 1),
             "certifying_s": round(certifying, 2),
             "threads": self.threads,
         }
 
 
-HEAD = ["network, seed", "float clean", "float cert.", "int8 clean", "int8 cert.", "bytes", "weights", "trained in s"]
+Targets = Callable[[Recipe, list[Row], list[Row]], list[Target]]
+"""What there is to reach, from the recipe, the rows of the compressed network and those of the small one."""
 
 
-def line(label: str, row: Row) -> list[str]:
-    """One table row under HEAD."""
+def bench(description: str, name: str, *, seeds: int, targets: Targets) -> int:
+    """Measures the recipe `name` for each seed, compressed and small, prints the table and the verdict on `targets`."""
+    options = arguments(description, seeds=seeds)
+    recipe = load_recipe(name)
+    dataset = load_dataset(recipe.data)
+    stem = Path(sys.argv[0]).stem
+    results = Results(stem if options.split == "test" else f"{stem}-validation", fresh=options.fresh)
+    job = Job(recipe, dataset, options.workdir / name, options.threads, options.split)
+    rows: dict[str, list[Row]] = {"cactus": [], "small": []}
+    for seed in range(options.seeds):
+        for method, measured in rows.items():
+            measured.append(job.row(results, method, seed))
+    samples = f"{rows['cactus'][0]['samples']} {options.split} samples"
+    print(f"{name}, {samples}, eps = {recipe.certify.eps}, profile {PROFILE}, {options.seeds} seeds")
+    print(table([_HEAD, *(_line(f"{m} {i}", row) for m in rows for i, row in enumerate(rows[m]))]))
+    for method, group in rows.items():
+        middle = [percent(median(group, k)) for k in ("float_clean", "float_certified", "clean", "certified")]
+        print(f"median {method}: float {middle[0]} / {middle[1]}, int8 {middle[2]} / {middle[3]}")
+    return verdict(targets(recipe, rows["cactus"], rows["small"]))
+
+
+def ahead(ours: list[Row], small: list[Row], key: str, other: str) -> float:
+    """Points by which the median of `key` over ours exceeds the median of `other` over small."""
+    return 100 * (median(ours, key) - median(small, other))
+
+
+def removed(rows: list[Row], layers: slice = slice(None)) -> float:
+    """Smallest part, in per cent, of the weights of `layers` that is gone, over the rows."""
+    return 100 * float(min(1 - sum(r["weights_after"][layers]) / sum(r["weights_before"][layers]) for r in rows))
+
+
+_HEAD = ["network, seed", "float clean", "float cert.", "int8 clean", "int8 cert.", "bytes", "weights", "trained in s"]
+
+
+def _line(label: str, row: Row) -> list[str]:
     accuracies = [percent(row[k]) for k in ("float_clean", "float_certified", "clean", "certified")]
     weights = f"{sum(row['weights_before'])} -> {sum(row['weights_after'])}"
     return [label, *accuracies, str(row["bytes"]), weights, f"{row['training_s']:.0f}"]

@@ -42,11 +42,14 @@ def by_method(rows: Values, method: str) -> list[dict[str, Any]]:
 
 def share(rows: list[dict[str, Any]], key: str) -> str:
     values = [100 * row[key] for row in rows]
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def trained(title: str, goal: str) -> Callable[[Values], Iterator[Line]]:
     def lines(rows: Values) -> Iterator[Line]:
+        seeds = "{} seed" if len(by_method(rows, "cactus")) == 1 else "{} seeds"
         for method, name in (("cactus", "integer file"), ("small", "trained small, integer file")):
             found = by_method(rows, method)
             if found:
@@ -54,7 +57,7 @@ def trained(title: str, goal: str) -> Callable[[Values], Iterator[Line]]:
                     f"{share(found, 'clean')} / {share(found, 'certified')} %, {max(r['bytes'] for r in found):,} bytes"
                 )
                 yield (
-                    f"{title}, {len(found)} seeds, {name}: clean / certified",
+                    f"{title}, {seeds.format(len(found))}, {name}: clean / certified",
                     figures,
                     goal if method == "cactus" else "",
                 )
@@ -90,6 +93,7 @@ SECTIONS: dict[str, Callable[[Values], Iterator[Line]]] = {
     "startup": startup,
     "digits": trained("digits, eps 1/16", "98 / 87 %, 40 kB"),
     "mnist": trained("MNIST, eps 0.1, 10,000 images", "97 / 94 %, 150 kB"),
+    "fashion_mnist": trained("Fashion-MNIST, eps 0.1, 10,000 images", ""),
     "interval_speed": interval_speed,
     "agreement": agreement,
     "device_agree": device_agree,

@@ -20,7 +20,10 @@ from cactus_edge.train.updates import Update, clipped
 
 @dataclass(frozen=True)
 class Schedule:
-    """Positions are epochs since the stage began, as real numbers. The stage hands on the mean weights of its last average_epochs (0: the last)."""
+    """Positions are epochs since the stage began, as real numbers.
+
+    The stage hands on the mean of the weights after each of its last average_epochs (0: the last weights).
+    """
 
     epochs: int
     learning_rate: float

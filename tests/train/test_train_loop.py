@@ -18,8 +18,8 @@ from cactus_edge.train.augment import moved
 from cactus_edge.train.bounds import ball
 from cactus_edge.train.data import Dataset
 from cactus_edge.train.evaluate import float_attacked, float_certified, float_predict
-from cactus_edge.train.loop import EpochStats, run_key, train
 from cactus_edge.train.folded import fold_batch
+from cactus_edge.train.loop import EpochStats, run_key, train
 from cactus_edge.train.models import Network
 from cactus_edge.train.objectives import cactus
 from cactus_edge.train.objectives.ibp import warmup_regulariser
