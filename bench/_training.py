@@ -46,17 +46,11 @@ class Job:
         from cactus_edge.verify.decide import certify
         from cactus_edge.verify.regions import Region
 
-        epochs_run = 0
-
         def tell(s: EpochStats) -> None:
-            nonlocal epochs_run
-            epochs_run += 1
             line = f"{method} seed {seed}: {s.stage} {s.epoch}/{s.epochs}, validation {percent(s.val_clean)} / {percent(s.val_certified)}"
             print(f"\r{line} ", end="", file=sys.stderr, flush=True)
 
-        start = time.process_time()
         trained = train(self.recipe, self.dataset, self.workdir, tell, self.threads, method=method, seed=seed)
-        cpu = round(time.process_time() - start, 1) if epochs_run == len(trained.history) else None
         print(file=sys.stderr)
         start = time.monotonic()
         net = trained.folded()
@@ -82,7 +76,7 @@ class Job:
             "weights_after": list(trained.weights_after),
             "network": trained.digest(),
             "training_s": round(sum(s.seconds for s in trained.history), 1),
-            "training_cpu_s": cpu,  # none where a checkpoint was continued
+            "training_cpu_s": round(sum(s.cpu_seconds for s in trained.history), 1),
             "calibrating_s": round(calibrating, 1),
             "certifying_s": round(certifying, 2),
             "threads": self.threads,

@@ -44,7 +44,8 @@ class EpochStats:
 
     train_*: over the epoch's batches, certified at the epoch's last training eps, by the first member of the set.
     val_*: of the float network that the stage would hand on now, on the validation split, certified at the recipe's certify
-    eps. seconds: wall time.
+    eps. seconds: wall time. cpu_seconds: processor time of all threads, which other programs do not lengthen much (0 in
+    records from before it was kept).
     """
 
     stage: str
@@ -58,6 +59,7 @@ class EpochStats:
     val_clean: float
     val_certified: float
     seconds: float
+    cpu_seconds: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +190,7 @@ class _Run:
         return torch.optim.Adam([p for p in self._network.parameters() if p.requires_grad])
 
     def _run_epoch(self, stage: Stage, schedule: Schedule, optimizer: torch.optim.Optimizer) -> EpochStats:
-        start, recipe = time.monotonic(), self._recipe.train
+        start, cpu_start, recipe = time.monotonic(), time.process_time(), self._recipe.train
         objective, update = stage.objective(self._recipe), stage.update(self._recipe)
         generator = torch.Generator().manual_seed(_epoch_seed(self._seed, self._stage, self._epoch))
         batches = list(_batches(len(self._y), recipe.batch, generator))
@@ -235,6 +237,7 @@ class _Run:
             clean,
             robust,
             time.monotonic() - start,
+            time.process_time() - cpu_start,
         )
 
     def _handed_on(self) -> Network:

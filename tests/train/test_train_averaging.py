@@ -92,7 +92,9 @@ def test_resumed_inside_the_window_equals_uninterrupted(
         train(averaging, few_digits, tmp_path / "cut", _CtrlC(5), threads=1, method=method)
     resumed = train(averaging, few_digits, tmp_path / "cut", threads=1, method=method)
     assert resumed.digest() == whole.digest()
-    assert [replace(s, seconds=0) for s in resumed.history] == [replace(s, seconds=0) for s in whole.history]
+    assert [replace(s, seconds=0, cpu_seconds=0) for s in resumed.history] == [
+        replace(s, seconds=0, cpu_seconds=0) for s in whole.history
+    ]
 
 
 def test_a_forgotten_average_is_caught(
