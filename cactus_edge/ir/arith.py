@@ -24,7 +24,9 @@ def srdhm(a: Int64, b: Int64 | int) -> Int64:
 
     a, b in int32. Ties go up. Twin: NEON `vqrdmulh.s32`, MVE `vqrdmulh.s32`.
     """
-    product: Int64 = (np.asarray(a, np.int64) * np.asarray(b, np.int64) + (1 << 30)) >> 31
+    product: Int64 = np.asarray(a, np.int64) * np.asarray(b, np.int64)
+    product += 1 << 30
+    product >>= 31
     return np.minimum(product, INT32_MAX)
 
 
@@ -33,10 +35,11 @@ def rdp(x: Int64, exponent: Int64 | int) -> Int64:
 
     x in int32, exponent in [0, 31]. Twin: gemmlowp RoundingDivideByPOT.
     """
-    x = np.asarray(x, np.int64)
-    mask = (np.int64(1) << np.asarray(exponent, np.int64)) - 1
-    threshold = (mask >> 1) + (x < 0)
-    result: Int64 = (x >> exponent) + ((x & mask) > threshold)
+    x, exponent = np.asarray(x, np.int64), np.asarray(exponent, np.int64)
+    # floor((x + half) / 2^e) takes ties up; one less below zero takes them down there, and must not where nothing is divided.
+    result: Int64 = (x >> 63) * (exponent > 0)
+    result += x + ((np.int64(1) << exponent) >> 1)
+    result >>= exponent
     return result
 
 

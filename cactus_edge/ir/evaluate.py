@@ -14,7 +14,7 @@ from cactus_edge.ir.linear import Conv
 from cactus_edge.ir.ops import Int8, Int64
 from cactus_edge.ir.profile import Profile
 
-BATCH = 256
+BATCH = 32
 WORKING_SET = 1 << 24
 """At most BATCH samples, or about WORKING_SET elements of the widest step, at a time: bounds the memory, changes no result."""
 

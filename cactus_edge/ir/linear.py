@@ -139,11 +139,23 @@ class Conv:
         if self.groups == 1:
             flat: Array = taps.reshape(n * oh * ow, -1) @ self.weight.reshape(o, -1).T.astype(x.dtype, copy=False)
             return flat.reshape(n, oh, ow, o)
+        if self.weight.shape[3] == 1:
+            return self._depthwise(taps).reshape(n, oh, ow, o)
         kh, kw = self.kernel
         grouped = taps.reshape(n, oh, ow, kh, kw, self.groups, -1).transpose(5, 0, 1, 2, 3, 4, 6)
         columns = grouped.reshape(self.groups, n * oh * ow, -1)
         result: Array = columns @ self._grouped(x.dtype)
         return result.transpose(1, 0, 2).reshape(n, oh, ow, o)
+
+    def _depthwise(self, taps: Array) -> Array:
+        """[N, OH, OW, C, O/C] from the taps [N, OH, OW, KH, KW, C], tap by tap: products of one element make poor matrices."""
+        kh, kw = self.kernel
+        weight = self.weight.reshape(self.groups, -1, kh, kw).astype(taps.dtype, copy=False)
+        total = taps[:, :, :, 0, 0, :, None] * weight[..., 0, 0]
+        term = np.empty_like(total)
+        for i, j in list(np.ndindex(kh, kw))[1:]:
+            total += np.multiply(taps[:, :, :, i, j, :, None], weight[..., i, j], out=term)
+        return total
 
     def adjoint(self, y: Array) -> Array:
         n, (oh, ow, o) = len(y), self.out_shape
