@@ -114,7 +114,7 @@ def _backward(step: Step, known: list[Int64], above: Real) -> list[Real]:
     match step.atom:
         case atoms.Affine(linear=linear):
             return [linear.adjoint(above)]
-        case atoms.Monotone(rule):
+        case atoms.Monotone(rule) | atoms.Between(_, rule, _):
             return [above * rule.slope() * _free(rule, out)]
         case atoms.Isotone(rule, _):
             free = _free(rule, out)

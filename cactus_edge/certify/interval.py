@@ -86,11 +86,11 @@ class TorchEngine(Engine):
         expected = super().run(*boxes)
         uses = [a for s in self._steps for a in s.args] + list(self.targets)
         for step in self._steps:
-            form, rule = self._affine.get(step.out), self._rules[step.out]
+            form, (low, high) = self._affine.get(step.out), self._rules[step.out]
             if isinstance(form, Accumulate):
                 self._affine[step.out] = self._checked(step.out, form, torch_accumulate(form))
-            if isinstance(rule, Staircase):
-                self._rules[step.out] = TorchStaircase.of(rule, in_place=uses.count(step.args[0]) == 1)
+            alone = uses.count(step.args[0]) == 1
+            self._rules[step.out] = _in_torch(low, alone), _in_torch(high, alone)
         for target, got, want in zip(self.targets, self.run(*boxes), expected, strict=True):
             self._equal(target, got, want)
 
@@ -120,6 +120,10 @@ class TorchEngine(Engine):
             for bounds in zip(*tiles, strict=True)
         )
         return [(lo, hi) for lo, hi in joined]
+
+
+def _in_torch(rule: Callable[..., Array] | None, in_place: bool) -> Callable[..., Array] | None:
+    return TorchStaircase.of(rule, in_place=in_place) if isinstance(rule, Staircase) else rule
 
 
 def _random_boxes(shape: tuple[int, ...]) -> tuple[Int8, Int8]:

@@ -1,6 +1,6 @@
 """What each op means, under a named arithmetic, as a short list of atoms.
 
-The interpreter, the interval rule and the linear rule are written for these six atoms only. `lower` turns a checked
+The interpreter, the interval rule and the linear rule are written for these seven atoms only. `lower` turns a checked
 graph into a `Program`: values in order, each written by one step. All values are int64 while they are computed; a value
 with a `tensor` is that int8 tensor of the graph, one without is an accumulator inside an op.
 """
@@ -53,6 +53,21 @@ class Monotone:
 
     def apply(self, x: Int64) -> Int64:
         return self.rule.apply(x)
+
+
+@dataclass(frozen=True)
+class Between:
+    """lowest(x) <= y <= highest(x), elementwise: a runtime's choice that is not known. `member` is one function in there.
+
+    Bounds hold for every choice, made anew for each element and run; `apply`, the member, is an example and no definition.
+    """
+
+    lowest: Elementwise
+    member: Elementwise
+    highest: Elementwise
+
+    def apply(self, x: Int64) -> Int64:
+        return self.member.apply(x)
 
 
 @dataclass(frozen=True)
@@ -135,7 +150,7 @@ class Softmax:
         return self.rule.apply(x)
 
 
-Atom = Affine | Monotone | Isotone | Max | Gather | Softmax
+Atom = Affine | Monotone | Between | Isotone | Max | Gather | Softmax
 """The closed set of meanings."""
 
 
@@ -211,6 +226,7 @@ class _Builder:
 
 def lower(graph: Graph, profile: Profile) -> Program:
     """The program of `graph` under `profile`. Raises UnsupportedError, naming the op, for what the profile was not shown to run."""
+    profile.admit(graph)
     builder = _Builder(graph, profile)
     first = graph.nodes[0] if graph.nodes else None
     starts_float = first is not None and isinstance(first.op, ops.Quantize)
@@ -253,7 +269,9 @@ def _expand(b: _Builder, index: int, node: Node) -> None:
             clamp = profile.clamp(kind, op.activation, out.scale, out.zero_point)
             rule = profile.requantise(kind, x.scale, op.weight_scale, out.scale, out.zero_point, clamp)
             affine = Affine(linear_map(op, x.shape), -x.zero_point, op.bias.astype(np.int64))
-            b.result(Monotone(rule), (b.accumulator(affine, args, index),), index)
+            ends = profile.ends(kind, op, x, out, clamp)
+            scaled = Monotone(rule) if ends is None else Between(ends[0], rule, ends[1])
+            b.result(scaled, (b.accumulator(affine, args, index),), index)
         case ops.Add(activation):
             profile.check_size(kind, out.size)
             y = b.graph.tensors[node.inputs[1]]

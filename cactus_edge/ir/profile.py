@@ -17,7 +17,9 @@ import numpy.typing as npt
 
 from cactus_edge.errors import UnsupportedError
 from cactus_edge.ir.arith import quantize_multiplier
-from cactus_edge.ir.ops import Activation, Conv2d, Dense, Op
+from cactus_edge.ir.envelope import EnvelopeEnd, check_range, requantise_ends
+from cactus_edge.ir.graph import Graph, Tensor
+from cactus_edge.ir.ops import Activation, Conv2d, Dense, DepthwiseConv2d, Op, constants
 from cactus_edge.ir.rules import (
     FLOAT_REQUANTISE,
     AddRule,
@@ -83,6 +85,9 @@ def _shift_in_range(kind: str, value: float, largest: int = 30) -> tuple[int, in
 BLOCKS = "blocks16"
 """Marks a rule that holds for tensors of a multiple of 16 elements only."""
 
+ENVELOPE = "envelope"
+"""Marks a rule that is one member of an envelope: the runtime may round otherwise, within `envelope.requantise_ends`."""
+
 FLOAT_LIMIT = 256.0
 """XNNPACK refuses convolutions with larger multipliers; a file that needs one is refused here for every float family."""
 
@@ -104,7 +109,9 @@ def round_half_away_f32(value: np.float32) -> int:
 class Profile:
     """One runtime's arithmetic, and the file format that the runtime reads.
 
-    `rules` maps an op kind to rule ids: (requantisation family, real-multiplier rule) or one id.
+    `rules` maps an op kind to rule ids: (requantisation family, real-multiplier rule) or one id. assumption: what has to be
+    true of a run for verdicts under this profile to hold for it; empty where the runtime is known bit for bit. A profile with one
+    is conditional: its rules bound the results, and it is never part of "all".
     """
 
     name: str
@@ -114,6 +121,7 @@ class Profile:
     reads: Literal["tflite", "onnx"]
     rules: Mapping[str, tuple[str, ...]] = field(hash=False)
     source: str
+    assumption: str = ""
 
     def digest(self) -> str:
         """SHA-256 (hex) of the profile's row, so that a certificate names exactly this arithmetic."""
@@ -178,6 +186,30 @@ class Profile:
         largest = 30 if kind in ACCUMULATING else 23
         m, s = np.array([_shift_in_range(kind, float(v), largest) for v in values], np.int64).T
         return Requantise(family, m, s, z_out, *clamp, input_zero_point)
+
+    def admit(self, graph: Graph) -> None:
+        """Raises UnsupportedError where rule "symmetric" forbids the graph: zero points other than 0, weights of -128."""
+        if self.rules.get("Tensor") != ("symmetric",):
+            return
+        for tensor in graph.tensors:
+            if tensor.dtype == "int8":
+                check_range(tensor.scale, tensor.name)
+                if tensor.zero_point:
+                    raise UnsupportedError(
+                        f"{tensor.name} has zero point {tensor.zero_point}: {self.runtime} takes symmetric codes only"
+                    )
+        for index, node in enumerate(graph.nodes):
+            weight = constants(node.op).get("weight")
+            if weight is not None and int(weight.min(initial=0)) < -127:
+                raise UnsupportedError(f"{graph.label(index)}: a weight of -128, {self.runtime} takes -127 to 127")
+
+    def ends(
+        self, kind: str, op: Conv2d | DepthwiseConv2d | Dense, x: Tensor, out: Tensor, clamp: tuple[int, int]
+    ) -> tuple[EnvelopeEnd, EnvelopeEnd] | None:
+        """The lowest and the highest result of the op's requantisation; None where its rule is one function."""
+        if ENVELOPE not in self.rule(kind):
+            return None
+        return requantise_ends(x.scale, op.weight_scale, out.scale, op.bias, clamp, kind)
 
     def add(
         self, scales: tuple[float, float], zero_points: tuple[int, int], s_out: float, z_out: int, act: Activation

@@ -21,13 +21,13 @@ import numpy.typing as npt
 
 from cactus_edge.errors import UnsupportedError
 from cactus_edge.ir.arith import INT8_MAX, INT8_MIN, INT32_MAX, rdp
-from cactus_edge.ir.atoms import Affine, Gather, Monotone, Program, ReshapeTo, Softmax
+from cactus_edge.ir.atoms import Affine, Between, Gather, Monotone, Program, ReshapeTo, Softmax
 from cactus_edge.ir.evaluate import dequantize
 from cactus_edge.ir.ops import Int8, Int64
 from cactus_edge.ir.rules import FloatRequantise, FloatSoftmaxRule, Requantise, SoftmaxRule
 from cactus_edge.verify.interval import Accumulate, Bounds, Engine, accumulate, full_range, step_bounds, thresholds
 from cactus_edge.verify.overflow import prove
-from cactus_edge.verify.regions import Boxes, Region, check_data, points
+from cactus_edge.verify.regions import Boxes, Region, check_data, point_boxes
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
@@ -88,7 +88,7 @@ class Decider:
             margins[rows, labels] = 0
             return margins
         acc = self.tail.accumulators(bounds)
-        lo, hi = self.tail.rule(acc[0]), self.tail.rule(acc[1])
+        lo, hi = self.tail.lowest(acc[0]), self.tail.highest(acc[1])
         margins = lo[rows, labels][:, None] - hi
         margins[rows, labels] = 0
         # At its highest level the other class is not passed where the label's own end is no higher: not even tried.
@@ -112,14 +112,23 @@ class Decider:
         won[np.arange(len(labels)), labels] = True
         return won
 
-    def correct(self, samples: Int8, labels: Int64) -> Bools:
-        """Whether the label wins strictly at each of `samples`, int8 [N, *input shape]; N >= 1."""
-        (bounds,) = self.engine.run(samples, samples)
-        out = _flat(bounds)[0] if self.tail is None else self.tail.rule(self.tail.accumulators(bounds)[0])
+    def correct(self, samples: Int8, labels: Int64, last: Int8 | None = None) -> Bools:
+        """Whether the label wins strictly at each of `samples`, int8 [N, *input shape]; N >= 1.
+
+        last: where a sample may become any code from `samples` up to these; the label has to win for each of them, and
+        whatever an envelope chooses.
+        """
+        (bounds,) = self.engine.run(samples, samples if last is None else last)
+        if self.tail is None:
+            lo, hi = _flat(bounds)
+        else:
+            acc_low, acc_high = self.tail.accumulators(bounds)
+            lo, hi = self.tail.lowest(acc_low), self.tail.highest(acc_high)
         if self.softmax is not None:
-            out = self.softmax.apply(out)
+            # Not in an envelope (`_check_end`): both are the logits themselves.
+            lo = hi = self.softmax.apply(lo)
         rows = np.arange(len(labels))
-        won = out[rows, labels][:, None] > out
+        won = lo[rows, labels][:, None] > hi
         won[rows, labels] = True
         return _every(won)
 
@@ -163,20 +172,22 @@ class _Tail:
     """The last Affine and the monotone steps between it and the logits, over K classes.
 
     weight float64 [K, I] and bias int64 [K]: acc = weight (x + offset) + bias. factors int64 [K]: the p of the module's
-    head. steps int64 [1 + L, K]: steps[k - first_level, c] = the least reachable accumulator of class c with output >= k.
-    ladder: the thresholds of all classes (steps without its first row) as one increasing array, class c raised by c * 2^40.
+    head. steps int64 [1 + L, K]: steps[k - first_level, c] = the least reachable accumulator of class c with output >= k,
+    at its highest. ladder: the thresholds of all classes at their lowest, from level own_level + 1 on, as one increasing
+    array, class c raised by c * 2^40. Highest and lowest are one rule, except under an envelope.
     """
 
     source: int
     offset: int
     shape: tuple[int, ...]
-    atoms: tuple[Monotone | Gather, ...]
+    atoms: tuple[_TailAtom, ...]
     compiled: Accumulate
     weight: npt.NDArray[np.float64]
     bias: Int64
     factors: Int64
     first_level: int
     steps: Int64
+    own_level: int
     ladder: Int64
 
     def accumulators(self, bounds: Bounds) -> tuple[Int64, Int64]:
@@ -184,9 +195,13 @@ class _Tail:
         low, high = (np.asarray(b, np.int64).reshape(len(b), -1) >> 1 for b in self.compiled.ends(*bounds))
         return low, high
 
-    def rule(self, acc: Int64) -> Int64:
-        """The logits of accumulators acc int64 [M, K]."""
-        return _apply(self.atoms, acc, self.shape)
+    def lowest(self, acc: Int64) -> Int64:
+        """The least logits of accumulators acc int64 [M, K]."""
+        return _apply(self.atoms, acc, self.shape, -1)
+
+    def highest(self, acc: Int64) -> Int64:
+        """The largest logits of accumulators acc int64 [M, K]."""
+        return _apply(self.atoms, acc, self.shape, 1)
 
     def fused(
         self, sample: Int64, label: Int64, other: Int64, bounds: Bounds, acc_low: Int64, low: Int64, high: Int64
@@ -224,37 +239,42 @@ class _Tail:
     def _reached(self, i: Int64, y: Int64, j: Int64, level: Int64, least: Int64, acc_low: Int64, low: Int64) -> Int64:
         """The lowest logit of class y where class j is at `level` [P, L], given p_y acc_y - p_j acc_j >= least."""
         p, q = self.factors[y], self.factors[j]
-        other_acc = np.maximum(self.steps[level - self.first_level, j[:, None]], acc_low[i, j][:, None])
+        # Below first_level stands what every accumulator reaches.
+        row = np.maximum(level - self.first_level, 0)
+        other_acc = np.maximum(self.steps[row, j[:, None]], acc_low[i, j][:, None])
         own_acc = -(-(q[:, None] * other_acc + least[:, None]) // p[:, None])
         reached: Int64 = np.maximum(self._level(own_acc, y[:, None]), low[i, y][:, None])
         return reached
 
     def _level(self, acc: Int64, label: Int64) -> Int64:
         """A lower bound on class `label`'s logit for accumulators >= acc: the thresholds of that class that acc reaches."""
-        count = len(self.steps) - 1
+        count = len(self.ladder) // len(self.factors)
         found = np.searchsorted(self.ladder, np.clip(acc, -(2**38), 2**38) + label * 2**40, side="right")
-        level: Int64 = self.first_level + found - label * count
+        level: Int64 = self.own_level + found - label * count
         return level
+
+
+_TailAtom = Monotone | Between | Gather
 
 
 def _find_tail(program: Program, logits: int, classes: int) -> _Tail | None:
     """The tail that ends in value `logits`; None where other steps lie between, so that only end points count."""
     writer = {step.out: step for step in program.steps}
-    atoms: tuple[Monotone | Gather, ...] = ()
+    atoms: tuple[_TailAtom, ...] = ()
     value = logits
     while value in writer:
         step = writer[value]
         match step.atom:
             case Affine():
                 return _tail(step.atom, atoms, step.args[0], classes)
-            case Monotone() | Gather(ReshapeTo()):
+            case Monotone() | Between() | Gather(ReshapeTo()):
                 atoms, value = (step.atom, *atoms), step.args[0]
             case _:
                 return None
     return None
 
 
-def _tail(affine: Affine, atoms: tuple[Monotone | Gather, ...], source: int, classes: int) -> _Tail | None:
+def _tail(affine: Affine, atoms: tuple[_TailAtom, ...], source: int, classes: int) -> _Tail | None:
     shape = affine.linear.out_shape
     factors = _factors(atoms, shape, classes)
     reach = int((256 * affine.linear.reach() + np.abs(affine.bias)).max())
@@ -265,26 +285,32 @@ def _tail(affine: Affine, atoms: tuple[Monotone | Gather, ...], source: int, cla
     unit = np.eye(classes, dtype=np.int64).reshape(classes, *shape)
     weight = affine.linear.adjoint(unit).reshape(classes, -1).astype(np.float64)
     bias = np.broadcast_to(affine.bias, shape).reshape(classes)
-    _, t = thresholds(lambda acc: _apply(atoms, acc, shape), low, high)
-    first = int(_apply(atoms, low[None], shape).min())
-    ladder = (t + np.arange(classes) * 2**40).T.ravel()
+    _, t = thresholds(lambda acc: _apply(atoms, acc, shape, 1), low, high)
+    _, own = thresholds(lambda acc: _apply(atoms, acc, shape, -1), low, high)
+    first, own_first = (int(_apply(atoms, low[None], shape, sign).min()) for sign in (1, -1))
+    ladder = (own + np.arange(classes) * 2**40).T.ravel()
     steps = np.vstack([low[None], t])
+    compiled = accumulate(affine)
     return _Tail(
-        source, affine.input_offset, shape, atoms, accumulate(affine), weight, bias, factors, first, steps, ladder
+        source, affine.input_offset, shape, atoms, compiled, weight, bias, factors, first, steps, own_first, ladder
     )
 
 
-def _apply(atoms: tuple[Monotone | Gather, ...], acc: Int64, shape: tuple[int, ...]) -> Int64:
-    """The monotone steps on accumulators [M, K], through their own shape."""
+def _apply(atoms: tuple[_TailAtom, ...], acc: Int64, shape: tuple[int, ...], sign: int) -> Int64:
+    """The monotone steps on accumulators [M, K], through their own shape; at their lowest for sign -1, at their highest for 1."""
     value = acc.reshape(len(acc), *shape)
     for atom in atoms:
-        value = atom.apply(value)
+        if isinstance(atom, Between):
+            value = (atom.lowest if sign < 0 else atom.highest).apply(value)
+        else:
+            value = atom.apply(value)
     return value.reshape(len(acc), -1)
 
 
-def _factors(atoms: tuple[Monotone | Gather, ...], shape: tuple[int, ...], classes: int) -> Int64:
+def _factors(atoms: tuple[_TailAtom, ...], shape: tuple[int, ...], classes: int) -> Int64:
     """Positive integers [K] about proportional to what each class's accumulator is multiplied by; all 1 where that is one number."""
-    first = next((a.rule for a in atoms if isinstance(a, Monotone)), None)
+    rules = (a.member if isinstance(a, Between) else a.rule for a in atoms if not isinstance(a, Gather))
+    first = next(rules, None)
     if not isinstance(first, Requantise | FloatRequantise):
         return np.ones(classes, np.int64)
     scale = np.broadcast_to(first.slope(), shape).reshape(classes)
@@ -307,6 +333,8 @@ def _check_end(program: Program, softmax: SoftmaxRule | FloatSoftmaxRule | None)
         e, top = (
             (softmax.exponentials, INT32_MAX) if isinstance(softmax, SoftmaxRule) else (softmax.table, np.float32(1))
         )
+        if program.quantize.rounding == "envelope" or any(isinstance(s.atom, Between) for s in program.steps):
+            raise UnsupportedError("a softmax behind requantisations that are only known to lie in an envelope")
         if tensor.shape[-1] != tensor.size:
             raise UnsupportedError(f"softmax over rows of {tensor.shape}: the output is not one row of classes")
         if not ((np.diff(e) >= 0).all() and (e >= 0).all() and e[-1] == top):
@@ -356,11 +384,16 @@ def certify(
     """
     y = check_data(program, x, labels)
     decider, boxes = Decider(program, engine), Boxes(program, region, x)
+
+    def at_sample(rest: Int64) -> Bools:
+        first, last = point_boxes(program, x[rest])
+        return decider.correct(first, y[rest], last)
+
     return _decide(
         len(y),
         batch,
         lambda part: decider.decide(*boxes(x[part]), y[part]),
-        lambda rest: decider.correct(points(program, x[rest]), y[rest]),
+        at_sample,
         threads,
         progress,
         each_worker,

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from cactus_edge.errors import InternalError
 from cactus_edge.ir.arith import INT8_MAX, INT8_MIN
-from cactus_edge.ir.atoms import Affine, Atom, Gather, Isotone, Max, Monotone, Program, Softmax
+from cactus_edge.ir.atoms import Affine, Atom, Between, Gather, Isotone, Max, Monotone, Program, Softmax
 from cactus_edge.ir.linear import Array, AxisSum, Conv, Dense, Linear, WindowSum, pad_image
 from cactus_edge.ir.ops import Int8, Int64, Padding2d
 from cactus_edge.ir.rules import Elementwise as Rule
@@ -57,6 +57,8 @@ def step_bounds(atom: Atom, args: list[Bounds]) -> Bounds:
             return (centre - radius) >> 1, (centre + radius) >> 1
         case Monotone(rule):
             return rule.apply(lo), rule.apply(hi)
+        case Between(lowest, _, highest):
+            return lowest.apply(lo), highest.apply(hi)
         case Isotone(rule, signs):
             ends = [a if sign > 0 else a[::-1] for a, sign in zip(args, signs, strict=True)]
             return rule.apply(*(a[0] for a in ends)), rule.apply(*(a[1] for a in ends))
@@ -248,7 +250,7 @@ class Engine:
         self._steps = [s for s in program.steps if s.out in needed]
         self._last_use = {a: i for i, s in enumerate(self._steps) for a in s.args}
         self._affine: dict[int, Ends] = {s.out: accumulate(s.atom) for s in self._steps if isinstance(s.atom, Affine)}
-        self._rules = {s.out: self._compile(s.atom, s.args) for s in self._steps}
+        self._rules = {s.out: self._ends(s.atom, s.args) for s in self._steps}
         self._self_check()
 
     def run(self, lower: Int8, upper: Int8) -> list[Bounds]:
@@ -256,13 +258,13 @@ class Engine:
         values: dict[int, Bounds] = {self.program.input: (lower.astype(np.float32), upper.astype(np.float32))}
         for index, step in enumerate(self._steps):
             args = [values[a] for a in step.args]
-            rule = self._rules[step.out]
+            low, high = self._rules[step.out]
             if step.out in self._affine:
                 values[step.out] = self._affine[step.out].ends(*args[0])
-            elif rule is not None:
+            elif low is not None and high is not None:
                 signs = step.atom.signs if isinstance(step.atom, Isotone) else (1,) * len(args)
                 ends = [a if sign > 0 else a[::-1] for a, sign in zip(args, signs, strict=True)]
-                values[step.out] = rule(*(a[0] for a in ends)), rule(*(a[1] for a in ends))
+                values[step.out] = low(*(a[0] for a in ends)), high(*(a[1] for a in ends))
             else:
                 lo, hi = step_bounds(step.atom, args)
                 values[step.out] = lo, hi
@@ -288,6 +290,13 @@ class Engine:
             return bounds
         lo, hi = (b.astype(np.int64) >> 1 for b in bounds)
         return lo, hi
+
+    def _ends(self, atom: Atom, args: tuple[int, ...]) -> tuple[Elementwise | None, Elementwise | None]:
+        """The compiled rules of the lower and of the upper end, one and the same except under an envelope."""
+        if isinstance(atom, Between):
+            return self._compile(Monotone(atom.lowest), args), self._compile(Monotone(atom.highest), args)
+        rule = self._compile(atom, args)
+        return rule, rule
 
     def _compile(self, atom: Atom, args: tuple[int, ...]) -> Elementwise | None:
         match atom:

@@ -15,7 +15,8 @@ import numpy as np
 
 from cactus_edge.errors import ModelError
 from cactus_edge.ir.arith import INT8_MAX, INT8_MIN, INT32_MAX, multiply_by_quantized_multiplier, rdp
-from cactus_edge.ir.atoms import Affine, Atom, Gather, Isotone, Max, Monotone, Program, Softmax
+from cactus_edge.ir.atoms import Affine, Atom, Between, Gather, Isotone, Max, Monotone, Program, Softmax
+from cactus_edge.ir.envelope import EnvelopeEnd
 from cactus_edge.ir.ops import Int64
 from cactus_edge.ir.rules import (
     FLOAT_REQUANTISE,
@@ -92,6 +93,9 @@ def _quantities(atom: Atom, source: Int64, width: int = 1) -> Iterator[tuple[str
             )
         case Monotone(rule):
             yield from _rule_quantities(rule, source)
+        case Between(lowest, _, _):
+            # Both ends scale the same value.
+            yield from _rule_quantities(lowest, source)
         case Isotone(add, _):
             yield from _sum_quantities(add)
         case Softmax(rule):
@@ -143,7 +147,7 @@ def _rule_quantities(rule: Elementwise, source: Int64) -> Iterator[tuple[str, in
                 # Converted to int32 before it is clamped; family F clamps first.
                 scaled = max(np.abs(FLOAT_REQUANTISE["E"](v, rule.multiplier)).max() for v in (value, -value))
                 yield "the requantised value and its zero point", int(scaled) + abs(rule.zero_point)
-        case FloatAffine():
+        case FloatAffine() | EnvelopeEnd():
             yield "the value that becomes a float", int(source.max())
         case RoundDivide(divisor):
             yield "the sum and half its divisor", int((source + divisor // 2).max())

@@ -103,7 +103,7 @@ def box(program: Program, region: Region, x: npt.NDArray[Any]) -> tuple[Int8, In
     x [N, *shape]: float32 or float64 in sensor units, or int8 codes, which stand for scale * (q - zero_point).
     """
     lower, upper = region.ends(_real(program, x))
-    return program.quantize.apply(lower), program.quantize.apply(upper)
+    return program.quantize.lowest(lower), program.quantize.highest(upper)
 
 
 class Boxes:
@@ -146,6 +146,15 @@ class Boxes:
 def points(program: Program, x: npt.NDArray[Any]) -> Int8:
     """The samples themselves as int8 codes of the program's input."""
     return quantised(program, x.astype(np.float32) if x.dtype == np.float64 else x)
+
+
+def point_boxes(program: Program, x: npt.NDArray[Any]) -> tuple[Int8, Int8]:
+    """The least and the largest codes that the samples themselves may become; the same ones where the rule is one function."""
+    samples = x.astype(np.float32) if x.dtype == np.float64 else x
+    codes = quantised(program, samples)
+    if samples.dtype == np.int8 or program.quantize.rounding != "envelope":
+        return codes, codes
+    return program.quantize.lowest(samples), program.quantize.highest(samples)
 
 
 def check_data(program: Program, x: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Int64:
