@@ -45,22 +45,29 @@ A float32 bias is f32(b * f32(S_in * S_w)), from which ONNX Runtime and `read_on
 """
 
 
-def write_onnx(graph: Graph, *, metadata: Mapping[str, bytes] | None = None, bias: Bias = "int32") -> bytes:
+Relu = Literal["codes", "sum"]
+"""Where a fused ReLU stands if the zero point is not -128: on the codes, as ONNX Runtime keeps it exact, or on the sum before it is
+quantised, as TensorRT fuses it with the convolution. The same function: rounding is non-decreasing and leaves 0 alone."""
+
+
+def write_onnx(
+    graph: Graph, *, metadata: Mapping[str, bytes] | None = None, bias: Bias = "int32", relu: Relu = "codes"
+) -> bytes:
     """The ONNX file that means `graph`, carrying `metadata` (name -> UTF-8 text); `read_onnx` gives both back.
 
     read_onnx(write_onnx(g)).graph.digest() == onnx_form(g).digest(). Images enter and leave channel first, float32
     [N, C, H, W]. Deterministic. Raises ModelError for an illegal graph, UnsupportedError for what ONNX Runtime was not
     shown to compute exactly, InstallError without the onnx package.
     """
-    return _Writer(onnx_form(graph), bias).file(dict(metadata or {}))
+    return _Writer(onnx_form(graph), bias, relu).file(dict(metadata or {}))
 
 
 class _Writer:
     """Nodes and initializers in file order. Every int8 tensor is a value of its name; its float twin has `_dq` appended."""
 
-    def __init__(self, graph: Graph, bias: Bias) -> None:
+    def __init__(self, graph: Graph, bias: Bias, relu: Relu) -> None:
         self.onnx = onnx_module()
-        self.graph, self.bias = graph, bias
+        self.graph, self.bias, self.relu = graph, bias, relu
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
         self.taken: set[str] = set()
@@ -169,7 +176,7 @@ class _Writer:
     def _close(self, value: str, tensor: Tensor, name: str, activation: ops.Activation, out: int) -> None:
         """Quantises a node's float value, with its activation on the side where ONNX Runtime keeps it exact."""
         bounds = clip_bounds(activation)
-        if activation is ops.Activation.RELU and tensor.zero_point == INT8_MIN:
+        if activation is ops.Activation.RELU and (tensor.zero_point == INT8_MIN or self.relu == "sum"):
             value = self._emit("Relu", [value], self._unique(f"{name}_relu"))
         elif activation is not ops.Activation.NONE:
             value = self._quantise(value, tensor, self._unique(f"{name}_before_{activation.value}"))
