@@ -256,7 +256,7 @@ def test_the_last_layer_is_fused_with_the_margin_under_an_envelope() -> None:
     for k, program in enumerate(networks(50, 40, decidable=True, max_nodes=1, middle=("dense",))):
         decider = Decider(program)
         assert decider.tail is not None
-        lo, x, hi = boxes(np.random.default_rng(k), program.values[program.input].shape, 8)
+        lo, _, hi = boxes(np.random.default_rng(k), program.values[program.input].shape, 8)
         labels = np.zeros(8, np.int64)
         fused = decider.margins(lo, hi, labels)
         low, high = (b.reshape(8, -1) for b in propagate(program, lo, hi)[program.output])
