@@ -23,6 +23,8 @@ from cactus_edge.ir.arithmetic import profile_table_digest
 from cactus_edge.ir.atoms import Program, lower
 from cactus_edge.ir.blob import to_blob
 from cactus_edge.ir.blob_format import PROFILE
+from cactus_edge.ir.graph import Graph
+from cactus_edge.ir.profile import Profile
 from cactus_edge.verify.decide import RULE, Bools, Decision, certify
 from cactus_edge.verify.elf import find_blob
 from cactus_edge.verify.overflow import Fact, prove
@@ -46,6 +48,20 @@ Data = npt.NDArray[Any]
 Decide = Callable[[Program, Region, Data, Data], Decision]
 
 
+@dataclass(frozen=True)
+class FileFormat:
+    """How the bytes of a model become the graph that a profile runs, and what has to be trusted for that beside `ir`, `verify`
+    and numpy ("": nothing). `read` raises ModelError for what it does not read, or what that profile's runtime would not."""
+
+    name: str
+    read: Callable[[bytes, Profile], Graph]
+    trusted: str
+
+
+TFLITE = FileFormat("tflite", lambda data, profile: read_tflite(data).graph, "")
+"""The format whose reader is part of the trusted base."""
+
+
 @dataclass(frozen=True, eq=False)
 class Certificate:
     """A finished certificate: its JSON object, and for the caller's convenience the decision and proof inside it."""
@@ -67,22 +83,23 @@ def certify_file(
     eps: Exact | Sequence[Exact],
     domain: tuple[Exact, Exact] | None,
     profile: str,
+    form: FileFormat = TFLITE,
     unit: str = "",
     firmware: Sequence[tuple[str, bytes]] = (),
     notes: Mapping[str, str] | None = None,
     created: str = "",
     decide: Decide = certify,
 ) -> Certificate:
-    """Reads the .tflite `model` from its bytes, decides the region of every sample, and writes down what was proved.
+    """Reads `model`, of format `form`, from its bytes, decides the region of every sample, and writes down what was proved.
 
     x [N, *input shape] float32 or float64 in sensor units, or int8 codes; labels integer [N]; eps, domain as in
     `regions.region`; firmware: (target, ELF bytes) of images that hold the model's blob. created: a time stamp, by
     default now. decide: `verify.decide.certify`, or what gives the same decision sooner. Raises InputError, DataError,
     ModelError, and MismatchError for a firmware without the model's blob.
     """
-    program = lower(read_tflite(model).graph, profile_by_name(profile))
-    chosen = region(program, eps, domain)
-    claims, decision, facts, blob = prove_claims(model, x, labels, chosen, profile, decide)
+    rules = profile_by_name(profile)
+    chosen = region(lower(form.read(model, rules), rules), eps, domain)
+    claims, decision, facts, blob = prove_claims(model, x, labels, chosen, profile, decide, form)
     record = {
         "format": FORMAT,
         "version": VERSION,
@@ -110,14 +127,20 @@ def add_firmware(certificate: bytes, model: bytes, firmware: Sequence[tuple[str,
 
 
 def prove_claims(
-    model: bytes, x: Data, labels: Data, region: Region, profile: str, decide: Decide
+    model: bytes,
+    x: Data,
+    labels: Data,
+    region: Region,
+    profile: str,
+    decide: Decide,
+    form: FileFormat = TFLITE,
 ) -> tuple[dict[str, Any], Decision, tuple[Fact, ...], bytes | None]:
     """Every claim of a certificate, from the bytes alone, with the decision, the overflow proof and the model's blob.
 
     None for a blob under a profile that the portable runtime does not compute.
     """
     rules = profile_by_name(profile)
-    graph = read_tflite(model).graph
+    graph = form.read(model, rules)
     program = lower(graph, rules)
     check_data(program, x, labels)
     blob = to_blob(graph, rules) if profile == PROFILE else None
@@ -127,9 +150,15 @@ def prove_claims(
         "model": {
             "sha256": hashlib.sha256(model).hexdigest(),
             "graph_sha256": graph.digest(),
+            **({"format": form.name, "trusted_reader": form.trusted} if form.trusted else {}),
             **({} if blob is None else {"blob_sha256": hashlib.sha256(blob).hexdigest()}),
         },
-        "profile": {"name": profile, "sha256": rules.digest(), "table_sha256": profile_table_digest()},
+        "profile": {
+            "name": profile,
+            "sha256": rules.digest(),
+            "table_sha256": profile_table_digest(),
+            **({"conditional_on": rules.assumption} if rules.assumption else {}),
+        },
         "region": region_record(region),
         "data": {"sha256": data_digest(x, labels), "samples": len(x)},
         "rule": RULE,
@@ -158,6 +187,15 @@ def question(record: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
             return name, asked
         case _:
             raise CertificateError("the certificate names no profile and region")
+
+
+def format_of(record: Mapping[str, Any]) -> str:
+    """The format that a certificate names for its model; "tflite" where it names none."""
+    match record.get("model"):
+        case {"format": str() as name}:
+            return name
+        case _:
+            return TFLITE.name
 
 
 def region_of(asked: Mapping[str, Any]) -> Region:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -17,10 +17,13 @@ from cactus_edge.errors import CactusError, ModelError
 from cactus_edge.ir.arithmetic import profile_table_digest
 from cactus_edge.ir.blob_format import PROFILE
 from cactus_edge.verify.certificate import (
+    TFLITE,
     UNCHECKED,
     Data,
+    FileFormat,
     decode,
     encode,
+    format_of,
     prove_claims,
     question,
     region_of,
@@ -71,12 +74,13 @@ def recheck(
     firmware: bytes | None = None,
     eps: Exact | None = None,
     profile: str | None = None,
+    formats: Sequence[FileFormat] = (TFLITE,),
     threads: int = 1,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Report:
     """Checks a certificate against the model's bytes, the data and, where given, a firmware ELF.
 
-    eps, profile: what the reader expects the certificate to be about (optional). Raises CertificateError for bytes that
+    eps, profile: what the reader expects the certificate to be about (optional). formats: what can be read. Raises CertificateError for bytes that
     are no certificate of this version, DataError for labels that are no integers; all else that is wrong is a failed check.
     """
     record = decode(certificate)
@@ -94,11 +98,14 @@ def recheck(
         checks.append(_compare("the profile asked for", profile, record, "profile.name"))
     if eps is not None:
         checks.append(_compare("the eps asked for", str(exact(eps, "eps")), record, "region.eps"))
-    if all(c.state == "ok" for c in checks):
+    form = next((f for f in formats if f.name == format_of(record)), None)
+    if form is None:
+        known = " or ".join(f.name for f in formats)
+        checks.append(Check("model.format", "failed", known, format_of(record)))
+    if form is not None and all(c.state == "ok" for c in checks):
         try:
-            claims, _, _, blob = prove_claims(
-                model, x, labels, region_of(asked), name, partial(certify, threads=threads, progress=progress)
-            )
+            decide = partial(certify, threads=threads, progress=progress)
+            claims, _, _, blob = prove_claims(model, x, labels, region_of(asked), name, decide, form)
         except CactusError as error:
             checks.append(Check("the proof", "failed", "one that can be recomputed", error.message))
         else:
