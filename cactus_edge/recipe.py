@@ -193,12 +193,14 @@ class QuantiseRecipe:
     The factors are searched layer by layer for the most certified validation samples of the integer network.
     input_steps: steps of the int8 input tensor from 0 to 1. With 255 it is the byte of an 8-bit sensor less 128; where
     eps * input_steps is a whole number, rounding the input does not widen the region.
+    symmetric: zero points of 0 everywhere, as TensorRT takes them; target "jetson" asks for it. The input then has its own steps.
     """
 
     input_steps: Annotated[int, _integer(1, 255)] = 255
 
     clips: Annotated[tuple[float, ...], _list_of(_number(0.05, 4))] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
     train_clip: Annotated[float, _number(0.05, 4)] = 0.9
+    symmetric: Annotated[bool, _flag] = False
 
 
 @dataclass(frozen=True, kw_only=True)

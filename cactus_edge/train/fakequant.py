@@ -35,13 +35,18 @@ def _zeros(count: int) -> Tensor:
     return torch.zeros(count, dtype=torch.int32)
 
 
-def fake_quantise(net: Folded, ceilings: Ceilings) -> Folded:
-    """The network with int8 weights (per channel in convolutions, per tensor in dense layers) and 8-bit activations.
+def fake_quantise(net: Folded, ceilings: Ceilings, levels: int = 255) -> Folded:
+    """The network with int8 weights (per channel in convolutions, per tensor in dense layers) and activations of `levels` steps.
 
     Biases stay real: their int32 grid, input step times weight step, is far below what matters. The input is exact already.
     """
     hidden = tuple(
-        replace(affine, weight=quantise_weight(affine.weight, per_channel=not affine.layer.dense), ceiling=ceiling)
+        replace(
+            affine,
+            weight=quantise_weight(affine.weight, per_channel=not affine.layer.dense),
+            ceiling=ceiling,
+            levels=levels,
+        )
         for affine, ceiling in zip(net[:-1], ceilings, strict=True)
     )
     return (*hidden, replace(net[-1], weight=quantise_weight(net[-1].weight, per_channel=False)))

@@ -20,13 +20,14 @@ class Affine:
     """One layer y = relu?(weight * x + bias); geometry as in `layer` (whose own parameters are not read).
 
     weight float32 [O, I, KH, KW], bias float32 [O]. ceiling: largest representable activation, a float32 scalar; the output is
-    then rounded to 256 levels over [0, ceiling] with straight-through gradients. None leaves it real.
+    then rounded to multiples of ceiling / levels in [0, ceiling] with straight-through gradients. None leaves it real.
     """
 
     layer: Layer
     weight: Tensor
     bias: Tensor
     ceiling: Tensor | None = None
+    levels: int = 255
 
     def pre(self, x: Tensor) -> Tensor:
         """weight * x + bias. [N, I, H, W] -> [N, O, H', W']."""
@@ -35,29 +36,29 @@ class Affine:
     def post(self, z: Tensor) -> Tensor:
         """ReLU (if the layer has one), then rounding to the activation grid (if it has one). Elementwise, non-decreasing."""
         y = F.relu(z) if self.layer.relu else z
-        return y if self.ceiling is None else round_to_grid(y, self.ceiling / 255)
+        return y if self.ceiling is None else round_to_grid(y, self.ceiling / self.levels, self.levels)
 
 
-def round_to_grid(y: Tensor, step: Tensor) -> Tensor:
-    """y rounded to step * {0, ..., 255} (ties to even), gradients straight through inside the range and 0 outside.
+def round_to_grid(y: Tensor, step: Tensor, levels: int = 255) -> Tensor:
+    """y rounded to step * {0, ..., levels} (ties to even), gradients straight through inside the range and 0 outside.
 
-    Bit-equal to torch.fake_quantize_per_tensor_affine(y, step, 0, 0, 255), whose scalar loop takes ten times as long on a CPU.
+    Bit-equal to torch.fake_quantize_per_tensor_affine(y, step, 0, 0, levels), whose scalar loop takes ten times as long on a CPU.
     """
-    rounded: Tensor = _RoundToGrid.apply(y, step)  # type: ignore[no-untyped-call]
+    rounded: Tensor = _RoundToGrid.apply(y, step, levels)  # type: ignore[no-untyped-call]
     return rounded
 
 
 class _RoundToGrid(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, step: Tensor) -> Tensor:
-        levels = torch.round(y * (1 / step))
-        ctx.save_for_backward((levels >= 0) & (levels <= 255))
-        return levels.clamp_(0, 255).mul_(step)
+    def forward(ctx: Any, y: Tensor, step: Tensor, levels: int) -> Tensor:
+        level = torch.round(y * (1 / step))
+        ctx.save_for_backward((level >= 0) & (level <= levels))
+        return level.clamp_(0, levels).mul_(step)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (inside,) = ctx.saved_tensors
-        return gradients[0] * inside, None
+        return gradients[0] * inside, None, None
 
 
 Folded = tuple[Affine, ...]

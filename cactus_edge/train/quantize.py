@@ -26,8 +26,8 @@ from cactus_edge.train.fakequant import WEIGHT_MAX, Ceilings, fake_quantise, pea
 from cactus_edge.train.folded import Affine, Folded
 from cactus_edge.train.loop import TrainedModel, to_torch
 
-LEVELS = 255
-"""Steps between the smallest and the largest int8."""
+LEVELS, SYMMETRIC_LEVELS = 255, 127
+"""Steps between the smallest and the largest int8, and between 0 and the largest."""
 
 ROUNDING_SLACK = 1.02
 """Output steps by which a fused margin must win: two halves, and a little for the multiplier's own rounding."""
@@ -40,8 +40,9 @@ BATCH = 1000
 class Calibration:
     """ceilings: largest real activation of each hidden layer. clips: those over the validation split's clean maximum.
 
-    in_scale: of the input tensor, whose zero point is -128. out_scale, out_zero_point: the logits' int8 grid. certified,
-    correct of samples: what the ranking bounds counted.
+    in_scale: of the input tensor. out_scale, out_zero_point: the logits' int8 grid. certified, correct of samples: what the
+    ranking bounds counted. symmetric: every zero point is 0, so that what is never negative has 127 steps; else the input's
+    and the hidden layers' are -128, and they have 255.
     """
 
     ceilings: tuple[float, ...]
@@ -52,6 +53,12 @@ class Calibration:
     certified: int
     correct: int
     samples: int
+    symmetric: bool = False
+
+    @property
+    def levels(self) -> int:
+        """Steps of a hidden layer's range."""
+        return SYMMETRIC_LEVELS if self.symmetric else LEVELS
 
 
 def to_graph(trained: TrainedModel, dataset: Dataset, recipe: Recipe) -> Graph:
@@ -68,7 +75,9 @@ def calibrate(net: Folded, dataset: Dataset, recipe: Recipe) -> Calibration:
     temperature t is an eighth of the median |c| of the widest ranges.
     """
     x, y = (t[:CALIBRATION_SAMPLES] for t in to_torch(dataset.validation))
-    steps = recipe.quantise.input_steps
+    symmetric = recipe.quantise.symmetric
+    steps = symmetric_steps(recipe) if symmetric else recipe.quantise.input_steps
+    levels = SYMMETRIC_LEVELS if symmetric else LEVELS
     with torch.no_grad():
         tops = peaks(net, x)
         regions = [
@@ -79,7 +88,7 @@ def calibrate(net: Folded, dataset: Dataset, recipe: Recipe) -> Calibration:
         @cache
         def margins(clips: tuple[float, ...]) -> _Margins:
             ceilings = tuple(clip * top for clip, top in zip(clips, tops, strict=True))
-            return _margins(fake_quantise(net, ceilings), regions)
+            return _margins(fake_quantise(net, ceilings, levels), regions)
 
         best = (max(recipe.quantise.clips),) * len(tops)
         temperature = max(float(margins(best).certified.abs().median()) / 8, 1e-6)
@@ -89,10 +98,18 @@ def calibrate(net: Folded, dataset: Dataset, recipe: Recipe) -> Calibration:
             ]
             best = max([best, *options], key=lambda clips: margins(clips).score(temperature))
     found = margins(best)
-    scale, zero_point, certified = _output_grid(found.certified, found.rival, found.own)
+    scale, zero_point, certified = _output_grid(found.certified, found.rival, found.own, symmetric)
     ceilings = tuple(clip * float(top) for clip, top in zip(best, tops, strict=True))
     correct = int((found.clean > 0).sum())
-    return Calibration(ceilings, best, float(np.float32(1 / steps)), scale, zero_point, certified, correct, len(y))
+    in_scale = float(np.float32(1 / steps))
+    return Calibration(ceilings, best, in_scale, scale, zero_point, certified, correct, len(y), symmetric)
+
+
+def symmetric_steps(recipe: Recipe) -> int:
+    """Steps of a symmetric input from 0 to 1: the most up to 127 with a whole number in eps, if those are 64 or more, else 127."""
+    unit = recipe.certify.eps.denominator
+    steps = SYMMETRIC_LEVELS // unit * unit
+    return steps if steps >= 64 else SYMMETRIC_LEVELS
 
 
 def _rounded(region: Box, steps: int) -> Box:
@@ -139,12 +156,12 @@ def _margins(net: Folded, regions: list[tuple[Box, Box, Real]]) -> _Margins:
     return _Margins(*(torch.cat(column) for column in zip(*columns, strict=True)))
 
 
-def _output_grid(margin: Real, rival: Real, own: Real) -> tuple[float, int, int]:
+def _output_grid(margin: Real, rival: Real, own: Real, symmetric: bool) -> tuple[float, int, int]:
     """(scale, zero point, certified samples) of the logits' int8 grid that certifies most samples; of equals the widest.
 
     margin: lower bound of logit_y less every other. rival: largest upper bound of another logit: it must stay below 127,
     where logits tie. own: lower bound of logit_y: it must stay above -128. What else saturates does no harm, so the range
-    may be narrow; and the narrower it is, the less the final rounding costs. All float [N].
+    may be narrow; and the narrower it is, the less the final rounding costs. All float [N]. symmetric: a zero point of 0.
     """
     sure = margin > 0
     if not bool(sure.any()):
@@ -154,8 +171,9 @@ def _output_grid(margin: Real, rival: Real, own: Real) -> tuple[float, int, int]
     for outside in (0.0, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02):
         high = max(float(torch.quantile(rival[sure], 1 - outside)), 1e-3) * 1.01
         low = min(float(torch.quantile(own[sure], outside)), 0.0) * 1.01
-        scale = float(np.float32((high - low) / (LEVELS - 2)))
-        zero_point = int(np.clip(np.ceil(-128 + 1 - low / scale), -128, 127)) if low < 0 else -128
+        width = 2 * max(high, -low) if symmetric else high - low
+        scale = float(np.float32(width / (LEVELS - 2)))
+        zero_point = 0 if symmetric else int(np.clip(np.ceil(-128 + 1 - low / scale), -128, 127)) if low < 0 else -128
         holds = (
             (margin > ROUNDING_SLACK * scale)
             & (rival < (126.5 - zero_point) * scale)
@@ -167,16 +185,18 @@ def _output_grid(margin: Real, rival: Real, own: Real) -> tuple[float, int, int]
 
 
 def export(net: Folded, calibration: Calibration, shape: tuple[int, int, int], name: str = "input") -> Graph:
-    """The integer graph: weight = rint(w / s_w), bias = rint(b / (s_in s_w)), activations in steps of ceiling / 255 from -128.
+    """The integer graph: weight = rint(w / s_w), bias = rint(b / (s_in s_w)), activations in steps of ceiling / levels from their zero
+    point on.
 
     s_w per channel in convolutions, per tensor in dense layers. Raises ModelError where a bias leaves int32.
     """
     builder = GraphBuilder()
-    at = builder.input(Tensor(name, shape, "int8", calibration.in_scale, -128))
+    least = 0 if calibration.symmetric else -128
+    at = builder.input(Tensor(name, shape, "int8", calibration.in_scale, least))
     for i, affine in enumerate(net):
         last = i == len(net) - 1
-        scale = calibration.out_scale if last else float(np.float32(calibration.ceilings[i] / LEVELS))
-        zero_point = calibration.out_zero_point if last else -128
+        scale = calibration.out_scale if last else float(np.float32(calibration.ceilings[i] / calibration.levels))
+        zero_point = calibration.out_zero_point if last else least
         height, width = affine.layer.out_size
         channels = int(affine.weight.shape[0])
         out_shape = (channels,) if affine.layer.dense else (height, width, channels)
@@ -210,4 +230,4 @@ def integers(affine: Affine, s_in: float, label: str) -> tuple[Int8, Int32, Floa
 def quantised(net: Folded, calibration: Calibration) -> Folded:
     """The float twin of `export`: fake-quantised weights and activations, real biases and real logits."""
     ceilings: Ceilings = tuple(torch.tensor(c, dtype=torch.float32) for c in calibration.ceilings)
-    return fake_quantise(net, ceilings)
+    return fake_quantise(net, ceilings, calibration.levels)
