@@ -80,8 +80,9 @@ def recheck(
 ) -> Report:
     """Checks a certificate against the model's bytes, the data and, where given, a firmware ELF.
 
-    eps, profile: what the reader expects the certificate to be about (optional). formats: what can be read. Raises CertificateError for bytes that
-    are no certificate of this version, DataError for labels that are no integers; all else that is wrong is a failed check.
+    eps, profile: what the reader expects the certificate to be about (optional). formats: what can be read. Raises
+    CertificateError for bytes that are no certificate of this version, DataError for labels that are no integers; all else
+    that is wrong is a failed check.
     """
     record = decode(certificate)
     name, asked = question(record)

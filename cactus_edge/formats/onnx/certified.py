@@ -19,6 +19,8 @@ def _read(data: bytes, profile: Profile) -> Graph:
 
 
 ONNX = FileFormat(
-    "onnx", _read, "cactus_edge.formats.onnx and the package onnx; for ONNX Runtime's profiles onnxruntime, whose graph is inspected"
+    "onnx",
+    _read,
+    "cactus_edge.formats.onnx and the package onnx; for ONNX Runtime's profiles onnxruntime, whose graph is inspected",
 )
 """Under profile `tensorrt` the file must obey TensorRT's rules, under ONNX Runtime's it must become integer kernels there."""
