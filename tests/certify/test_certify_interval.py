@@ -66,7 +66,9 @@ def test_torch_does_the_work_where_it_can() -> None:
     used = set()
     for seed in range(30):
         engine = TorchEngine(program := program_of(seed), range(len(program.values)))
-        used |= {type(form) for form in engine._affine.values()} | {type(rule) for rule in engine._rules.values()}
+        used |= {type(form) for form in engine._affine.values()} | {
+            type(rule) for pair in engine._rules.values() for rule in pair
+        }
     assert TorchAccumulate in used and TorchStaircase in used
 
 
