@@ -151,7 +151,7 @@ class Conv:
         """[N, OH, OW, C, O/C] from the taps [N, OH, OW, KH, KW, C], tap by tap: products of one element make poor matrices."""
         kh, kw = self.kernel
         weight = self.weight.reshape(self.groups, -1, kh, kw).astype(taps.dtype, copy=False)
-        total = taps[:, :, :, 0, 0, :, None] * weight[..., 0, 0]
+        total: Array = taps[:, :, :, 0, 0, :, None] * weight[..., 0, 0]
         term = np.empty_like(total)
         for i, j in list(np.ndindex(kh, kw))[1:]:
             total += np.multiply(taps[:, :, :, i, j, :, None], weight[..., i, j], out=term)
