@@ -52,6 +52,18 @@ def fake_quantise(net: Folded, ceilings: Ceilings, levels: int = 255) -> Folded:
     return (*hidden, replace(net[-1], weight=quantise_weight(net[-1].weight, per_channel=False)))
 
 
+def clamp(net: Folded, ceilings: Ceilings) -> Folded:
+    """The network with real weights and its hidden activations clamped to [0, ceiling]: what int8 rounds."""
+    hidden = (replace(a, ceiling=c, levels=0) for a, c in zip(net[:-1], ceilings, strict=True))
+    return (*hidden, net[-1])
+
+
+def usual_ceilings(net: Folded, x: Tensor, *, clip: float, batch: int) -> Ceilings:
+    """clip * the mean over batches of `peaks`: the ceilings that the quantised member has seen in training, on the average."""
+    found = [torch.stack(peaks(net, part)) for part in torch.split(x, batch)]
+    return tuple(clip * torch.stack(found).mean(0))
+
+
 def peaks(net: Folded, x: Tensor) -> Ceilings:
     """Largest clean activation of each hidden layer over the samples x [N, C, H, W]; at least 1e-3."""
     found = []

@@ -20,7 +20,8 @@ class Affine:
     """One layer y = relu?(weight * x + bias); geometry as in `layer` (whose own parameters are not read).
 
     weight float32 [O, I, KH, KW], bias float32 [O]. ceiling: largest representable activation, a float32 scalar; the output is
-    then rounded to multiples of ceiling / levels in [0, ceiling] with straight-through gradients. None leaves it real.
+    then clamped to [0, ceiling] and rounded to multiples of ceiling / levels with straight-through gradients; levels = 0 clamps
+    only. None leaves it real.
     """
 
     layer: Layer
@@ -34,9 +35,13 @@ class Affine:
         return linear(x, self.weight, self.layer) + per_channel(self.bias)
 
     def post(self, z: Tensor) -> Tensor:
-        """ReLU (if the layer has one), then rounding to the activation grid (if it has one). Elementwise, non-decreasing."""
+        """ReLU (if the layer has one), then the clamp or the activation grid (if it has one). Elementwise, non-decreasing."""
         y = F.relu(z) if self.layer.relu else z
-        return y if self.ceiling is None else round_to_grid(y, self.ceiling / self.levels, self.levels)
+        if self.ceiling is None:
+            return y
+        if self.levels == 0:
+            return torch.minimum(y, self.ceiling)
+        return round_to_grid(y, self.ceiling / self.levels, self.levels)
 
 
 def round_to_grid(y: Tensor, step: Tensor, levels: int = 255) -> Tensor:

@@ -26,6 +26,7 @@ from cactus_edge.train.augment import moved
 from cactus_edge.train.averaging import Average, nothing
 from cactus_edge.train.bounds import ball, holds, propagate
 from cactus_edge.train.data import Dataset, Split
+from cactus_edge.train.fakequant import Ceilings, clamp, usual_ceilings
 from cactus_edge.train.folded import Folded, fold, forward, statistics
 from cactus_edge.train.models import Network, build
 from cactus_edge.train.objectives.cactus import Batch
@@ -66,7 +67,8 @@ class EpochStats:
 class TrainedModel:
     """What training leaves. weights_before, weights_after: weight elements of each layer when training began and now.
 
-    history: one record per epoch, from all stages; a resumed run keeps the old ones.
+    history: one record per epoch, from all stages; a resumed run keeps the old ones. ceilings: where the hidden activations of
+    the float network are clamped, None if training never saw them clamped only.
     """
 
     network: Network
@@ -77,11 +79,13 @@ class TrainedModel:
     widths_before: tuple[int, ...]
     widths_after: tuple[int, ...]
     history: tuple[EpochStats, ...]
+    ceilings: Ceilings | None = None
 
     def folded(self) -> Folded:
-        """The float network in inference form: batch normalisation folded, no gradients."""
+        """The float network in inference form: batch normalisation folded, activations clamped at the ceilings, no gradients."""
         with torch.no_grad():
-            return fold(self.network.layers())
+            net = fold(self.network.layers())
+            return net if self.ceilings is None else clamp(net, self.ceilings)
 
     def digest(self) -> str:
         """SHA-256 (hex) over names, shapes and float32 bytes of parameters and statistics, in order."""
@@ -184,6 +188,7 @@ class _Run:
             self._widths_before,
             self._network.widths(),
             tuple(self._history),
+            self._ceilings(self._network, stages[-1]),
         )
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
@@ -224,7 +229,7 @@ class _Run:
         self._set_statistics(self._network)
         if self._epoch >= schedule.epochs - schedule.average_epochs:
             self._average = (self._average or nothing(self._network)).include(self._network)
-        clean, robust = self._validate(self._handed_on())
+        clean, robust = self._validate(self._handed_on(), stage)
         return EpochStats(
             stage.name,
             self._epoch + 1,
@@ -256,11 +261,22 @@ class _Run:
                     layer.norm.mean.copy_(found[0])
                     layer.norm.var.copy_(found[1])
 
-    def _validate(self, network: Network) -> tuple[float, float]:
-        x, y = self._validation
-        correct, certified = 0, 0
+    def _ceilings(self, network: Network, stage: Stage) -> Ceilings | None:
+        """Where the network's float form is clamped after `stage`: a network trained inside its ranges means nothing outside."""
+        if not stage.clamped(self._recipe):
+            return None
         with torch.no_grad():
             net = fold(network.layers())
+            x, recipe = self._x[:STATISTICS_SAMPLES], self._recipe
+            return usual_ceilings(net, x, clip=recipe.quantise.train_clip, batch=recipe.train.batch)
+
+    def _validate(self, network: Network, stage: Stage) -> tuple[float, float]:
+        x, y = self._validation
+        correct, certified = 0, 0
+        ceilings = self._ceilings(network, stage)
+        with torch.no_grad():
+            net = fold(network.layers())
+            net = net if ceilings is None else clamp(net, ceilings)
             for a, b in zip(torch.split(x, 1024), torch.split(y, 1024), strict=True):
                 correct += int((forward(net, a).argmax(1) == b).sum())
                 margin = propagate(net, ball(a, self._recipe.certify.eps, self._domain), b).margin

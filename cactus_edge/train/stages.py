@@ -71,7 +71,10 @@ Objective = Callable[[Network, cactus.Batch, Step], Terms]
 
 @dataclass(frozen=True)
 class Stage:
-    """enter: the network to train from the one that the previous stage left. The other callables follow from the recipe."""
+    """enter: the network to train from the one that the previous stage left. The other callables follow from the recipe.
+
+    clamped: whether every member that the stage trains has clamped activations.
+    """
 
     name: str
     enter: Callable[[Network, Recipe], Network]
@@ -79,6 +82,7 @@ class Stage:
     objective: Callable[[Recipe], Objective]
     update: Callable[[Recipe], Update]
     projection: Projection
+    clamped: Callable[[Recipe], bool]
 
 
 def _objective(members: Callable[[Recipe], tuple[str, ...]]) -> Callable[[Recipe], Objective]:
@@ -153,6 +157,10 @@ def _joint(recipe: Recipe) -> Schedule:
     )
 
 
+def _only_quantised(members: tuple[str, ...]) -> bool:
+    return set(members) == {"quantised"}
+
+
 def _clip(recipe: Recipe) -> Update:
     return clipped(recipe.train.clip_norm)
 
@@ -160,11 +168,27 @@ def _clip(recipe: Recipe) -> Update:
 METHODS: dict[str, tuple[Stage, ...]] = {
     # The network set while training, then the channels go for good and what is left is fine-tuned with its int8 version.
     "cactus": (
-        Stage("train", _same, _training, _objective(lambda r: r.train.members), _clip, positive_gamma),
-        Stage("compress", _compressed, _finetuning, _objective(lambda r: r.compress.members), _clip, positive_gamma),
+        Stage(
+            "train",
+            _same,
+            _training,
+            _objective(lambda r: r.train.members),
+            _clip,
+            positive_gamma,
+            lambda r: _only_quantised(r.train.members),
+        ),
+        Stage(
+            "compress",
+            _compressed,
+            _finetuning,
+            _objective(lambda r: r.compress.members),
+            _clip,
+            positive_gamma,
+            lambda r: r.compress.finetune_epochs > 0 and _only_quantised(r.compress.members),
+        ),
     ),
     # The baseline: the network that `cactus` ends with, trained from the start, for as many epochs, without compression.
-    "small": (Stage("train", _same, _joint, _objective(lambda _: ("full",)), _clip, positive_gamma),),
+    "small": (Stage("train", _same, _joint, _objective(lambda _: ("full",)), _clip, positive_gamma, lambda _: False),),
 }
 """Every training method by name."""
 
