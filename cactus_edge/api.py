@@ -86,23 +86,27 @@ def certify(
     *,
     eps: Exact | Sequence[Exact],
     unit: Unit = "data",
-    profile: str = "tflm",
+    profile: str = "",
     domain: tuple[Exact, Exact] | None = None,
     firmware: Sequence[tuple[str, bytes]] = (),
     threads: int = 0,
 ) -> Certificate:
-    """Certifies the .tflite `model` around every row of x [N, *shape] with labels y [N].
+    """Certifies the file `model`, .tflite or .onnx, around every row of x [N, *shape] with labels y [N].
 
     eps: radius of the l-inf ball, exact ("1/16"), or one per feature; in the units of x, or with unit "lsb" in steps of the
     model's input quantisation: n steps are n * S, S the input's float32 scale, as a fraction, also for float x. domain: what
     the sensor can deliver; by default the one in the file's own metadata, else everything its input can represent.
+    profile: by default "tflm" for .tflite, "ort-x86" for .onnx.
     """
     import os
 
+    from cactus_edge.api_files import default_profile, file_formats
     from cactus_edge.certify.interval import certify as decide
     from cactus_edge.verify.certificate import certify_file
+    from cactus_edge.verify.read import format_of
 
     data = content(model, "model")
+    profile = profile or default_profile(data)
     radius, notes = (eps, {}) if unit == "data" else _steps(data, eps, unit, profile)
     return certify_file(
         data,
@@ -111,6 +115,7 @@ def certify(
         eps=radius,
         domain=domain or _metadata_domain(data),
         profile=profile,
+        form=file_formats()[format_of(data)],
         notes=notes,
         firmware=firmware,
         decide=partial(decide, threads=threads or os.cpu_count() or 1),
@@ -123,12 +128,12 @@ def _steps(
     """eps in steps of the input quantisation as exact radii in the units of the data, and a note that says so."""
     from cactus_edge.ir.arithmetic import profile as profile_by_name
     from cactus_edge.ir.atoms import lower
+    from cactus_edge.verify.read import read_for
     from cactus_edge.verify.regions import exact
-    from cactus_edge.verify.tflite_read import read_tflite
 
     if unit != "lsb":
         raise InputError(f"unknown unit {unit!r}", hint="data or lsb")
-    step = Fraction(lower(read_tflite(model).graph, profile_by_name(profile)).quantize.scale)
+    step = Fraction(lower(read_for(model, profile_by_name(profile)), profile_by_name(profile)).quantize.scale)
     given = [eps] if isinstance(eps, str | Fraction | int | float) else list(eps)
     steps = [exact(e, "eps") for e in given]
     for n in steps:
@@ -180,7 +185,9 @@ def certify_files(
         if unit == "data"
         else f"{eps} {unit} = {float(Fraction(certificate.record['region']['eps'])):.6g} in the data's units"
     )
-    return CertifyResult(out, int(d.certified.sum()), int(d.correct.sum()), len(y), radius, profile)
+    return CertifyResult(
+        out, int(d.certified.sum()), int(d.correct.sum()), len(y), radius, certificate.record["profile"]["name"]
+    )
 
 
 def verify(
@@ -190,17 +197,20 @@ def verify(
     *,
     firmware: bytes | str | Path | None = None,
 ) -> Report:
-    """Re-checks a certificate against the bytes of the model, the samples and the firmware. numpy alone.
+    """Re-checks a certificate against the bytes of the model, the samples and the firmware. numpy alone; onnxruntime, where
+    it is installed, is asked whether it computes an .onnx file in integers.
 
     Everything that can be recomputed is; `Report.accepted` is the verdict. Raises CertificateError and ModelError for input that
     cannot be read at all.
     """
+    from cactus_edge.api_files import file_formats
     from cactus_edge.samples import read_samples
     from cactus_edge.verify.recheck import recheck
 
     x, y = read_samples(Path(data))
+    formats = tuple(file_formats().values())
     elf = None if firmware is None else content(firmware, "firmware")
-    return recheck(content(certificate, "certificate"), content(model, "model"), x, y, firmware=elf)
+    return recheck(content(certificate, "certificate"), content(model, "model"), x, y, firmware=elf, formats=formats)
 
 
 @dataclass(frozen=True)
@@ -311,10 +321,10 @@ def bench(
     from cactus_edge.ir.arithmetic import profile
     from cactus_edge.ir.atoms import lower
     from cactus_edge.ir.evaluate import quantised
-    from cactus_edge.verify.tflite_read import read_tflite
+    from cactus_edge.verify.read import read_for
 
     path, board = Path(model), load_board(target)
-    program = lower(read_tflite(content(path, "model")).graph, profile(board.profile))
+    program = lower(read_for(content(path, "model"), profile(board.profile)), profile(board.profile))
     samples = quantised(program, _bench_inputs(path, data, inputs, program.values[program.input].shape))
     folder = require_folder(out or path.parent / f"bench-{target}", "--out")
     elf = None
@@ -340,7 +350,7 @@ def flash(firmware: Path | str, *, target: str, model: Path | str | None = None,
     from cactus_edge.device.targets import load_board
     from cactus_edge.ir.arithmetic import profile
     from cactus_edge.ir.blob import blob_digest
-    from cactus_edge.verify.tflite_read import read_tflite
+    from cactus_edge.verify.read import read_for
 
     image, board = Path(firmware), load_board(target)
     source = Path(model) if model is not None else image.parent / "model.tflite"
@@ -348,7 +358,7 @@ def flash(firmware: Path | str, *, target: str, model: Path | str | None = None,
         raise InputError(
             f"no model.tflite beside {image}", hint="name the model it was built from: --model MODEL.tflite"
         )
-    digest = blob_digest(read_tflite(content(source, "model")).graph, profile(board.profile))
+    digest = blob_digest(read_for(content(source, "model"), profile(board.profile)), profile(board.profile))
     answered = flash(board, image, port=port, digest=digest)
     name = answered.name if answered is not None else board.name
     return [
@@ -374,9 +384,9 @@ def _bench_inputs(model: Path, data: Path | None, count: int, shape: tuple[int, 
 
 def _metadata_domain(model: bytes) -> tuple[Exact, Exact] | None:
     """The sensor's range that the file itself states, if it states one."""
-    from cactus_edge.verify.tflite_read import read_tflite
+    from cactus_edge.verify.read import read_model
 
-    entry = read_tflite(model).metadata.get("cactus_edge")
+    entry = read_model(model).metadata.get("cactus_edge")
     if entry is None:
         return None
     try:

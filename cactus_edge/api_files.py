@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cactus_edge.errors import InputError, InternalError
+from cactus_edge.errors import InputError, InternalError, UnsupportedError
 from cactus_edge.resources import require_folder, sha256, write_atomic
 
 if TYPE_CHECKING:
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
     from cactus_edge.comparison import Comparison
     from cactus_edge.inspection import Inspection
+    from cactus_edge.ir.graph import Graph
     from cactus_edge.outputs import Outputs
-    from cactus_edge.verify.tflite_read import Model
+    from cactus_edge.verify.certificate import FileFormat
+    from cactus_edge.verify.read import AnyModel
 
     Array = npt.NDArray[Any]
 
@@ -27,7 +29,7 @@ Pairs = list[tuple[str, str]]
 
 
 def inspect(model: Source) -> Inspection:
-    """What the .tflite `model` holds, and which profiles can run it; nothing is executed, numpy is enough.
+    """What the file `model`, .tflite or .onnx, holds, and which profiles can run it; nothing is executed, numpy is enough.
 
     Raises InputError for a file that is not there, ModelError for one that is malformed, UnsupportedError, naming the
     operator and its index, for one that uses what the integer graph cannot express.
@@ -37,32 +39,38 @@ def inspect(model: Source) -> Inspection:
     return inspect_model(content(model, "model"))
 
 
-def run(model: Source, x: Array, y: Array | None = None, *, profile: str = "tflm") -> Outputs:
-    """The exact outputs of the .tflite `model` under `profile`, by the interpreter: what that runtime computes, bit for bit.
+def run(model: Source, x: Array, y: Array | None = None, *, profile: str = "") -> Outputs:
+    """The exact outputs of the file `model`, .tflite or .onnx, by the interpreter: what the profile's runtime computes, bit for bit.
 
-    x [N, *input shape]: int8 codes, or float32 in the units of the data, quantised as the profile does it. y: the label of
+    profile: by default "tflm" for .tflite, "ort-x86" for .onnx. x [N, *input shape], images channel last whatever the file:
+    int8 codes, or float32 in the units of the data, quantised as the profile does it. y: the label of
     each sample, an integer below the number of outputs. Raises InputError and DataError for data that do not fit,
     ModelError and UnsupportedError for a model that the profile cannot run.
     """
     from cactus_edge.outputs import outputs
 
-    return outputs(content(model, "model"), x, y, profile)
+    data = content(model, "model")
+    return outputs(data, x, y, profile or default_profile(data))
 
 
-def agree(model: Source, x: Array, *, runtime: str | Sequence[str] = "tflm", inputs: int | None = None) -> Comparison:
-    """Runs the .tflite `model` in real runtimes and compares every output with the interpreter's under the runtime's profile.
+def agree(model: Source, x: Array, *, runtime: str | Sequence[str] = "", inputs: int | None = None) -> Comparison:
+    """Runs the file `model`, .tflite or .onnx, in real runtimes and compares every output with the interpreter's under their profiles.
 
-    runtime: names of `formats.agree.RUNTIMES`, and "c" for the portable C compiled here. x [N, *input shape] as `run` takes
+    runtime: names of `formats.agree.RUNTIMES`, and "c" for the portable C compiled here; by default "tflm" for .tflite,
+    "onnxruntime" for .onnx. x [N, *input shape] as `run` takes
     it; `inputs`: the first so many of them. Where the runtimes have several profiles, these are compared with the first one.
     Raises InputError for an unknown runtime, InstallError where its package is missing, and as `run` does.
     """
     from cactus_edge.comparison import compare
     from cactus_edge.outputs import require_samples
+    from cactus_edge.verify.read import format_of
 
+    data = content(model, "model")
+    if runtime == "":
+        runtime = DEFAULTS[format_of(data)][1]
     names = [runtime] if isinstance(runtime, str) else list(dict.fromkeys(runtime))
     if not names:
         raise InputError("no runtime is named", hint="for example tflm")
-    data = content(model, "model")
     require_samples(x)
     if inputs is not None and inputs < 1:
         raise InputError(f"{inputs} inputs, expected at least 1")
@@ -91,13 +99,15 @@ class Converted:
 
 
 def convert(model: Source, *, to: str, out: str | Path, name: str = "") -> Converted:
-    """Writes the .tflite `model` into the folder `out` as "tflite" (one file) or "c" (C99 sources), through the integer graph.
+    """Writes the file `model`, .tflite or .onnx, into the folder `out` as "tflite" or "onnx" (one file) or "c" (C99 sources).
 
-    name: of model.tflite, and what a board calls the C model; by default that of the file. What cannot be kept exact is
-    refused: UnsupportedError, naming the op. A .tflite is read back and its graph compared; the C computes profile
-    "tflm". Raises InputError for an unknown form, InstallError where the .tflite writer's packages are missing.
+    name: of the written file, and what a board calls the C model; by default that of `model`. Through the integer graph: what
+    is written is read back and its graph compared, and `Converted.kept` names the profiles under which it was shown exact.
+    Another format is another arithmetic: weights, scales and zero points stay, roundings become those of the runtimes that
+    read it. What no such profile computes is refused: UnsupportedError, naming the op. Raises InputError for an unknown
+    form, InstallError where the writer's packages are missing.
     """
-    from cactus_edge.verify.tflite_read import read_tflite
+    from cactus_edge.verify.read import read_model
 
     if to not in FORMS:
         near = difflib.get_close_matches(to, FORMS, 1)
@@ -106,27 +116,30 @@ def convert(model: Source, *, to: str, out: str | Path, name: str = "") -> Conve
     data = content(model, "model")
     stem = "model" if isinstance(model, bytes) else re.sub(r"[^A-Za-z0-9._-]", "-", Path(model).stem)[:32]
     folder = require_folder(Path(out), "--out")
-    return FORMS[to](read_tflite(data), sha256(data), folder, name or stem or "model")
+    return FORMS[to](read_model(data), sha256(data), folder, name or stem or "model")
 
 
-def _to_tflite(model: Model, source: str, folder: Path, name: str) -> Converted:
+def _to_tflite(model: AnyModel, source: str, folder: Path, name: str) -> Converted:
     from cactus_edge.formats.tflite import RUNTIME_METADATA, explicit_padding, write_tflite
-    from cactus_edge.verify.tflite_read import read_tflite
 
-    if not re.fullmatch(r"[A-Za-z0-9._-]{1,32}", name):
-        raise InputError(f"model name {name!r}: expected 1 to 32 letters, digits, '.', '_' or '-'")
     # The runtime that the source asked for says nothing about the operator versions that are written here.
     metadata = {key: value for key, value in model.metadata.items() if key != RUNTIME_METADATA}
+    kept = _exact_under(model.graph, "tflite")
     data = write_tflite(model.graph, metadata=metadata)
-    wanted, got = explicit_padding(model.graph).digest(), read_tflite(data).graph.digest()
-    if wanted != got:
-        raise InternalError("the written .tflite does not mean the graph it was written from", hint="please report it")
-    path = folder / f"{name}.tflite"
-    write_atomic(path, data)
-    return Converted((path,), source, got, "read back: the same integer graph, so the same outputs under every profile")
+    return _written(data, explicit_padding(model.graph), source, _file(folder, name, "tflite"), kept)
 
 
-def _to_c(model: Model, source: str, folder: Path, name: str) -> Converted:
+def _to_onnx(model: AnyModel, source: str, folder: Path, name: str) -> Converted:
+    from cactus_edge.formats.onnx import onnx_form, write_onnx
+    from cactus_edge.formats.tflite import RUNTIME_METADATA
+
+    metadata = {key: value for key, value in model.metadata.items() if key != RUNTIME_METADATA}
+    wanted = onnx_form(model.graph)
+    kept = _exact_under(wanted, "onnx")
+    return _written(write_onnx(model.graph, metadata=metadata), wanted, source, _file(folder, name, "onnx"), kept)
+
+
+def _to_c(model: AnyModel, source: str, folder: Path, name: str) -> Converted:
     from cactus_edge.comparison import C_PROFILE
     from cactus_edge.formats.c.write import write_c
     from cactus_edge.ir.arithmetic import profile
@@ -136,8 +149,67 @@ def _to_c(model: Model, source: str, folder: Path, name: str) -> Converted:
     return Converted((folder / "model.h", *written.sources), source, model.graph.digest(), kept)
 
 
-FORMS = {"tflite": _to_tflite, "c": _to_c}
+FORMS = {"tflite": _to_tflite, "onnx": _to_onnx, "c": _to_c}
 """What a model can be converted to."""
+
+
+def _file(folder: Path, name: str, form: str) -> Path:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,32}", name):
+        raise InputError(f"model name {name!r}: expected 1 to 32 letters, digits, '.', '_' or '-'")
+    return folder / f"{name}.{form}"
+
+
+def _exact_under(graph: Graph, form: str) -> str:
+    """Which profiles compute `graph` from a file of this form, in words. Raises UnsupportedError, with the first one's reason, for none."""
+    from cactus_edge.ir.arithmetic import PROFILES
+    from cactus_edge.ir.atoms import lower
+
+    able, refusals = [], []
+    for name, rules in PROFILES.items():
+        if rules.reads == form:
+            try:
+                lower(graph, rules)
+            except UnsupportedError as error:
+                refusals.append(error)
+            else:
+                able.append(name)
+    if not able:
+        raise refusals[0]
+    return (
+        f"read back: the same integer graph; exact under the profiles {', '.join(able)}, each with roundings of its own"
+    )
+
+
+def _written(data: bytes, wanted: Graph, source: str, path: Path, kept: str) -> Converted:
+    """Writes `data` once it is read back as the graph `wanted`."""
+    from cactus_edge.verify.read import read_model
+
+    got = read_model(data).graph.digest()
+    if got != wanted.digest():
+        raise InternalError(
+            f"the written {path.suffix} does not mean the graph it was written from", hint="please report it"
+        )
+    write_atomic(path, data)
+    return Converted((path,), source, got, kept)
+
+
+DEFAULTS = {"tflite": ("tflm", "tflm"), "onnx": ("ort-x86", "onnxruntime")}
+"""By file format: the profile and the runtime that are meant where none is named."""
+
+
+def default_profile(data: bytes) -> str:
+    """The profile that is meant where none is named: by the format of the file `data`."""
+    from cactus_edge.verify.read import format_of
+
+    return DEFAULTS[format_of(data)][0]
+
+
+def file_formats() -> dict[str, FileFormat]:
+    """What can be certified, by the name that `verify.read.format_of` gives it."""
+    from cactus_edge.formats.onnx.certified import ONNX
+    from cactus_edge.verify.certificate import TFLITE
+
+    return {form.name: form for form in (TFLITE, ONNX)}
 
 
 def content(source: Source, what: str) -> bytes:

@@ -22,7 +22,7 @@ from cactus_edge.ir.atoms import lower
 from cactus_edge.ir.evaluate import evaluate, quantised, run, trace
 from cactus_edge.ir.graph import Graph
 from cactus_edge.report.table import Column
-from cactus_edge.verify.tflite_read import read_tflite
+from cactus_edge.verify.read import read_model, require_format
 
 Array = npt.NDArray[Any]
 Histogram = Mapping[int, int]
@@ -91,7 +91,7 @@ class Comparison:
 
 
 def compare(data: bytes, x: Array, names: Sequence[str]) -> Comparison:
-    """Runs the .tflite `data` in each runtime on x [N, *input shape] and compares it with the interpreter under its profile.
+    """Runs the file `data` in each runtime on x [N, *input shape] and compares it with the interpreter under its profile.
 
     Where the runtimes have several profiles, these are compared with the first one. Raises InputError for an unknown runtime,
     naming the nearest, and what `formats.agree.agree` and `formats.c.write_c` raise.
@@ -101,7 +101,8 @@ def compare(data: bytes, x: Array, names: Sequence[str]) -> Comparison:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(known)}"
             raise InputError(f"unknown runtime {name!r}", hint=hint)
-    graph = read_tflite(data).graph
+        require_format(data, profile(C_PROFILE if name == C else RUNTIMES[name].profile))
+    graph = read_model(data).graph
     found = tuple(_c(graph, x) if name == C else _runtime(data, graph, x, name) for name in names)
     rules = list(dict.fromkeys(r.found.profile for r in found))
     others = tuple(_between(graph, x, rules[0], other) for other in rules[1:])

@@ -1,6 +1,6 @@
-"""What a .tflite file holds: its ops, what they cost, how large its sums can get, and which profiles can run it. numpy alone.
+"""What a .tflite or .onnx file holds: its ops, what they cost, how large its sums get, which profiles can run it. numpy alone.
 
-Nothing is executed. Every number comes from the graph read back from the bytes (`verify.tflite_read`), the memory plan
+Nothing is executed. Every number comes from the graph read back from the bytes (`verify.read`), the memory plan
 (`ir.plan`) and the overflow proof (`verify.overflow`).
 """
 
@@ -25,7 +25,7 @@ from cactus_edge.ir.plan import plan
 from cactus_edge.ir.profile import Profile
 from cactus_edge.report.table import Column
 from cactus_edge.verify.overflow import Fact, prove
-from cactus_edge.verify.tflite_read import read_tflite
+from cactus_edge.verify.read import format_of, read_model
 
 Pairs = list[tuple[str, str]]
 
@@ -165,10 +165,10 @@ class Inspection:
 
 
 def inspect_model(data: bytes) -> Inspection:
-    """Reads the .tflite `data` and says what is in it. Raises ModelError where it cannot be read, naming the operator."""
-    model = read_tflite(data)
+    """Reads the file `data`, .tflite or .onnx, and says what is in it. Raises ModelError where it cannot be read, naming the operator."""
+    model, kind = read_model(data), format_of(data)
     graph, layout = model.graph, plan(model.graph)
-    profiles = tuple(_profile(graph, p) for p in PROFILES.values() if p.reads == "tflite")
+    profiles = tuple(_profile(graph, p) for p in PROFILES.values() if p.reads == kind)
     facts = [fact for p in profiles for fact in p.facts]
     try:
         c_bytes, c_refusal = len(build(graph, profile(C_PROFILE)).data), ""

@@ -15,7 +15,7 @@ from cactus_edge.ir.arithmetic import profile as profile_by_name
 from cactus_edge.ir.evaluate import evaluate
 from cactus_edge.ir.ops import Int64
 from cactus_edge.resources import write_atomic
-from cactus_edge.verify.tflite_read import read_tflite
+from cactus_edge.verify.read import read_for
 
 Array = npt.NDArray[Any]
 Pairs = list[tuple[str, str]]
@@ -80,12 +80,12 @@ class Outputs:
 
 
 def outputs(model: bytes, x: Array, y: Array | None, profile: str) -> Outputs:
-    """The exact outputs of the .tflite `model` for x [N, *input shape] under `profile`; y: labels [N], or None.
+    """The exact outputs of the file `model` for x [N, *input shape] under `profile`; y: labels [N], or None.
 
     Raises as `api_files.run` says.
     """
     rules = profile_by_name(profile)
-    graph = read_tflite(model).graph
+    graph = read_for(model, rules)
     require_samples(x)
     labels = None if y is None else _labels(y, len(x), graph.output.size)
     return Outputs(evaluate(graph, x, rules), labels, profile)

@@ -1,4 +1,4 @@
-"""`cactus-edge agree`: run a .tflite file in real runtimes and compare every output with the interpreter's, bit for bit.
+"""`cactus-edge agree`: run a model file (.tflite, .onnx) in real runtimes and compare every output with the interpreter's, bit for bit.
 
 Each runtime is compared with its own profile. Several profiles are also compared among themselves: where those differ,
 the same file means different things on different devices. "flips" counts inputs whose first maximum moves.
@@ -17,13 +17,13 @@ from cactus_edge.errors import GOOD, NEGATIVE
 def add_parser(verbs: Any) -> None:
     """Adds the verb."""
     p = verbs.add_parser("agree", help="compare an int8 file in real runtimes, bit for bit", description=__doc__)
-    p.add_argument("model", type=Path, metavar="MODEL.tflite")
+    p.add_argument("model", type=Path, metavar="MODEL")
     p.add_argument("--data", type=Path, required=True, metavar="X.npz", help="array x [N, ...]")
     p.add_argument(
         "--runtime",
-        default="tflm",
+        default="",
         metavar="NAME[,NAME...]",
-        help="runtimes that `inspect` lists, or c for the C sources, compiled here (default: tflm)",
+        help="runtimes that `inspect` lists, or c for the C sources, compiled here (default: tflm, for .onnx onnxruntime)",
     )
     p.add_argument("--inputs", type=int, metavar="N", help="the first N samples (default: all)")
     p.set_defaults(run=run)
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     from cactus_edge.samples import read_inputs
 
     x, _ = read_inputs(arguments.data)
-    names = [name.strip() for name in arguments.runtime.split(",")]
+    names = [name.strip() for name in arguments.runtime.split(",")] if arguments.runtime else ""
     found, width = api_files.agree(arguments.model, x, runtime=names, inputs=arguments.inputs), columns()
     counts = [Column(title, right=True) for title in ("inputs", "elements", "flips")]
     print(f"{found.inputs:,} inputs, {found.elements:,} output elements; how many differ:", end="\n\n")

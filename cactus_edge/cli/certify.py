@@ -1,4 +1,4 @@
-"""`cactus-edge certify`: bound a .tflite file, read back from its bytes, around given inputs."""
+"""`cactus-edge certify`: bound a .tflite or .onnx file, read back from its bytes, around given inputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def add_parser(verbs: Any) -> None:
     p = verbs.add_parser(
         "certify", help="prove the robustness of an int8 file around given inputs", description=__doc__
     )
-    p.add_argument("model", type=Path, metavar="MODEL.tflite")
+    p.add_argument("model", type=Path, metavar="MODEL")
     p.add_argument("--data", type=Path, required=True, metavar="X.npz", help="arrays x [N, ...] and y [N]")
     p.add_argument("--eps", required=True, help="radius of the l-inf ball, exact: 1/16 or 0.1")
     p.add_argument(
@@ -30,7 +30,9 @@ def add_parser(verbs: Any) -> None:
         help="what the sensor can deliver (default: the model's own, else unbounded)",
     )
     p.add_argument(
-        "--profile", default="tflm", help="runtime arithmetic for which the certificate holds (default: tflm)"
+        "--profile",
+        default="",
+        help="runtime arithmetic for which the certificate holds (default: tflm, for .onnx ort-x86)",
     )
     p.add_argument(
         "--firmware",

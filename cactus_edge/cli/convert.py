@@ -1,6 +1,7 @@
-"""`cactus-edge convert`: a .tflite file as another .tflite or as C99 sources, through the integer graph.
+"""`cactus-edge convert`: a .tflite or .onnx file as .tflite, .onnx or C99 sources, through the integer graph.
 
-What cannot be kept exact is refused, and the message names the op.
+What cannot be kept exact is refused, and the message names the op. Another format means another runtime: weights and scales
+stay as they are, roundings become those of the profiles that are printed.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Any
 def add_parser(verbs: Any) -> None:
     """Adds the verb."""
     p = verbs.add_parser("convert", help="write an int8 file in another form, exactly", description=__doc__)
-    p.add_argument("model", type=Path, metavar="MODEL.tflite")
-    p.add_argument("--to", required=True, metavar="FORM", help="c or tflite")
+    p.add_argument("model", type=Path, metavar="MODEL")
+    p.add_argument("--to", required=True, metavar="FORM", help="tflite, onnx or c")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write into")
     p.add_argument("--name", default="", help="name of the model (default: that of the file)")
     p.set_defaults(run=run)

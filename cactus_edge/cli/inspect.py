@@ -1,4 +1,4 @@
-"""`cactus-edge inspect`: what a .tflite file holds and which runtime profiles can run it. Needs numpy alone.
+"""`cactus-edge inspect`: what a .tflite or .onnx file holds and which runtime profiles can run it. Needs numpy alone.
 
 Per op: shape, scale and zero point of its output, bytes of its constants, multiply-accumulates, and a proven bound on
 every int32 quantity. Exit code 0: at least one profile can run it, 1: none can, 2: the file cannot be read.
@@ -21,7 +21,7 @@ def add_parser(verbs: Any) -> None:
     p = verbs.add_parser(
         "inspect", help="what an int8 file holds and which profiles can run it (numpy alone)", description=__doc__
     )
-    p.add_argument("model", type=Path, metavar="MODEL.tflite")
+    p.add_argument("model", type=Path, metavar="MODEL")
     p.set_defaults(run=run)
 
 

@@ -1,4 +1,4 @@
-"""`cactus-edge run`: the exact outputs of a .tflite file under a runtime profile, and how many are right."""
+"""`cactus-edge run`: the exact outputs of a .tflite or .onnx file under a runtime profile, and how many are right."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from typing import Any
 def add_parser(verbs: Any) -> None:
     """Adds the verb."""
     p = verbs.add_parser("run", help="exact outputs of an int8 file, and its accuracy", description=__doc__)
-    p.add_argument("model", type=Path, metavar="MODEL.tflite")
+    p.add_argument("model", type=Path, metavar="MODEL")
     p.add_argument(
         "--data", type=Path, required=True, metavar="X.npz", help="array x [N, ...], and labels y [N] if known"
     )
     p.add_argument(
-        "--profile", default="tflm", help="whose arithmetic (default: tflm); `cactus-edge inspect` lists them"
+        "--profile",
+        default="",
+        help="whose arithmetic (default: tflm, for .onnx ort-x86); `cactus-edge inspect` lists them",
     )
     p.add_argument("--out", type=Path, metavar="Y.npz", help="write the arrays output [N, ...] and prediction [N]")
     p.set_defaults(run=run)

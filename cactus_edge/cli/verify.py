@@ -17,7 +17,7 @@ def add_parser(verbs: Any) -> None:
     """Adds the verb."""
     p = verbs.add_parser("verify", help="re-check a certificate (numpy alone)", description=__doc__)
     p.add_argument("certificate", type=Path, metavar="cert.json")
-    p.add_argument("--model", type=Path, required=True, metavar="MODEL.tflite")
+    p.add_argument("--model", type=Path, required=True, metavar="MODEL")
     p.add_argument("--data", type=Path, required=True, metavar="X.npz")
     p.add_argument("--firmware", type=Path, metavar="FW.elf", help="also check the firmware that is flashed")
     p.set_defaults(run=run)

@@ -16,11 +16,12 @@ import numpy.typing as npt
 
 from cactus_edge.errors import InputError, InstallError, MismatchError, ModelError, UnsupportedError
 from cactus_edge.formats.litert import Litert
+from cactus_edge.formats.onnx.runtime import OrtSession, check_runnable
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.evaluate import evaluate, trace
 from cactus_edge.ir.graph import Graph
-from cactus_edge.verify.tflite_read import Model, read_tflite
+from cactus_edge.verify.read import AnyModel, read_model, require_format
 
 Array = npt.NDArray[Any]
 
@@ -120,16 +121,17 @@ class Agreement:
 
 
 def agree(data: bytes, x: Array, runtime: str = "tflm") -> Agreement:
-    """Runs the .tflite `data` in `runtime` on x [N, *input.shape] and compares with `ir.evaluate`, bit for bit.
+    """Runs the file `data` in `runtime` on x [N, *input.shape] and compares with `ir.evaluate`, bit for bit.
 
     x has the dtype of the file's input; float32 x for an int8 file is quantised as the profile says. Raises ModelError for
     a file that cannot be read, InputError for data that do not fit it, InstallError where the runtime is missing.
     """
     entry = _runtime(runtime)
     version = entry.version()
-    model = read_tflite(data)
-    entry.check(model.graph)
     rule = profile(entry.profile)
+    require_format(data, rule)
+    model = read_model(data)
+    entry.check(model.graph)
     expected = evaluate(model.graph, x, rule)
     samples = _as_file_input(model.graph, x, rule)
     session = entry.open(data, model.graph, False)
@@ -195,7 +197,9 @@ def _bits(a: Array) -> Array:
     return a.view(np.uint32) if a.dtype == np.float32 else a
 
 
-def _first_difference(data: bytes, model: Model, entry: Runtime, sample: Array, number: int) -> LayerDifference | None:
+def _first_difference(
+    data: bytes, model: AnyModel, entry: Runtime, sample: Array, number: int
+) -> LayerDifference | None:
     """Runs one sample keeping every tensor and compares them in execution order; float32 tensors are left out."""
     graph = model.graph
     session = entry.open(data, graph, True)
@@ -295,5 +299,6 @@ RUNTIMES: dict[str, Runtime] = {
     "litert-xnnpack": _litert("BUILTIN"),
     "litert-builtin": _litert("BUILTIN_WITHOUT_DEFAULT_DELEGATES"),
     "litert-ref": _litert("BUILTIN_REF"),
+    "onnxruntime": Runtime("ort-x86", "onnxruntime", check_runnable, OrtSession),
 }
 """Every runtime that a file can be compared with. `litert` is what LiteRT does by default, which is `litert-xnnpack`."""

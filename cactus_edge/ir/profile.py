@@ -105,6 +105,10 @@ def round_half_away_f32(value: np.float32) -> int:
     return int(np.trunc(value + np.float32(math.copysign(0.5, value))))
 
 
+Format = Literal["tflite", "onnx"]
+"""A file format, as its files' names end."""
+
+
 @dataclass(frozen=True)
 class Profile:
     """One runtime's arithmetic, and the file format that the runtime reads.
@@ -118,7 +122,7 @@ class Profile:
     runtime: str
     versions: str
     cpu: str
-    reads: Literal["tflite", "onnx"]
+    reads: Format
     rules: Mapping[str, tuple[str, ...]] = field(hash=False)
     source: str
     assumption: str = ""

@@ -28,6 +28,7 @@ from cactus_edge.ir.profile import Profile
 from cactus_edge.verify.decide import RULE, Bools, Decision, certify
 from cactus_edge.verify.elf import find_blob
 from cactus_edge.verify.overflow import Fact, prove
+from cactus_edge.verify.read import require_format
 from cactus_edge.verify.regions import Exact, Region, check_data, data_digest, exact, region
 from cactus_edge.verify.tflite_read import read_tflite
 from cactus_edge.version import __version__
@@ -50,16 +51,26 @@ Decide = Callable[[Program, Region, Data, Data], Decision]
 
 @dataclass(frozen=True)
 class FileFormat:
-    """How the bytes of a model become the graph that a profile runs, and what has to be trusted for that beside `ir`, `verify`
-    and numpy ("": nothing). `read` raises ModelError for what it does not read, or what that profile's runtime would not."""
+    """How the bytes of a model become the graph that a profile runs.
+
+    `read` raises ModelError for what it does not read, or what that profile's runtime would not. `confirm` asks the runtime
+    itself what the bytes do not tell, such as whether it computes in integers: ModelError where it does not, InstallError where
+    it cannot be asked. trusted: whom that takes beside `ir`, `verify` and numpy ("": nobody).
+    """
 
     name: str
     read: Callable[[bytes, Profile], Graph]
-    trusted: str
+    confirm: Callable[[bytes, Profile], None] = lambda data, profile: None
+    trusted: str = ""
 
 
-TFLITE = FileFormat("tflite", lambda data, profile: read_tflite(data).graph, "")
-"""The format whose reader is part of the trusted base."""
+def _read_tflite(data: bytes, profile: Profile) -> Graph:
+    require_format(data, profile)
+    return read_tflite(data).graph
+
+
+TFLITE = FileFormat("tflite", _read_tflite)
+"""The format whose bytes say everything."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +109,7 @@ def certify_file(
     ModelError, and MismatchError for a firmware without the model's blob.
     """
     rules = profile_by_name(profile)
+    form.confirm(model, rules)
     chosen = region(lower(form.read(model, rules), rules), eps, domain)
     claims, decision, facts, blob = prove_claims(model, x, labels, chosen, profile, decide, form)
     record = {
@@ -150,7 +162,8 @@ def prove_claims(
         "model": {
             "sha256": hashlib.sha256(model).hexdigest(),
             "graph_sha256": graph.digest(),
-            **({"format": form.name, "trusted_reader": form.trusted} if form.trusted else {}),
+            **({"format": form.name} if form.name != TFLITE.name else {}),
+            **({"trusted": form.trusted} if form.trusted else {}),
             **({} if blob is None else {"blob_sha256": hashlib.sha256(blob).hexdigest()}),
         },
         "profile": {

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from cactus_edge.errors import CactusError, ModelError
+from cactus_edge.errors import CactusError, InstallError, ModelError
+from cactus_edge.ir.arithmetic import profile as profile_by_name
 from cactus_edge.ir.arithmetic import profile_table_digest
 from cactus_edge.ir.blob_format import PROFILE
 from cactus_edge.verify.certificate import (
@@ -34,6 +35,8 @@ from cactus_edge.verify.elf import find_blob
 from cactus_edge.verify.regions import Exact, data_digest, exact
 
 State = Literal["ok", "failed", "not checked"]
+
+CONFIRMED = "what the runtime makes of the file"
 
 
 @dataclass(frozen=True)
@@ -114,10 +117,25 @@ def recheck(
             checks += [_compare(p, value, record, p) for p, value in _leaves(claims).items() if p not in done]
             checks += [Check(p, "failed", "no such field", _text(v)) for p, v in _unknown(claims, record)]
             checks += _firmware(record, firmware, blob)
+            checks += _confirmed(form, model, name)
     else:
         checks.append(Check("the proof", "not checked", "", "not reached"))
     checks += [Check(key, "not checked", why, _text(record.get(key))) for key, why in UNCHECKED.items()]
     return Report(tuple(checks), record)
+
+
+def _confirmed(form: FileFormat, model: bytes, profile: str) -> Iterator[Check]:
+    """What the bytes do not tell, where the format has such a thing."""
+    if not form.trusted:
+        return
+    try:
+        form.confirm(model, profile_by_name(profile))
+    except InstallError as error:
+        yield Check(CONFIRMED, "not checked", "an answer of the runtime", error.message)
+    except CactusError as error:
+        yield Check(CONFIRMED, "failed", "integer kernels", error.message)
+    else:
+        yield Check(CONFIRMED, "ok", "integer kernels", "integer kernels")
 
 
 def _unknown(claims: Mapping[str, Any], record: Mapping[str, Any]) -> list[tuple[str, Any]]:

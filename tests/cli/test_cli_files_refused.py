@@ -129,8 +129,8 @@ SINS: dict[Callable[[Path, bytes], Path], tuple[str, ...]] = {
     missing: ("cannot read the model", "missing.tflite"),
     folder_instead: ("cannot read the model",),
     truncated: ("malformed .tflite",),
-    empty: ("malformed .tflite",),
-    a_zip_archive: (".tflite",),
+    empty: ("not an ONNX file (nor .tflite, which has TFL3 at byte 4)",),
+    a_zip_archive: ("not an ONNX file (nor .tflite",),
     an_unknown_operator: ("operator 9 ELU is not supported",),
 }
 

@@ -87,9 +87,9 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InstallError, match="onnxruntime"):
         optimise(data)
     monkeypatch.setitem(sys.modules, "onnx", None)
-    for call in (lambda: write_onnx(graph), lambda: read_onnx(data)):
-        with pytest.raises(InstallError, match="package onnx"):
-            call()
+    with pytest.raises(InstallError, match="package onnx"):
+        write_onnx(graph)
+    assert read_onnx(data).graph.digest() == onnx_form(graph).digest(), "reading needs numpy alone"
 
 
 @pytest.mark.parametrize("bias", [(1 << 21) + 1, -(1 << 21) - 1])

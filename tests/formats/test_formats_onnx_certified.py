@@ -47,7 +47,7 @@ def test_a_conditional_certificate_says_what_it_assumes_and_is_rechecked() -> No
     certificate, x, y = certified(data)
     record = decode(certificate)
     assert record["profile"]["conditional_on"] == PROFILES["tensorrt"].assumption != ""
-    assert record["model"]["format"] == "onnx" and "onnx" in record["model"]["trusted_reader"]
+    assert record["model"]["format"] == "onnx" and "onnxruntime" in record["model"]["trusted"]
     assert recheck(certificate, data, x, y, formats=(TFLITE, ONNX)).accepted
 
 
@@ -64,7 +64,7 @@ def test_other_profiles_assume_nothing() -> None:
     [
         ("profile", "conditional_on", None, "profile.conditional_on"),
         ("profile", "conditional_on", "nothing", "profile.conditional_on"),
-        ("model", "trusted_reader", None, "model.trusted_reader"),
+        ("model", "trusted", None, "model.trusted"),
         ("model", "format", None, "the proof"),
     ],
 )
@@ -93,7 +93,7 @@ def test_a_file_that_breaks_the_rules_is_not_certified() -> None:
 def test_a_file_that_onnx_runtime_leaves_in_float_is_not_certified() -> None:
     """The ReLU on the sum of a symmetric tensor keeps its convolution in float there."""
     with pytest.raises(UnsupportedError, match="does not compute this file in integers"):
-        ONNX.read(good("sum"), profile("ort-x86"))
+        ONNX.confirm(good("sum"), profile("ort-x86"))
 
 
 def test_an_envelope_certifies_no_more_than_its_member() -> None:

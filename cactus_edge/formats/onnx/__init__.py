@@ -7,7 +7,7 @@ bytes into checked tables; `runtime` opens a file in ONNX Runtime and insists on
 from __future__ import annotations
 
 from cactus_edge.formats.onnx.form import onnx_form
-from cactus_edge.formats.onnx.read import OnnxModel, read_onnx
 from cactus_edge.formats.onnx.write import write_onnx
+from cactus_edge.verify.onnx_read import OnnxModel, read_onnx
 
 __all__ = ["OnnxModel", "onnx_form", "read_onnx", "write_onnx"]

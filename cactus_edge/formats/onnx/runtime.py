@@ -19,11 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.errors import InstallError, ModelError, UnsupportedError
-from cactus_edge.formats.onnx.form import our_columns, stored_image
-from cactus_edge.formats.onnx.proto import INT32, decode, onnx_module
-from cactus_edge.formats.onnx.read import read_onnx
+from cactus_edge.formats.onnx.package import onnx_module
 from cactus_edge.ir import ops
 from cactus_edge.ir.graph import Graph
+from cactus_edge.verify.onnx_layout import our_columns, stored_image
+from cactus_edge.verify.onnx_proto import INT32, decode
+from cactus_edge.verify.onnx_read import read_onnx
+from cactus_edge.verify.onnx_wire import parse_message
 
 Array = npt.NDArray[Any]
 
@@ -126,8 +128,7 @@ def require_fused(optimised: bytes, graph: Graph) -> bytes:
 
     Raises UnsupportedError naming the nodes that stayed in float.
     """
-    model = onnx_module().ModelProto()
-    model.ParseFromString(optimised)
+    model = parse_message(memoryview(optimised), "Model")
     int32 = {t.name: decode(t, t.name).tobytes() for t in model.graph.initializer if t.data_type == INT32}
     affine = [n.op for n in graph.nodes if isinstance(n.op, ops.Conv2d | ops.DepthwiseConv2d | ops.Dense)]
     biases = {op.bias.tobytes() for op in affine}

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from cactus_edge.errors import UnsupportedError
-from cactus_edge.formats.onnx.proto import FLOAT, INT8, decode, parse, text
-from cactus_edge.formats.onnx.read import OnnxModel, read_onnx
+from cactus_edge.verify.onnx_proto import FLOAT, INT8, decode, parse
+from cactus_edge.verify.onnx_read import OnnxModel, read_onnx
 
 WEIGHTED = {"Conv": 0, "Gemm": 0, "MatMul": 1}
 """Operators with weights, and the axis of their outputs in the stored weight (Gemm: with transB)."""
@@ -58,21 +58,21 @@ class _File:
         model = parse(data)
         self.opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
         self.nodes = list(model.graph.node)
-        self.constants: dict[str, Any] = {text(t.name): t for t in model.graph.initializer}
+        self.constants: dict[str, Any] = {t.name: t for t in model.graph.initializer}
         self.writer: dict[str, Any] = {}
         self.readers: dict[str, list[tuple[Any, int]]] = {}
         for node in self.nodes:
             if node.op_type == "Constant":
                 values = [a.t for a in node.attribute if a.name == "value"]
-                self.constants.update({text(name): t for name, t in zip(node.output, values, strict=False)})
+                self.constants.update(zip(node.output, values, strict=False))
             for name in node.output:
-                self.writer[text(name)] = node
+                self.writer[name] = node
             for place, name in enumerate(node.input):
-                self.readers.setdefault(text(name), []).append((node, place))
+                self.readers.setdefault(name, []).append((node, place))
 
     def label(self, node: Any) -> str:
         index = next(i for i, n in enumerate(self.nodes) if n is node)
-        return f"node {index} {node.op_type} {text(node.name) or text(node.output[0] if node.output else '')!r}"
+        return f"node {index} {node.op_type} {node.name or (node.output[0] if node.output else '')!r}"
 
     def quantisers(self) -> Iterator[Any]:
         """QuantizeLinear and DequantizeLinear nodes with a scale; others are no ONNX and refused by the readers."""
@@ -86,18 +86,18 @@ class _File:
 
     def constant(self, node: Any, place: int) -> Any:
         """The TensorProto at an input of the node; None where it is absent or no constant."""
-        return self.constants.get(text(node.input[place])) if len(node.input) > place else None
+        return self.constants.get(node.input[place]) if len(node.input) > place else None
 
     def weight(self, node: Any) -> Any:
         """The constant that a DequantizeLinear reads, directly or through a QuantizeLinear; None for an activation."""
-        before = self.writer.get(text(node.input[0]))
+        before = self.writer.get(node.input[0])
         if before is not None and before.op_type == "QuantizeLinear" and len(before.input):
             return self.constant(before, 0)
         return self.constant(node, 0)
 
     def dequantiser(self, node: Any, place: int) -> Any:
         """The DequantizeLinear that writes an input of the node, or None."""
-        before = self.writer.get(text(node.input[place])) if len(node.input) > place else None
+        before = self.writer.get(node.input[place]) if len(node.input) > place else None
         return before if before is not None and before.op_type == "DequantizeLinear" and len(before.input) > 1 else None
 
 
@@ -188,7 +188,7 @@ def _per_channel(file: _File) -> Iterator[str]:
             yield f"{file.label(node)}: scales per channel in operator set {file.opset}, expected {PER_CHANNEL_OPSET} or newer"
         axis = _attribute(node, "axis", 1)
         axis += len(weight.dims) if axis < 0 else 0
-        for reader, place in file.readers.get(text(node.output[0]), []):
+        for reader, place in file.readers.get(node.output[0], []):
             outputs = WEIGHTED.get(reader.op_type, axis)
             if reader.op_type == "Gemm" and not _attribute(reader, "transB", 0):
                 outputs = 1

@@ -7,7 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from cactus_edge.formats.onnx.form import (
+from cactus_edge.ir import ops
+from cactus_edge.ir.graph import Tensor
+from cactus_edge.ir.linear import output_size
+from cactus_edge.verify.onnx_layout import (
     LARGEST_FLOAT_BIAS,
     as_image,
     check_activation,
@@ -15,11 +18,8 @@ from cactus_edge.formats.onnx.form import (
     clip_bounds,
     our_columns,
 )
-from cactus_edge.formats.onnx.proto import INT8
-from cactus_edge.formats.onnx.values import Clamped, Codes, Constant, Operator, Pending, Real, Source, Value
-from cactus_edge.ir import ops
-from cactus_edge.ir.graph import Tensor
-from cactus_edge.ir.linear import output_size
+from cactus_edge.verify.onnx_proto import INT8
+from cactus_edge.verify.onnx_values import Clamped, Codes, Constant, Operator, Pending, Real, Source, Value
 
 BIAS_SCALE_TOLERANCE = 1e-5
 """|S_in * S_w - S_bias| <= 1e-5 * S_in * S_w: float32 products in any order, and no other scale."""

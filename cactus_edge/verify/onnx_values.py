@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.errors import ModelError, UnsupportedError
-from cactus_edge.formats.onnx.form import Image
-from cactus_edge.formats.onnx.proto import Array, Attributes, text
 from cactus_edge.ir import ops
 from cactus_edge.ir.graph import Node, Tensor
+from cactus_edge.verify.onnx_layout import Image
+from cactus_edge.verify.onnx_proto import Array, Attributes
 
 
 @dataclass(frozen=True)
@@ -125,12 +125,12 @@ class Operator:
     """One node of the file: its operands and attributes, with messages that name it and its index."""
 
     def __init__(self, net: Network, node: Any, index: int) -> None:
-        self.net, self.kind = net, text(node.op_type)
+        self.net, self.kind = net, node.op_type
         self.what = f"node {index} {self.kind} {node.name!r}"
         if node.domain not in ("", "ai.onnx"):
             raise UnsupportedError(f"{self.what} of domain {node.domain!r} is not supported")
-        self.inputs = tuple(map(text, node.input))
-        self.outputs = tuple(map(text, node.output))
+        self.inputs = tuple(node.input)
+        self.outputs = tuple(node.output)
         self.attributes = Attributes(node, self.what)
         for name in self.inputs:
             if name and name not in net.values and name not in net.constants:

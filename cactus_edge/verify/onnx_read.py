@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from cactus_edge.errors import ModelError, UnsupportedError
-from cactus_edge.formats.onnx.form import as_image, keeps_order
-from cactus_edge.formats.onnx.nodes import read_node
-from cactus_edge.formats.onnx.proto import FLOAT, constants, parse, text
-from cactus_edge.formats.onnx.values import Network, Operator, Real, Source
 from cactus_edge.ir import ops
 from cactus_edge.ir.graph import Graph, Node, Tensor
 from cactus_edge.ir.spec import check
+from cactus_edge.verify.onnx_layout import as_image, keeps_order
+from cactus_edge.verify.onnx_nodes import read_node
+from cactus_edge.verify.onnx_proto import FLOAT, constants, parse
+from cactus_edge.verify.onnx_values import Network, Operator, Real, Source
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def read_onnx(data: bytes) -> OnnxModel:
     """The int8 network in the bytes of an ONNX file: float input, QUANTIZE, one node per operator, DEQUANTIZE, float output.
 
     Raises ModelError where the bytes are malformed or contradict themselves, UnsupportedError (a ModelError) where they
-    are well-formed and use what the graph cannot express or name data outside the file, InstallError without onnx.
+    are well-formed and use what the graph cannot express or name data outside the file.
     """
     model = parse(data)
     g = model.graph
@@ -54,8 +54,8 @@ def read_onnx(data: bytes) -> OnnxModel:
         raise UnsupportedError(
             f"the ONNX graph has {len(g.input)} inputs and {len(g.output)} outputs, expected one of each"
         )
-    uses = Counter(text(name) for node in g.node for name in node.input)
-    source, end = text(g.input[0].name), text(g.output[0].name)
+    uses = Counter(name for node in g.node for name in node.input)
+    source, end = g.input[0].name, g.output[0].name
     uses[end] += 1
     net = Network(known, uses)
     shape = _input_shape(g.input[0])
@@ -86,9 +86,9 @@ def _input_shape(value: Any) -> tuple[int, ...]:
     dims = _float_dims(value, where)
     if len(dims) not in (2, 4):
         raise UnsupportedError(f"{where} has {len(dims)} axes, expected [N, features] or [N, channels, height, width]")
-    if dims[0].HasField("dim_value") and dims[0].dim_value != 1:
+    if dims[0].has("dim_value") and dims[0].dim_value != 1:
         raise UnsupportedError(f"{where} has a fixed batch of {dims[0].dim_value}, expected 1 or a symbolic one")
-    if not all(d.HasField("dim_value") and d.dim_value > 0 for d in dims[1:]):
+    if not all(d.has("dim_value") and d.dim_value > 0 for d in dims[1:]):
         raise UnsupportedError(f"{where} has symbolic or empty axes besides the batch")
     sizes = tuple(int(d.dim_value) for d in dims[1:])
     return (sizes[1], sizes[2], sizes[0]) if len(sizes) == 3 else sizes
@@ -98,13 +98,13 @@ def _check_output(value: Any, shape: tuple[int, ...]) -> None:
     """Raises ModelError where the sizes that the output states contradict `shape`, channel last."""
     stored = (shape[2], shape[0], shape[1]) if len(shape) == 3 else shape
     dims = _float_dims(value, f"the output {value.name!r}")
-    stated = [int(d.dim_value) if d.HasField("dim_value") else None for d in dims]
+    stated = [int(d.dim_value) if d.has("dim_value") else None for d in dims]
     if len(stated) != len(stored) + 1 or any(s not in (None, n) for s, n in zip(stated[1:], stored, strict=True)):
         raise ModelError(f"malformed ONNX: the output states shape {stated}, the nodes give [N, *{stored}]")
 
 
 def _float_dims(value: Any, where: str) -> list[Any]:
-    if not value.type.HasField("tensor_type") or value.type.tensor_type.elem_type != FLOAT:
+    if not value.type.has("tensor_type") or value.type.tensor_type.elem_type != FLOAT:
         raise UnsupportedError(
             f"{where} is not a float32 tensor: with int8 ends ONNX Runtime leaves the first and the last layer in float"
         )
@@ -114,8 +114,8 @@ def _float_dims(value: Any, where: str) -> list[Any]:
 def _metadata(model: Any) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for entry in model.metadata_props:
-        name = text(entry.key)
+        name = entry.key
         if name in found:
             raise ModelError(f"malformed ONNX: metadata {name!r} twice")
-        found[name] = text(entry.value).encode()
+        found[name] = entry.value.encode()
     return found

@@ -1,7 +1,7 @@
 """Bytes of an ONNX file -> the tables that `read` walks. Nothing the file claims is used before it is checked here.
 
-Weights outside the file are refused, and no path that a file names is ever opened. Only the wire format is the onnx
-package's; constants are decoded here, with their sizes compared before any array exists.
+Weights outside the file are refused, and no path that a file names is ever opened. Constants are decoded here, with their
+sizes compared before any array exists; the wire format below is `onnx_wire`'s.
 Source: onnx/onnx.proto.
 """
 
@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cactus_edge.errors import InstallError, ModelError, UnsupportedError
+from cactus_edge.errors import ModelError, UnsupportedError
 from cactus_edge.ir.spec import MAX_ELEMENTS
+from cactus_edge.verify.onnx_wire import Message, parse_message
 
 Array = npt.NDArray[Any]
 
@@ -39,32 +40,15 @@ DTYPES: dict[int, tuple[str, str]] = {
 
 EXTERNAL = 1
 
-
-def onnx_module() -> Any:
-    """The onnx package. Raises InstallError where it is missing."""
-    try:
-        import onnx
-    except ImportError as error:
-        raise InstallError(
-            f"ONNX files need the package onnx: {error}", hint="pip install 'cactus-edge[build]'"
-        ) from error
-    return onnx
+NEITHER = "not an ONNX file (nor .tflite, which has TFL3 at byte 4)"
+"""What is wrong with other bytes: every file without the mark of .tflite is taken for ONNX."""
 
 
-def parse(data: bytes) -> Any:
+def parse(data: bytes) -> Message:
     """The file's ModelProto, its header checked. Raises ModelError (malformed) or UnsupportedError."""
-    onnx = onnx_module()
-    from google.protobuf.message import DecodeError
-
-    model = onnx.ModelProto()
-    try:
-        model.ParseFromString(data)
-    except DecodeError as error:
-        raise ModelError(
-            f"not an ONNX file: its bytes do not parse: {error}", hint="give the .onnx file itself"
-        ) from error
-    if not model.HasField("graph") or not model.opset_import:
-        raise ModelError("not an ONNX file: it has no graph or no operator set", hint="give the .onnx file itself")
+    model = _model(data)
+    if not model.has("graph") or not model.opset_import:
+        raise ModelError(f"{NEITHER}: it has no graph or no operator set", hint="give the model file itself")
     if not IR_VERSIONS[0] <= model.ir_version <= IR_VERSIONS[1]:
         raise UnsupportedError(f"ONNX IR version {model.ir_version}, expected {IR_VERSIONS[0]} to {IR_VERSIONS[1]}")
     versions = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
@@ -78,18 +62,20 @@ def parse(data: bytes) -> Any:
     return model
 
 
-def text(value: Any) -> str:
-    """A string of the file. The protobuf package hands out bytes instead where they are no UTF-8: ModelError here."""
-    if not isinstance(value, str):
-        raise ModelError(f"malformed ONNX: the name {value!r} is not UTF-8")
-    return value
+def _model(data: bytes) -> Message:
+    try:
+        return parse_message(memoryview(data), "Model")
+    except UnsupportedError as error:
+        raise UnsupportedError(f"{NEITHER}, that can be read: {error.message}") from error
+    except ModelError as error:
+        raise ModelError(f"{NEITHER}: its bytes do not parse: {error.message}") from error
 
 
 def constants(tensors: Sequence[Any]) -> dict[str, Array]:
     """The initializers by name, read-only, decoded. Raises UnsupportedError for external data and other data types."""
     found: dict[str, Array] = {}
     for t in tensors:
-        name = text(t.name)
+        name = t.name
         if not name or name in found:
             raise ModelError(f"malformed ONNX: initializer {name!r}: expected a name of its own")
         found[name] = decode(t, f"initializer {name!r}")
@@ -105,7 +91,7 @@ def decode(t: Any, what: str) -> Array:
         )
     if t.data_type not in DTYPES:
         raise UnsupportedError(f"{what} has data type {t.data_type}, expected int8, int32, int64 or float32")
-    dims = tuple(t.dims)
+    dims = tuple(int(n) for n in t.dims)
     if len(dims) > 8 or any(n < 0 for n in dims) or math.prod(dims) > MAX_ELEMENTS:
         raise ModelError(f"malformed ONNX: {what}: shape {dims}, expected at most {MAX_ELEMENTS} elements")
     dtype, field = DTYPES[t.data_type]
@@ -114,10 +100,10 @@ def decode(t: Any, what: str) -> Array:
         for f in ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
         if len(getattr(t, f))
     }
-    if t.HasField("segment") or stored - {field} or (stored and t.HasField("raw_data")):
+    if t.has("segment") or stored - {field} or (stored and t.has("raw_data")):
         raise ModelError(f"malformed ONNX: {what}: expected its values in one place, got also {sorted(stored)}")
     count, want = math.prod(dims), np.dtype(dtype)
-    if t.HasField("raw_data"):
+    if t.has("raw_data"):
         if len(t.raw_data) != count * want.itemsize:
             raise ModelError(f"malformed ONNX: {what}: {len(t.raw_data)} bytes for shape {dims}")
         values = np.frombuffer(t.raw_data, want)
@@ -140,7 +126,7 @@ class Attributes:
         self._what = what
         self._left: dict[str, Any] = {}
         for a in node.attribute:
-            name = text(a.name)
+            name = a.name
             if name in self._left or a.ref_attr_name:
                 raise ModelError(f"malformed ONNX: {what}: attribute {name!r} twice or by reference")
             self._left[name] = a
