@@ -91,6 +91,21 @@ def round_half_away_f64(value: npt.NDArray[np.float64]) -> npt.NDArray[np.float6
     return result
 
 
+def fma_f32(a: npt.NDArray[np.float32], b: np.float32, c: np.float32) -> npt.NDArray[np.float32]:
+    """f32(a * b + c) with one rounding, as a fused multiply-add does it.
+
+    a * b is exact in double; the sum is rounded to odd there (its error, from TwoSum, sets the last bit), which makes the second
+    rounding, to float32's 24 of 53 bits, the only one that counts (Boldo and Melquiond, IEEE TC 57(4), 2008).
+    """
+    product, addend = a.astype(np.float64) * np.float64(b), np.float64(c)
+    total = product + addend
+    part = total - product
+    error = (product - (total - part)) + (addend - part)
+    even = (total.view(np.int64) & 1) == 0
+    odd = np.where((error != 0) & even, np.nextafter(total, np.where(error > 0, np.inf, -np.inf)), total)
+    return odd.astype(np.float32)
+
+
 def round_half_away(value: float) -> int:
     """The nearest integer, ties away from zero (C `round`), exact for every finite double."""
     return (

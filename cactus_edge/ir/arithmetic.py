@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping
 
 from cactus_edge.errors import InputError
-from cactus_edge.ir.profile import BLOCKS, Profile
+from cactus_edge.ir.profile import BLOCKS, NARROW, Profile
 from cactus_edge.ir.tensorrt import TENSORRT
 
 Rules = Mapping[str, tuple[str, ...]]
@@ -65,6 +65,44 @@ point. Fused activations are clamps on codes. On x86-64 the activations are move
 changes no accumulator and no result. Source: onnxruntime/core/mlas/lib/{quantize,requantize}*,
 contrib_ops/cpu/quantization/quant_gemm.cc, providers/cpu/quantization/qlinearconv.cc.
 """
+
+XNNPACK: Rules = {
+    **COPIES,
+    "Conv2d": ("F", "float32"),
+    "Conv2d.activation": ("half_even_sum",),
+    "GroupedConv2d": ("F", "float32"),
+    "GroupedConv2d.activation": ("half_even_sum",),
+    "DepthwiseConv2d": ("F", "float32"),
+    "DepthwiseConv2d.activation": ("half_even_sum",),
+    "Dense": ("F", "float32"),
+    "Dense.activation": ("half_even_sum",),
+    "DensePerChannel": ("F", "float32"),
+    "DensePerChannel.activation": ("half_even_sum",),
+    "Add": ("xnnpack",),
+    "Add.activation": ("half_even_sum",),
+    # Not in XNNPACK for int8: average pool, RELU, RELU6, softmax. LiteRT's optimised kernels run there.
+    "AvgPool": ("half_away",),
+    "MaxPool.activation": ("half_even_sum",),
+    "Mean": ("F", "float32_reciprocal"),
+    "Relu": ("D", "float32_ratio"),
+    "Relu6": ("D", "float32_ratio"),
+    "Requantize": ("S", "fraction8"),
+    "Quantize": ("half_even_product",),
+    "Dequantize": ("float32",),
+    "Softmax": ("float32_table",),
+}
+"""LiteRT behind the XNNPACK delegate on x86-64, its default; what XNNPACK leaves runs in the optimised kernels."""
+
+_WRAPPING = ("Conv2d", "GroupedConv2d", "DepthwiseConv2d", "Dense", "DensePerChannel")
+
+XNNPACK_ARM64: Rules = {
+    **XNNPACK,
+    **{kind: (*XNNPACK[kind], NARROW) for kind in _WRAPPING},
+    "Mean": ("F", "float32_fused"),
+    "Softmax": ("uint16_table",),
+}
+"""The same on aarch64: MEAN is fused, LiteRT's softmax is in integers, and a weight of -128 wraps in the kernels for
+processors without dot products and in the depthwise ones."""
 
 PROFILES: Mapping[str, Profile] = {
     "tflm": Profile(
@@ -118,34 +156,19 @@ PROFILES: Mapping[str, Profile] = {
         name="litert-xnnpack",
         runtime="LiteRT (TensorFlow Lite) as it is by default: XNNPACK, and optimised kernels for what that leaves",
         versions="2.3 (wheel ai-edge-litert 2.3.0)",
-        cpu="x86-64; on aarch64 softmax differs",
+        cpu="x86-64",
         reads="tflite",
-        rules={
-            **COPIES,
-            "Conv2d": ("F", "float32"),
-            "Conv2d.activation": ("half_even_sum",),
-            "GroupedConv2d": ("F", "float32"),
-            "GroupedConv2d.activation": ("half_even_sum",),
-            "DepthwiseConv2d": ("F", "float32"),
-            "DepthwiseConv2d.activation": ("half_even_sum",),
-            "Dense": ("F", "float32"),
-            "Dense.activation": ("half_even_sum",),
-            "DensePerChannel": ("F", "float32"),
-            "DensePerChannel.activation": ("half_even_sum",),
-            "Add": ("xnnpack",),
-            "Add.activation": ("half_even_sum",),
-            # Not in XNNPACK for int8: average pool, RELU, RELU6, softmax. LiteRT's optimised kernels run there.
-            "AvgPool": ("half_away",),
-            "MaxPool.activation": ("half_even_sum",),
-            "Mean": ("F", "float32_reciprocal"),
-            "Relu": ("D", "float32_ratio"),
-            "Relu6": ("D", "float32_ratio"),
-            "Requantize": ("S", "fraction8"),
-            "Quantize": ("half_even_product",),
-            "Dequantize": ("float32",),
-            "Softmax": ("float32_table",),
-        },
+        rules=XNNPACK,
         source="XNNPACK src/{operators,microparams-init.c,qs8-*}, LiteRT tflite/delegates/xnnpack; vectors in tests/formats",
+    ),
+    "litert-xnnpack-arm64": Profile(
+        name="litert-xnnpack-arm64",
+        runtime="LiteRT (TensorFlow Lite) as it is by default on aarch64: XNNPACK, and optimised kernels for what that leaves",
+        versions="2.3 (wheel ai-edge-litert 2.3.0)",
+        cpu="aarch64 Linux, with and without dot products (Cortex-A72 and A76, emulated)",
+        reads="tflite",
+        rules=XNNPACK_ARM64,
+        source="the aarch64 wheel under emulation of both processors, bit for bit (tests/device, bench/pi_emulator.py)",
     ),
     "x-cube-ai": Profile(
         name="x-cube-ai",

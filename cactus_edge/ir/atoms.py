@@ -20,13 +20,12 @@ from cactus_edge.ir.linear import Array, Linear
 from cactus_edge.ir.ops import Int64, Padding2d
 from cactus_edge.ir.profile import Profile
 from cactus_edge.ir.rules import (
+    AnySoftmaxRule,
     BinaryRule,
     Clamp,
     Elementwise,
-    FloatSoftmaxRule,
     QuantizeRule,
     RoundDivide,
-    SoftmaxRule,
     activation_range,
 )
 
@@ -144,7 +143,7 @@ class Gather:
 class Softmax:
     """Row softmax over the last axis. Only as the last step; verify decides at its input."""
 
-    rule: SoftmaxRule | FloatSoftmaxRule
+    rule: AnySoftmaxRule
 
     def apply(self, x: Int64) -> Int64:
         return self.rule.apply(x)
@@ -266,6 +265,7 @@ def _expand(b: _Builder, index: int, node: Node) -> None:
     match node.op:
         case ops.Conv2d() | ops.DepthwiseConv2d() | ops.Dense() as op:
             kind = profile.kind(op, x.shape)
+            profile.check_weight(kind, op.weight)
             clamp = profile.clamp(kind, op.activation, out.scale, out.zero_point)
             rule = profile.requantise(kind, x.scale, op.weight_scale, out.scale, out.zero_point, clamp)
             affine = Affine(linear_map(op, x.shape), -x.zero_point, op.bias.astype(np.int64))

@@ -16,25 +16,25 @@ import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.errors import UnsupportedError
-from cactus_edge.ir.arith import quantize_multiplier
+from cactus_edge.ir.arith import fma_f32, quantize_multiplier
 from cactus_edge.ir.envelope import EnvelopeEnd, check_range, requantise_ends
 from cactus_edge.ir.graph import Graph, Tensor
-from cactus_edge.ir.ops import Activation, Conv2d, Dense, DepthwiseConv2d, Op, constants
+from cactus_edge.ir.ops import Activation, Conv2d, Dense, DepthwiseConv2d, Int8, Op, constants
 from cactus_edge.ir.rules import (
     FLOAT_REQUANTISE,
     AddRule,
+    AnySoftmaxRule,
     FixedPointAddRule,
     Float64,
     FloatAffine,
     FloatRequantise,
-    FloatSoftmaxRule,
     QuantizeRule,
     Requantise,
-    SoftmaxRule,
     VectorAddRule,
     activation_range,
     float_softmax_rule,
     softmax_rule,
+    table_softmax_rule,
 )
 
 
@@ -87,6 +87,9 @@ BLOCKS = "blocks16"
 
 ENVELOPE = "envelope"
 """Marks a rule that is one member of an envelope: the runtime may round otherwise, within `envelope.requantise_ends`."""
+
+NARROW = "weights above -128"
+"""Marks a rule that holds for weights in [-127, 127] only: kernels that add two int8 products in 16 bits wrap at (-128)^2 * 2."""
 
 FLOAT_LIMIT = 256.0
 """XNNPACK refuses convolutions with larger multipliers; a file that needs one is refused here for every float family."""
@@ -165,6 +168,14 @@ class Profile:
         if BLOCKS in self.rule(kind) and size % 16:
             raise UnsupportedError(
                 f"{kind} of {size} elements: {self.runtime} rounds what is left over from blocks of 16 in another way"
+            )
+
+    def check_weight(self, kind: str, weight: Int8) -> None:
+        """Raises UnsupportedError where `kind` has a kernel that wraps, and these weights could make it."""
+        if NARROW in self.rule(kind) and weight.min(initial=0) == -128:
+            raise UnsupportedError(
+                f"{kind} with a weight of -128: {self.runtime} adds pairs of products in 16 bits, where two of them wrap",
+                hint="quantise the weights to [-127, 127], as the file format asks",
             )
 
     def requantise(
@@ -258,15 +269,20 @@ class Profile:
         QuantizedMeanOrSum). float32_image: for images QM(f32(S_in / f32(n S_out))) on the plain sum and
         bias = z_out - RHA(f32(f32(z_in S_in) / S_out)) (optimized/integer_ops/mean.h), else folded_count.
         float32_reciprocal: FloatAffine with M = f32(f32(S_in / S_out) * f32(1 / n)), offset = f32(z_out - f32(n z_in M)) (XNNPACK).
+        float32_fused: the same, each product and sum rounded once (XNNPACK on aarch64).
         """
         family, how = self.rule("Mean")
         single_in, single_out = np.float32(s_in), np.float32(s_out)
-        if how == "float32_reciprocal":
+        if how in ("float32_reciprocal", "float32_fused"):
             if abs(z_in) * count >= 2**24:
                 raise UnsupportedError(f"Mean over {count} elements: the zero points' sum is no float32")
             multiplier = single_in / single_out * (np.float32(1) / np.float32(count))
-            offset = np.float32(z_out) - np.float32(z_in * count) * multiplier
-            return FloatAffine(float(multiplier), float(offset))
+            zeros = np.float32(z_in * count)
+            if how == "float32_fused":
+                (offset,) = fma_f32(-np.atleast_1d(zeros), multiplier, np.float32(z_out))
+            else:
+                offset = np.float32(z_out) - zeros * multiplier
+            return FloatAffine(float(multiplier), float(offset), fused=how == "float32_fused")
         if how == "float32_image" and image_channels:
             m, s = _shift_in_range("Mean", float(single_in / (np.float32(count) * single_out)))
             bias = round_half_away_f32(np.float32(z_in) * single_in / single_out)
@@ -277,9 +293,11 @@ class Profile:
         m, s = (m0 << k) // count, s0 - k
         return Requantise(family, np.array([m]), np.array([s]), z_out, input_zero_point=z_in * count)
 
-    def softmax(self, beta: float, scale: float, depth: int) -> SoftmaxRule | FloatSoftmaxRule:
+    def softmax(self, beta: float, scale: float, depth: int) -> AnySoftmaxRule:
         """The rule of SOFTMAX over rows of `depth` int8 codes with this scale."""
         (rule,) = self.rule("Softmax")
+        if rule == "uint16_table":
+            return table_softmax_rule(beta, scale)
         return float_softmax_rule(beta, scale) if rule == "float32_table" else softmax_rule(beta, scale, depth)
 
     def quantize(self, scale: float, zero_point: int) -> QuantizeRule:

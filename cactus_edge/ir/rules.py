@@ -23,6 +23,7 @@ from cactus_edge.ir.arith import (
     INT8_MIN,
     INT32_MAX,
     exp_on_negative_q5_26,
+    fma_f32,
     multiply_by_quantized_multiplier,
     multiply_half_up,
     multiply_single_rounding,
@@ -141,17 +142,19 @@ class FloatRequantise:
 class FloatAffine:
     """x -> RNE(clamp(f32(f32(f32(x) * multiplier) + offset), lo, hi)). Non-decreasing in x, |x| <= 2^31.
 
-    multiplier >= 0 and offset: float32 values; the zero points are folded into the offset.
-    Source: XNNPACK's int8 MEAN, two roundings and no fused multiply-add on x86-64.
+    multiplier >= 0 and offset: float32 values; the zero points are folded into the offset. fused: product and sum are rounded once.
+    Source: XNNPACK's int8 MEAN, two roundings on x86-64 and a fused multiply-add on aarch64.
     """
 
     multiplier: float
     offset: float
     lo: int = INT8_MIN
     hi: int = INT8_MAX
+    fused: bool = False
 
     def apply(self, x: Int64) -> Int64:
-        real = x.astype(np.float32) * np.float32(self.multiplier) + np.float32(self.offset)
+        single, multiplier, offset = x.astype(np.float32), np.float32(self.multiplier), np.float32(self.offset)
+        real = fma_f32(single, multiplier, offset) if self.fused else single * multiplier + offset
         rounded: Int64 = np.rint(np.clip(real, self.lo, self.hi)).astype(np.int64)
         return rounded
 
@@ -356,6 +359,34 @@ def float_softmax_rule(beta: float, scale: float) -> FloatSoftmaxRule:
     step = np.float32(scale) * np.float32(beta)
     with np.errstate(under="ignore"):
         return FloatSoftmaxRule(np.exp((step * difference).astype(np.float64)).astype(np.float32))
+
+
+@dataclass(frozen=True, eq=False)
+class TableSoftmaxRule:
+    """Row softmax on int8: out_i = clamp(D(e_i; m, s) - 128), e_i = table[x_i - max x + 255], (m, s) = QM(f32(1 / f32(sum / 256))).
+
+    table int64 [256]: exponentials of the differences -255..0 in steps of 1 / 65535.
+    Source: LiteRT optimized_ops.h SoftmaxInt8LUT on aarch64.
+    """
+
+    table: Int64
+
+    def apply(self, x: Int64) -> Int64:
+        e = self.table[x - x.max(-1, keepdims=True) + 255]
+        inverse = np.float32(1) / (e.sum(-1, keepdims=True).astype(np.float32) * np.float32(1 / 256))
+        known = {value: quantize_multiplier(float(value)) for value in np.unique(inverse)}
+        m, s = np.array([known[value] for value in inverse.ravel()], np.int64).T.reshape(2, *inverse.shape)
+        return np.clip(multiply_by_quantized_multiplier(e, m, s) + INT8_MIN, INT8_MIN, INT8_MAX)
+
+
+def table_softmax_rule(beta: float, scale: float) -> TableSoftmaxRule:
+    """table[255 - d] = min(trunc(f32(expf(f32(f32(scale * beta) * -d)) * 65535) + 1/2), 65535), expf as in `float_softmax_rule`."""
+    e = float_softmax_rule(beta, scale).table * np.float32(65535)
+    return TableSoftmaxRule(np.minimum(np.trunc(e.astype(np.float64) + 0.5), 65535).astype(np.int64))
+
+
+AnySoftmaxRule = SoftmaxRule | FloatSoftmaxRule | TableSoftmaxRule
+"""The meanings of SOFTMAX."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,14 @@ from cactus_edge.ir.arith import INT8_MAX, INT8_MIN, INT32_MAX, rdp
 from cactus_edge.ir.atoms import Affine, Between, Gather, Monotone, Program, ReshapeTo, Softmax
 from cactus_edge.ir.evaluate import dequantize
 from cactus_edge.ir.ops import Int8, Int64
-from cactus_edge.ir.rules import FloatRequantise, FloatSoftmaxRule, Requantise, SoftmaxRule
+from cactus_edge.ir.rules import (
+    AnySoftmaxRule,
+    FloatRequantise,
+    FloatSoftmaxRule,
+    Requantise,
+    SoftmaxRule,
+    TableSoftmaxRule,
+)
 from cactus_edge.verify.interval import Accumulate, Bounds, Engine, accumulate, full_range, step_bounds, thresholds
 from cactus_edge.verify.overflow import prove
 from cactus_edge.verify.regions import Boxes, Region, check_data, point_boxes
@@ -107,6 +114,8 @@ class Decider:
                     won &= softmax_separates(exponentials[behind], INT32_MAX)
                 case FloatSoftmaxRule(table):
                     won &= float_softmax_separates(table[behind])
+                case TableSoftmaxRule(table16):
+                    won &= table_softmax_separates(table16[behind])
                 case _:
                     assert_never(self.softmax)
         won[np.arange(len(labels)), labels] = True
@@ -149,6 +158,20 @@ def softmax_separates(e: Int64, winner: int) -> Bools:
     """
     total = rdp(e, 12).sum(1, keepdims=True)
     enough: Bools = (2**26 - 1) * (winner - e) >= 2**30 * total
+    return enough
+
+
+def table_softmax_separates(e: Int64) -> Bools:
+    """Whether the softmax of a `TableSoftmaxRule` gives the winner, whose entry is 65535, a larger output than e_j, [N, K].
+
+    e_i bounds the entry of class i from above, but for the 1 by which a C library's expf may move it. With S the sum of the true
+    entries, (m, s) stand for M = 256 / S within 2^-21, relative: the sum's conversion, two roundings to float32 and QM. As S >=
+    65535, s <= -7 and D(e; m, s) is within 1/2 + 2^-8 of e times that number, the same for both classes. So
+    256 (65535 - 1 - e_j) (1 - 2^-21) > (1 + 2^-7) S suffices; below, 2^-6 and 2^9 are more than twice those slacks. Both outputs
+    at 127 would need e_j M > 254, whose sum with the winner's is beyond 256.
+    """
+    total = (e + 1).sum(1, keepdims=True)
+    enough: Bools = 64 * (256 * (65534 - e) - 2**9) >= 65 * total
     return enough
 
 
@@ -320,21 +343,27 @@ def _factors(atoms: tuple[_TailAtom, ...], shape: tuple[int, ...], classes: int)
     return factors
 
 
-def _softmax_rule(program: Program) -> SoftmaxRule | FloatSoftmaxRule | None:
+def _softmax_rule(program: Program) -> AnySoftmaxRule | None:
     atom = program.steps[-1].atom if program.steps else None
     return atom.rule if isinstance(atom, Softmax) else None
 
 
-def _check_end(program: Program, softmax: SoftmaxRule | FloatSoftmaxRule | None) -> None:
+def _check_end(program: Program, softmax: AnySoftmaxRule | None) -> None:
     tensor = program.output_tensor
     if tensor.size < 2:
         raise UnsupportedError(f"the output {tensor.name!r} has {tensor.size} element; a decision needs two classes")
     if softmax is not None:
-        e, top = (
-            (softmax.exponentials, INT32_MAX) if isinstance(softmax, SoftmaxRule) else (softmax.table, np.float32(1))
-        )
         if program.quantize.rounding == "envelope" or any(isinstance(s.atom, Between) for s in program.steps):
             raise UnsupportedError("a softmax behind requantisations that are only known to lie in an envelope")
+        match softmax:
+            case SoftmaxRule(e):
+                top = INT32_MAX
+            case FloatSoftmaxRule(e):
+                top = 1
+            case TableSoftmaxRule(e):
+                top = 65535
+            case _:
+                assert_never(softmax)
         if tensor.shape[-1] != tensor.size:
             raise UnsupportedError(f"softmax over rows of {tensor.shape}: the output is not one row of classes")
         if not ((np.diff(e) >= 0).all() and (e >= 0).all() and e[-1] == top):

@@ -31,6 +31,7 @@ from cactus_edge.ir.rules import (
     Requantise,
     RoundDivide,
     SoftmaxRule,
+    TableSoftmaxRule,
     VectorAddRule,
 )
 
@@ -101,6 +102,8 @@ def _quantities(atom: Atom, source: Int64, width: int = 1) -> Iterator[tuple[str
         case Softmax(rule):
             if isinstance(rule, SoftmaxRule):
                 yield "the sum of exponentials (Q12.19)", width * int(rdp(rule.exponentials, 12).max())
+            elif isinstance(rule, TableSoftmaxRule):
+                yield "the sum of exponentials", width * int(rule.table.max())
         case Max() | Gather():
             pass
         case _:

@@ -132,3 +132,33 @@ def test_reciprocal_follows_one_over_one_plus_x() -> None:
     t = np.arange(0, 2**31, 65537)
     error = arith.one_over_one_plus_q0_31(t) / 2.0**31 - 1 / (1 + t / 2.0**31)
     assert np.abs(error).max() < 5e-9
+
+
+def nearest_f32(value: Fraction) -> float:
+    """The float32 nearest to a rational, ties to even, without a double in between."""
+    around = np.float32(float(value))
+    near = [np.nextafter(around, np.float32(-np.inf)), around, np.nextafter(around, np.float32(np.inf))]
+    return float(min(near, key=lambda v: (abs(Fraction(float(v)) - value), int(v.view(np.int32)) & 1)))
+
+
+F32 = st.floats(2.0**-40, 2.0**20, width=32)
+
+
+@given(st.integers(-(2**24), 2**24), F32, F32, st.booleans())
+def test_fma_rounds_once(x: int, b: float, c: float, negative: bool) -> None:
+    c = -c if negative else c
+    got = float(arith.fma_f32(np.float32([x]), np.float32(b), np.float32(c))[0])
+    assert got == nearest_f32(Fraction(x) * Fraction(b) + Fraction(c))
+
+
+def test_fma_where_two_roundings_differ() -> None:
+    """1 + 2^-24 + 2^-60: a tie in float32 once the double has lost 2^-60, and above it in truth."""
+    x, b, c = np.float32([2**20 + 1]), np.float32(2.0**-44), np.float32(1)
+    exact = Fraction(2**20 + 1, 2**44) + 1
+    assert float(arith.fma_f32(x, b, c)[0]) == nearest_f32(exact)
+    tie = np.float32([1 + 2.0**-23])
+    got = arith.fma_f32(tie, np.float32(2.0**-24 * (1 - 2.0**-23)), np.float32(1))
+    exact = Fraction(float(tie[0])) * Fraction(float(np.float32(2.0**-24 * (1 - 2.0**-23)))) + 1
+    assert exact < 1 + Fraction(1, 2**24) and float(got[0]) == nearest_f32(exact) == 1.0
+    up = arith.fma_f32(tie, np.float32(2.0**-24), np.float32(1))
+    assert float(up[0]) == nearest_f32(1 + Fraction(2**23 + 1, 2**47)) == float(np.float32(1 + 2.0**-23))

@@ -170,6 +170,12 @@ def conv(group: int, scale: float = 0.01) -> ops.Conv2d:
     )
 
 
+def narrow(least: int) -> ops.Conv2d:
+    """Weights from `least` up."""
+    weight = np.full((4, 1, 1, 4), least)
+    return ops.Conv2d(ops.freeze(weight, np.int8), ops.freeze([0] * 4, np.int32), ops.freeze([0.01] * 4, np.float32))
+
+
 IMAGE, OUT = Tensor("x", (3, 3, 4), "int8", 0.5, 1), Tensor("y", (3, 3, 4), "int8", 0.25, -2)
 
 
@@ -198,6 +204,7 @@ def test_the_table_says_who_takes_which_family() -> None:
             one(ops.Requantize(), IMAGE, Tensor("y", (3, 3, 4), "int8", 600.0, 0)),
             "ratios from 2\\^-8",
         ),
+        ("litert-xnnpack-arm64", one(narrow(-128), IMAGE, OUT), "a weight of -128"),
         ("x-cube-ai", one(ops.Add(), IMAGE, OUT, 2), "no rule for Add"),
         ("x-cube-ai", one(conv(2), IMAGE, OUT), "no rule for GroupedConv2d"),
         ("x-cube-ai", one(ops.Requantize(), IMAGE, OUT), "no rule for Requantize"),
@@ -206,6 +213,10 @@ def test_the_table_says_who_takes_which_family() -> None:
 def test_what_was_not_shown_equal_is_refused_by_name(name: str, graph: Graph, message: str) -> None:
     with pytest.raises(UnsupportedError, match=f"op 0 .*{message}|{message}"):
         lower(graph, profile(name))
+
+
+def test_weights_down_to_minus_127_do_not_wrap_on_arm() -> None:
+    assert lower(one(narrow(-127), IMAGE, OUT), profile("litert-xnnpack-arm64")).steps
 
 
 def test_every_profile_has_a_digest_of_its_own() -> None:
