@@ -2,8 +2,10 @@
 
     python bench/digits.py            five seeds; continues where it was interrupted
 
-The float columns are the network the file was made from. `small` is the network of the same final shape, trained from
-the start by plain interval bounds without compression, for as many epochs, and exported in the same way.
+The float columns are the network the file was made from: with real weights, and with its activations clamped where it
+learned them clamped. `small` is the network of the same final shape, trained from the start by plain interval bounds
+without compression, and exported in the same way: the same samples and movements, as many epochs, the same top learning
+rate, weights averaged over as many epochs. What it lacks are the wider network and the int8 member of the set.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ def targets(_: Recipe, ours: list[Row], small: list[Row]) -> list[Target]:
         Target("certified: file less small float network, points",
                ahead(ours, small, "certified", "float_certified"), 0),
         Target("bytes of the .tflite, largest", max(r["bytes"] for r in ours), 40_000, at_most=True),
-        Target("training, s, median", median(ours, "training_s"), 60, at_most=True),
+        Target("training, processor s, median", median(ours, "training_cpu_s"), 60, at_most=True),
     ]  # fmt: skip
 
 
