@@ -15,7 +15,7 @@ per channel; residual sums and joins of earlier tensors. No accumulator of their
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -188,6 +188,33 @@ class Maker:
         largest = max(x.scale, self.builder.tensor(j).scale)
         return self.node(ops.Add(self.activation()), [i, j], self.fresh(x.shape, largest * self.scale(0.5, 4.0)))
 
+    def _operands(self, i: int, x: Tensor) -> tuple[list[int], Tensor]:
+        """(x and another operand, in any order; that other one): of x's shape, constant, or repeated along axes of 1."""
+        kind = self.choose.pick(["equal", "constant", "repeated"])
+        fitting = [k for k in self.known if _repeats(self.builder.tensor(k).shape, x.shape)]
+        if kind == "constant":
+            shape = tuple(n if self.choose.integer(0, 1) else 1 for n in x.shape)
+            made = replace(self.fresh(shape, x.scale * self.scale(0.2, 5.0)), name=f"c{len(self.known)}")
+            j = self.builder.constant(made, ops.freeze(self.rng.integers(-128, 128, shape), np.int8))
+        else:
+            j = self.choose.pick(fitting if kind == "repeated" else self._shaped(x))
+        return ([i, j] if self.choose.integer(0, 1) else [j, i]), self.builder.tensor(j)
+
+    def make_sub(self, i: int, x: Tensor) -> int | None:
+        pair, other = self._operands(i, x)
+        largest = max(x.scale, other.scale)
+        return self.node(ops.Sub(self.activation()), pair, self.fresh(x.shape, largest * self.scale(0.5, 4.0)))
+
+    def make_broadcast_add(self, i: int, x: Tensor) -> int | None:
+        pair, other = self._operands(i, x)
+        largest = max(x.scale, other.scale)
+        return self.node(ops.Add(self.activation()), pair, self.fresh(x.shape, largest * self.scale(0.5, 4.0)))
+
+    def make_mul(self, i: int, x: Tensor) -> int | None:
+        pair, other = self._operands(i, x)
+        scale = x.scale * other.scale * self.scale(1.0, 2.0**9)
+        return self.node(ops.Mul(self.activation()), pair, self.fresh(x.shape, scale))
+
     def _pool(self, kind: type[ops.AvgPool] | type[ops.MaxPool], i: int, x: Tensor) -> int | None:
         w = self.window(x.shape[:2], dilate=False, any_padding=False) if len(x.shape) == 3 else None
         if w is None:
@@ -208,6 +235,15 @@ class Maker:
         keep = self.choose.pick([False, True])
         shape = tuple(1 if a in axes else n for a, n in enumerate(x.shape) if keep or a not in axes)
         return self.node(ops.Mean(axes, keep), [i], self.fresh(shape, x.scale * self.scale(0.1, 3.0)))
+
+    def make_sum(self, i: int, x: Tensor) -> int | None:
+        axes = tuple(a for a in range(len(x.shape)) if self.choose.integer(0, 1))
+        if not axes:
+            return None
+        keep = self.choose.pick([False, True])
+        shape = tuple(1 if a in axes else n for a, n in enumerate(x.shape) if keep or a not in axes)
+        count = np.prod([x.shape[a] for a in axes])
+        return self.node(ops.Sum(axes, keep), [i], self.fresh(shape, x.scale * np.sqrt(count) * self.scale(0.1, 3.0)))
 
     def make_pad(self, i: int, x: Tensor) -> int | None:
         pads = tuple((self.choose.integer(0, 2), self.choose.integer(0, 2)) for _ in x.shape)
@@ -237,6 +273,41 @@ class Maker:
             rest //= shape[-1]
         return self.node(ops.Reshape(), [i], self.like((*shape, rest), x))
 
+    def make_transpose(self, i: int, x: Tensor) -> int | None:
+        rest = list(range(len(x.shape)))
+        perm = tuple(rest.pop(self.choose.integer(0, len(rest) - 1)) for _ in x.shape)
+        return self.node(ops.Transpose(perm), [i], self.like(tuple(x.shape[a] for a in perm), x))
+
+    def make_slice(self, i: int, x: Tensor) -> int | None:
+        begin = tuple(self.choose.integer(0, n - 1) for n in x.shape)
+        stride = tuple(self.choose.integer(1, 3) for _ in x.shape)
+        size = tuple(
+            self.choose.integer(1, (n - 1 - b) // s + 1) for n, b, s in zip(x.shape, begin, stride, strict=True)
+        )
+        shape = tuple(n for n in size if n > 1 or self.choose.integer(0, 3))
+        return self.node(ops.Slice(begin, size, stride), [i], self.like(shape, x))
+
+    def make_resize_nearest(self, i: int, x: Tensor) -> int | None:
+        if len(x.shape) != 3:
+            return None
+        shape = (self.choose.integer(1, 9), self.choose.integer(1, 9), x.shape[2])
+        # LiteRT refuses both flags at once.
+        aligned, centred = self.choose.pick([(False, False), (True, False), (False, True)])
+        return self.node(ops.ResizeNearest(aligned, centred), [i], self.like(shape, x))
+
+    def make_leaky_relu(self, i: int, x: Tensor) -> int | None:
+        alpha = float(np.float32(self.choose.pick([0.01, 0.1, 0.2, 0.3, 0.5, 1.5])))
+        return self.node(ops.LeakyRelu(alpha), [i], self.fresh(x.shape, x.scale * self.scale(0.1, 5.0)))
+
+    def make_hard_swish(self, i: int, x: Tensor) -> int | None:
+        return self.node(ops.HardSwish(), [i], self.fresh(x.shape, x.scale * self.scale(0.05, 5.0)))
+
+    def make_logistic(self, i: int, x: Tensor) -> int | None:
+        return self.node(ops.Logistic(), [i], Tensor(f"t{len(self.known)}", x.shape, "int8", 1 / 256, -128))
+
+    def make_tanh(self, i: int, x: Tensor) -> int | None:
+        return self.node(ops.Tanh(), [i], Tensor(f"t{len(self.known)}", x.shape, "int8", 1 / 128, 0))
+
     def make_relu(self, i: int, x: Tensor) -> int | None:
         return self.node(ops.Relu(), [i], self.fresh(x.shape, x.scale * self.scale(0.02, 5.0)))
 
@@ -263,13 +334,21 @@ def _geometry(window: dict[str, Any]) -> dict[str, Any]:
     return {key: window[key] for key in ("stride", "padding", "dilation")}
 
 
+def _repeats(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    return len(a) == len(b) and all(n in (1, m) for n, m in zip(a, b, strict=True))
+
+
 def _joins(a: Tensor, x: Tensor, axis: int) -> bool:
     same_rank = len(a.shape) == len(x.shape) and a.quantised_like(x)
     return same_rank and all(n == m for k, (n, m) in enumerate(zip(a.shape, x.shape, strict=True)) if k != axis)
 
 
-_MIDDLE = "conv2d dense add depthwise_conv2d avg_pool max_pool mean pad concat reshape relu relu6 requantize"
-MIDDLE = tuple(_MIDDLE.split())
+_IN_C = "conv2d dense add depthwise_conv2d avg_pool max_pool mean pad concat reshape relu relu6 requantize sum"
+IN_C = tuple(_IN_C.split())
+"""Every op that can stand in the middle of a network and that the portable C runs."""
+
+_BEYOND_C = "sub mul broadcast_add transpose slice resize_nearest leaky_relu hard_swish logistic tanh"
+MIDDLE = (*IN_C, *_BEYOND_C.split())
 """Every op that can stand in the middle of a network."""
 
 ENDS = ("", "softmax", "dequantize", "softmax dequantize")

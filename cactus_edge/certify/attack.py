@@ -16,10 +16,11 @@ import numpy.typing as npt
 
 from cactus_edge.ir import atoms
 from cactus_edge.ir.atoms import Program, Step
+from cactus_edge.ir.binary import BinaryRule
 from cactus_edge.ir.evaluate import run, values
 from cactus_edge.ir.linear import output_size, pad_image
 from cactus_edge.ir.ops import Int8, Int64
-from cactus_edge.ir.rules import BinaryRule, Elementwise
+from cactus_edge.ir.rules import Elementwise
 
 Real = npt.NDArray[np.float64]
 
@@ -118,7 +119,11 @@ def _backward(step: Step, known: list[Int64], above: Real) -> list[Real]:
             return [above * rule.slope() * _free(rule, out)]
         case atoms.Isotone(rule, _):
             free = _free(rule, out)
-            return [above * free * slope for slope in rule.slopes()]
+            parts = (above * free * slope for slope in rule.slopes(args[0], args[1]))
+            return [_summed_like(part, argument) for part, argument in zip(parts, args, strict=True)]
+        case atoms.Table() as table:
+            after, before = (table.apply(np.clip(args[0] + d, -128, 127)) for d in (1, -1))
+            return [above * (after - before) / 2]
         case atoms.Max() as window:
             return [_max_backward(window, args[0], out, above)]
         case atoms.Gather(rearrangement):
@@ -127,6 +132,13 @@ def _backward(step: Step, known: list[Int64], above: Real) -> list[Real]:
             raise AssertionError("a softmax is the last step, and the margin is taken before it")
         case _:
             assert_never(step.atom)
+
+
+def _summed_like(part: Real, argument: Int64) -> Real:
+    """Summed over the axes along which `argument` was repeated."""
+    repeated = tuple(a for a in range(1, part.ndim) if argument.shape[a] == 1)
+    result: Real = part.sum(repeated, keepdims=True)
+    return result
 
 
 def _free(rule: Elementwise | BinaryRule, out: Int64) -> npt.NDArray[np.bool_]:
@@ -157,5 +169,10 @@ def _gather_backward(rearrangement: atoms.Rearrangement, args: list[Int64], abov
         case atoms.Join(axis):
             cuts = np.cumsum([a.shape[axis + 1] for a in args])[:-1]
             return list(np.split(above, cuts, axis=axis + 1))
+        case atoms.Take(index):
+            count, size = len(above), args[0][0].size
+            at = np.arange(count)[:, None] * size + index.ravel()
+            below = np.bincount(at.ravel(), above.reshape(count, -1).ravel(), count * size)
+            return [below.reshape(args[0].shape).astype(np.float64)]
         case _:
             assert_never(rearrangement)

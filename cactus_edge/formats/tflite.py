@@ -27,6 +27,9 @@ __all__ = ["Model", "explicit_padding", "read_tflite", "write_tflite"]
 ALIGNMENT = 16
 """schema.fbs: `data:[ubyte] (force_align: 16)`. Runtimes read weights in place, with vector loads."""
 
+FUSING = ops.Conv2d | ops.DepthwiseConv2d | ops.AvgPool | ops.MaxPool | ops.Dense | ops.Add | ops.Sub | ops.Mul
+"""Ops with a fused activation."""
+
 RUNTIME_METADATA = "min_runtime_version"
 """The metadata entry in which runtimes look for the oldest version that can run the file; 16 bytes, NUL-padded."""
 
@@ -56,18 +59,45 @@ def _builtin(graph: Graph, node: Node) -> _Builtin:
             return _Builtin("FULLY_CONNECTED", version, runtime, "FullyConnectedOptions")
         case ops.Add():
             return _Builtin("ADD", 2, (1, 14, 0), "AddOptions")
+        case ops.Sub():
+            x, y = (graph.tensors[i] for i in node.inputs)
+            version, runtime = (3, (2, 3, 0)) if x.shape != y.shape and len(x.shape) > 3 else (2, (1, 14, 0))
+            return _Builtin("SUB", version, runtime, "SubOptions")
+        case ops.Mul():
+            x, y, out = (graph.tensors[i] for i in (*node.inputs, node.output))
+            version, runtime = (3, (1, 15, 0)) if x.scale * y.scale >= out.scale else (2, (1, 14, 0))
+            return _Builtin("MUL", version, runtime, "MulOptions")
         case ops.AvgPool():
             return _Builtin("AVERAGE_POOL_2D", 2, (1, 14, 0), "Pool2DOptions")
         case ops.MaxPool():
             return _Builtin("MAX_POOL_2D", 2, (1, 14, 0), "Pool2DOptions")
         case ops.Mean():
             return _Builtin("MEAN", 2, (1, 14, 0), "ReducerOptions")
+        case ops.Sum():
+            return _Builtin("SUM", 2, (1, 15, 0), "ReducerOptions")
         case ops.Pad():
             return _Builtin("PAD", 2, (1, 14, 0), "PadOptions")
         case ops.Concat():
             return _Builtin("CONCATENATION", 2, (1, 14, 0), "ConcatenationOptions")
         case ops.Reshape():
             return _Builtin("RESHAPE", 1, (1, 5, 0), "ReshapeOptions")
+        case ops.Transpose(perm):
+            version, runtime = {4: (4, (2, 3, 0)), 5: (6, (2, 12, 0))}.get(len(perm), (2, (1, 14, 0)))
+            return _Builtin("TRANSPOSE", version, runtime, "TransposeOptions")
+        case ops.Slice(begin):
+            version, runtime = (4, (2, 2, 0)) if len(begin) > 3 else (2, (1, 14, 0))
+            return _Builtin("STRIDED_SLICE", version, runtime, "StridedSliceOptions")
+        case ops.ResizeNearest(aligned, centred):
+            version, runtime = (3, (2, 3, 0)) if aligned or centred else (2, (1, 14, 0))
+            return _Builtin("RESIZE_NEAREST_NEIGHBOR", version, runtime, "ResizeNearestNeighborOptions")
+        case ops.LeakyRelu():
+            return _Builtin("LEAKY_RELU", 1, (1, 13, 1), "LeakyReluOptions")
+        case ops.HardSwish():
+            return _Builtin("HARD_SWISH", 1, (1, 15, 0), "HardSwishOptions")
+        case ops.Logistic():
+            return _Builtin("LOGISTIC", 2, (1, 14, 0), None)
+        case ops.Tanh():
+            return _Builtin("TANH", 2, (1, 14, 0), None)
         case ops.Relu():
             return _Builtin("RELU", 2, (2, 1, 0), None)
         case ops.Relu6():
@@ -93,6 +123,7 @@ def explicit_padding(graph: Graph) -> Graph:
     tensors = [graph.tensors[i] for i in graph.inputs]
     index = {old: new for new, old in enumerate(graph.inputs)}
     nodes: list[Node] = []
+    constants: dict[int, ops.Int8] = {}
 
     def append(op: ops.Op, inputs: tuple[int, ...], output: Tensor) -> int:
         tensors.append(output)
@@ -100,6 +131,11 @@ def explicit_padding(graph: Graph) -> Graph:
         return len(tensors) - 1
 
     for number, node in enumerate(graph.nodes):
+        for i in node.inputs:
+            if i in graph.constants and i not in index:
+                index[i] = len(tensors)
+                constants[index[i]] = graph.constants[i]
+                tensors.append(graph.tensors[i])
         op, inputs = node.op, tuple(index[i] for i in node.inputs)
         x = tensors[inputs[0]]
         if isinstance(op, ops.AvgPool | ops.MaxPool) and _padding_name(op, x) is None:
@@ -114,7 +150,11 @@ def explicit_padding(graph: Graph) -> Graph:
             op = replace(op, padding=ops.Padding2d())
         index[node.output] = append(op, inputs, graph.tensors[node.output])
     return Graph(
-        tuple(tensors), tuple(nodes), tuple(index[i] for i in graph.inputs), tuple(index[i] for i in graph.outputs)
+        tuple(tensors),
+        tuple(nodes),
+        tuple(index[i] for i in graph.inputs),
+        tuple(index[i] for i in graph.outputs),
+        constants,
     )
 
 
@@ -165,8 +205,9 @@ class _Writer:
 
     def file(self, metadata: dict[str, bytes]) -> bytes:
         fb = self.fb
-        for tensor in self.graph.tensors:
-            self._activation(tensor)
+        for index, tensor in enumerate(self.graph.tensors):
+            codes = self.graph.constants.get(index)
+            self._activation(tensor, b"" if codes is None else codes.tobytes())
         sub = fb.SubGraphT()
         sub.name, sub.tensors = "main", self.tensors
         sub.operators = [self._operator(node) for node in self.graph.nodes]
@@ -217,8 +258,8 @@ class _Writer:
         self.tensors.append(t)
         return t
 
-    def _activation(self, tensor: Tensor) -> None:
-        t = self._tensor(tensor.name, (1, *tensor.shape), tensor.dtype.upper())
+    def _activation(self, tensor: Tensor, raw: bytes) -> None:
+        t = self._tensor(tensor.name, (1, *tensor.shape), tensor.dtype.upper(), raw)
         if tensor.dtype == "int8":
             t.quantization = self._quantization([tensor.scale], tensor.zero_point, 0)
 
@@ -271,7 +312,7 @@ class _Writer:
             options.strideH, options.strideW = op.stride
         if isinstance(op, ops.Conv2d | ops.DepthwiseConv2d):
             options.dilationHFactor, options.dilationWFactor = op.dilation
-        if isinstance(op, ops.Conv2d | ops.DepthwiseConv2d | ops.AvgPool | ops.MaxPool | ops.Dense | ops.Add):
+        if isinstance(op, FUSING):
             options.fusedActivationFunction = getattr(self.fb.ActivationFunctionType, op.activation.name)
         match op:
             case ops.Conv2d() | ops.Dense():
@@ -281,7 +322,7 @@ class _Writer:
                 return self._weights(op, node)
             case ops.AvgPool(kernel) | ops.MaxPool(kernel):
                 options.filterHeight, options.filterWidth = kernel
-            case ops.Mean(axes, keep_dims):
+            case ops.Mean(axes, keep_dims) | ops.Sum(axes, keep_dims):
                 options.keepDims = keep_dims
                 return [self._constant(f"{out.name}/axes", np.array([a + 1 for a in axes], np.int32))]
             case ops.Pad(pads):
@@ -292,13 +333,27 @@ class _Writer:
                 # -1 lets a runtime run several samples at once.
                 options.newShape = _vector((-1, *out.shape))
                 return [self._constant(f"{out.name}/shape", np.array((-1, *out.shape), np.int32))]
+            case ops.Transpose(perm):
+                return [self._constant(f"{out.name}/perm", np.array([0, *(a + 1 for a in perm)], np.int32))]
+            case ops.Slice() as cut:
+                options.shrinkAxisMask = _dropped_axes(cut.size, out.shape) << 1
+                last = [b + (n - 1) * s + 1 for b, n, s in zip(cut.begin, cut.size, cut.stride, strict=True)]
+                parts = {"begin": (0, *cut.begin), "end": (1, *last), "strides": (1, *cut.stride)}
+                return [self._constant(f"{out.name}/{name}", np.array(v, np.int32)) for name, v in parts.items()]
+            case ops.ResizeNearest(aligned, centred):
+                options.alignCorners, options.halfPixelCenters = aligned, centred
+                return [self._constant(f"{out.name}/size", np.array(out.shape[:2], np.int32))]
+            case ops.LeakyRelu(alpha):
+                options.alpha = alpha
             case ops.Softmax(beta):
                 if float(np.float32(beta)) != beta:
                     raise UnsupportedError(
                         f"softmax with beta {beta!r}: .tflite stores a float32, which would change it"
                     )
                 options.beta = beta
-            case ops.Add() | ops.Relu() | ops.Relu6() | ops.Requantize() | ops.Quantize() | ops.Dequantize():
+            case ops.Add() | ops.Sub() | ops.Mul() | ops.Relu() | ops.Relu6() | ops.HardSwish() | ops.Logistic():
+                pass
+            case ops.Tanh() | ops.Requantize() | ops.Quantize() | ops.Dequantize():
                 pass
             case _:
                 assert_never(op)
@@ -315,6 +370,17 @@ class _Writer:
         entry = self.fb.MetadataT()
         entry.name, entry.buffer = name, self._buffer(raw)
         return entry
+
+
+def _dropped_axes(size: tuple[int, ...], shape: tuple[int, ...]) -> int:
+    """Bit k is set where axis k of a slice of `size`, then of 1 element, is missing in `shape`."""
+    mask, kept = 0, list(shape)
+    for axis, n in enumerate(size):
+        if kept and kept[0] == n:
+            kept.pop(0)
+        else:
+            mask |= 1 << axis
+    return mask
 
 
 def _vector(values: Sequence[int]) -> npt.NDArray[np.int32]:

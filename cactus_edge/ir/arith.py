@@ -143,37 +143,39 @@ def round_divide(x: Int64, divisor: Int64 | int) -> Int64:
 
 # Softmax: exp on negative Q5.26 numbers and 1/(1+x) on Q0.31, as gemmlowp computes them.
 
-EXP_BARREL = (
-    (24, 1672461947),
-    (25, 1302514674),
-    (26, 790015084),
-    (27, 290630308),
-    (28, 39332535),
-    (29, 720401),
-    (30, 242),
-)
-"""(bit of the remainder, exp(-2^(bit - 26)) as Q0.31)."""
+EXP_BARREL = (1672461947, 1302514674, 790015084, 290630308, 39332535, 720401, 242)
+"""exp(-2^j) as Q0.31 for j from -2 on."""
 
 
-def exp_on_negative_q5_26(a: Int64) -> Int64:
-    """exp(a / 2^26) as Q0.31 for a <= 0 in int32; 2^31 - 1 for a = 0. Source: gemmlowp exp_on_negative_values."""
+def exp_on_negative(a: Int64, integer_bits: int) -> Int64:
+    """exp(a / 2^f) as Q0.31 for a <= 0 in int32, f = 31 - integer_bits; 2^31 - 1 for a = 0. integer_bits 4 or 5.
+
+    Source: gemmlowp exp_on_negative_values.
+    """
     a = np.asarray(a, np.int64)
-    quarter = np.int64(1 << 24)
+    first = 31 - integer_bits - 2
+    quarter = np.int64(1 << first)
     reduced = (a & (quarter - 1)) - quarter
-    x = (reduced << 5) + (1 << 28)
+    x = (reduced << integer_bits) + (1 << 28)
     x2 = srdhm(x, x)
     x3 = srdhm(x2, x)
     x4 = srdhm(x2, x2)
     tail = rdp(srdhm(rdp(x4, 2) + x3, 715827883) + x2, 1)
     result = 1895147668 + srdhm(np.asarray(1895147668, np.int64), x + tail)
     remainder = reduced - a
-    for bit, constant in EXP_BARREL:
-        result = np.where(remainder & (1 << bit), srdhm(result, constant), result)
+    for step, constant in enumerate(EXP_BARREL[: integer_bits + 2]):
+        result = np.where(remainder & (1 << (first + step)), srdhm(result, constant), result)
     return np.where(a == 0, INT32_MAX, result)
 
 
 def one_over_one_plus_q0_31(t: Int64) -> Int64:
-    """1 / (1 + t / 2^31) as Q0.31 for t in [0, 2^31 - 1]. Source: gemmlowp one_over_one_plus_x_for_x_in_0_1 (three Newton steps)."""
+    """1 / (1 + t / 2^31) as Q0.31 for t in [0, 2^31 - 1]. Source: gemmlowp one_over_one_plus_x_for_x_in_0_1."""
+    result: Int64 = np.clip(_twice_reciprocal_q2_29(t) << 1, INT32_MIN, INT32_MAX)
+    return result
+
+
+def _twice_reciprocal_q2_29(t: Int64) -> Int64:
+    """2 / (1 + t / 2^31) as Q2.29 for t in [0, 2^31 - 1]: three Newton steps."""
     t = np.asarray(t, np.int64)
     # RoundingHalfSum(t, 2^31 - 1): both are >= 0, so truncation rounds the half up.
     half = (t + INT32_MAX + 1) >> 1
@@ -181,5 +183,20 @@ def one_over_one_plus_q0_31(t: Int64) -> Int64:
     for _ in range(3):
         step = srdhm(x, (1 << 29) - srdhm(half, x))
         x = x + np.clip(step << 2, INT32_MIN, INT32_MAX)
-    result: Int64 = np.clip(x << 1, INT32_MIN, INT32_MAX)
+    return x
+
+
+def logistic_q4_27(a: Int64) -> Int64:
+    """1 / (1 + exp(-a / 2^27)) as Q0.31 for a in int32. Source: gemmlowp logistic."""
+    a = np.asarray(a, np.int64)
+    above = one_over_one_plus_q0_31(exp_on_negative(-np.abs(a), 4))
+    return np.where(a == 0, 1 << 30, np.where(a > 0, above, INT32_MAX - above))
+
+
+def tanh_q4_27(a: Int64) -> Int64:
+    """tanh(a / 2^27) as Q0.31 for a in int32: (1 - e) / (1 + e) with e = exp(-2 |a| / 2^27). Source: gemmlowp tanh."""
+    a = np.asarray(a, np.int64)
+    # The same bits in Q5.26 are twice the number.
+    e = exp_on_negative(-np.abs(a), 5)
+    result: Int64 = np.sign(a) * np.clip((_twice_reciprocal_q2_29(e) - (1 << 29)) << 2, INT32_MIN, INT32_MAX)
     return result

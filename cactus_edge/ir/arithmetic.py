@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping
 
 from cactus_edge.errors import InputError
-from cactus_edge.ir.profile import BLOCKS, NARROW, Profile
+from cactus_edge.ir.profile import BLOCKS, DISTINCT, NARROW, SIXTEEN_BITS, Profile
 from cactus_edge.ir.tensorrt import TENSORRT
 
 Rules = Mapping[str, tuple[str, ...]]
@@ -28,24 +28,47 @@ COPIES: Rules = {
 }
 """Ops that move or choose codes; most runtimes agree on them."""
 
+MOVES: Rules = {"Transpose": ("copy",), "Slice": ("copy",), "ResizeNearest": ("copy",)}
+"""More of them, which fewer runtimes were shown to run."""
+
 GEMMLOWP: Rules = {
     **COPIES,
+    **MOVES,
     "Conv2d": ("D", "double"),
     "GroupedConv2d": ("D", "double"),
     "DepthwiseConv2d": ("D", "double"),
     "Dense": ("D", "float32_product"),
     "DensePerChannel": ("D", "double"),
     "Add": ("D_shift20",),
+    "Sub": ("D_shift20",),
+    "Mul": ("D", "double"),
     "AvgPool": ("half_away",),
     "Mean": ("D", "folded_count"),
     "Relu": ("D", "float32_ratio"),
     "Relu6": ("clamp",),
+    "LeakyRelu": ("D", "double"),
+    "HardSwish": ("int16",),
+    "Logistic": ("gemmlowp_q4_27",),
+    "Tanh": ("gemmlowp_q4_27",),
     "Requantize": ("D", "double"),
     "Quantize": ("half_away",),
     "Dequantize": ("float32",),
     "Softmax": ("gemmlowp_q5_26",),
 }
 """The reference kernels' rules: gemmlowp's double rounding and its fixed-point softmax."""
+
+LITERT: Rules = {
+    "Sub": ("D_shift20",),
+    "Mul": ("D", "float32"),
+    "Relu": ("D", "float32_ratio"),
+    "Relu6": ("D", "float32_ratio"),
+    "LeakyRelu": ("D", "float32"),
+    "HardSwish": ("int16",),
+    "Logistic": ("float32_table",),
+    "Tanh": ("float32_table",),
+}
+"""What LiteRT's reference and optimised kernels share. Its SUM is left out: the reference kernel reads int8 as uint8, the
+optimised one computes in floats whose contraction is the compiler's choice (reduce.cc, optimized/reduce.h)."""
 
 MLAS: Rules = {
     "Conv2d": ("F", "float32"),
@@ -93,6 +116,21 @@ XNNPACK: Rules = {
 }
 """LiteRT behind the XNNPACK delegate on x86-64, its default; what XNNPACK leaves runs in the optimised kernels."""
 
+XNNPACK_X86: Rules = {
+    **MOVES,
+    "Sub": ("xnnpack",),
+    "Sub.activation": ("half_even_sum",),
+    # XNNPACK src/subgraph.c replaces x * x by a square computed in floats.
+    "Mul": ("F", "float32", DISTINCT),
+    "Mul.activation": ("half_even_sum",),
+    "Sum": ("F", "float32_reciprocal"),
+    "LeakyRelu": ("fraction8",),
+    "HardSwish": ("int16",),
+    "Logistic": ("xnnpack",),
+    "Tanh": ("xnnpack",),
+}
+"""What was shown on x86-64 only. On aarch64 XNNPACK's MUL and LiteRT's HARD_SWISH are other kernels."""
+
 _WRAPPING = ("Conv2d", "GroupedConv2d", "DepthwiseConv2d", "Dense", "DensePerChannel")
 
 XNNPACK_ARM64: Rules = {
@@ -108,10 +146,11 @@ PROFILES: Mapping[str, Profile] = {
     "tflm": Profile(
         name="tflm",
         runtime="TensorFlow Lite for Microcontrollers, reference and CMSIS-NN kernels (and the C that cactus-edge writes)",
-        versions="0.5 (2021) to 2026-10 (wheel 0.dev20261023182759)",
+        versions="0.5 (2021) to 2026-10 (wheel 0.dev20261023182759); SUB and LEAKY_RELU as in the wheel, whose multipliers are formed "
+        "in double (sources up to 2026-08: float32)",
         cpu="any; integer only, built without TFLITE_SINGLE_ROUNDING",
         reads="tflite",
-        rules=GEMMLOWP,
+        rules={**GEMMLOWP, "Sum": ("D", "folded_count")},
         source="tensorflow/lite/micro/kernels, tensorflow/lite/kernels/internal/reference; vectors in tests/formats and tests/ir",
     ),
     "litert-ref": Profile(
@@ -122,9 +161,9 @@ PROFILES: Mapping[str, Profile] = {
         reads="tflite",
         rules={
             **GEMMLOWP,
+            **LITERT,
             "Dense": ("E", "double"),
             "DensePerChannel": ("E", "double"),
-            "Relu6": ("D", "float32_ratio"),
         },
         source="tflite/kernels and tflite/kernels/internal/reference of LiteRT; vectors in tests/formats",
     ),
@@ -132,20 +171,21 @@ PROFILES: Mapping[str, Profile] = {
         name="litert-builtin",
         runtime="LiteRT (TensorFlow Lite) with its optimised kernels, without delegate",
         versions="2.3 (wheel ai-edge-litert 2.3.0)",
-        cpu="x86-64, one thread; on aarch64 softmax, depthwise convolution and scalar tails differ",
+        cpu="x86-64, one thread; on aarch64 softmax, depthwise convolution, HARD_SWISH and scalar tails differ",
         reads="tflite",
         rules={
             **COPIES,
+            **MOVES,
+            **LITERT,
             "Conv2d": ("H", "double"),
             "GroupedConv2d": ("D", "double"),
             "DepthwiseConv2d": ("HD8", "double"),
             "Dense": ("H", "float32_product"),
             "DensePerChannel": ("H", "double"),
             "Add": ("vector20", BLOCKS),
+            "Mul": ("D", "float32", SIXTEEN_BITS),
             "AvgPool": ("half_away",),
             "Mean": ("D", "float32_image"),
-            "Relu": ("D", "float32_ratio"),
-            "Relu6": ("D", "float32_ratio"),
             "Requantize": ("H", "double", BLOCKS),
             "Quantize": ("half_even_product", BLOCKS),
             "Softmax": ("float32_table",),
@@ -158,7 +198,7 @@ PROFILES: Mapping[str, Profile] = {
         versions="2.3 (wheel ai-edge-litert 2.3.0)",
         cpu="x86-64",
         reads="tflite",
-        rules=XNNPACK,
+        rules={**XNNPACK, **XNNPACK_X86},
         source="XNNPACK src/{operators,microparams-init.c,qs8-*}, LiteRT tflite/delegates/xnnpack; vectors in tests/formats",
     ),
     "litert-xnnpack-arm64": Profile(

@@ -7,27 +7,30 @@ with a `tensor` is that int8 tensor of the graph, one without is an accumulator 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import assert_never
 
 import numpy as np
 
 from cactus_edge.errors import UnsupportedError
 from cactus_edge.ir import linear, ops
-from cactus_edge.ir.arith import INT8_MIN
+from cactus_edge.ir.arith import INT8_MAX, INT8_MIN
+from cactus_edge.ir.binary import BinaryRule, MulRule
 from cactus_edge.ir.graph import Graph, Node, Tensor
 from cactus_edge.ir.linear import Array, Linear
 from cactus_edge.ir.ops import Int64, Padding2d
 from cactus_edge.ir.profile import Profile
 from cactus_edge.ir.rules import (
     AnySoftmaxRule,
-    BinaryRule,
     Clamp,
     Elementwise,
     QuantizeRule,
     RoundDivide,
     activation_range,
 )
+from cactus_edge.ir.tables import code_table, source_index
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,13 +74,34 @@ class Between:
 
 @dataclass(frozen=True)
 class Isotone:
-    """y = rule(x1, x2), elementwise; `signs[i]` is +1 where the rule is non-decreasing in argument i, -1 where non-increasing."""
+    """y = rule(x1, x2), elementwise, with axes of size 1 repeated. For every fixed value of the other argument the rule is
+    monotone in argument i: non-decreasing where `signs[i]` is +1, non-increasing for -1, one or the other for 0.
+    """
 
     rule: BinaryRule
     signs: tuple[int, ...]
 
     def apply(self, *args: Int64) -> Int64:
         return self.rule.apply(*args)
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """y = table[x + 128] for int8 codes x, elementwise; table int64 [256] of int8 codes, in any order."""
+
+    table: Int64
+
+    @cached_property
+    def extremes(self) -> tuple[Int64, Int64]:
+        """(least, most) int64 [256, 256]: least[l + 128, u + 128] = min of y over l <= x <= u, most the maximum."""
+        begun = np.arange(256)[:, None] <= np.arange(256)
+        least: Int64 = np.minimum.accumulate(np.where(begun, self.table, INT8_MAX), 1)
+        most: Int64 = np.maximum.accumulate(np.where(begun, self.table, INT8_MIN), 1)
+        return least, most
+
+    def apply(self, x: Int64) -> Int64:
+        result: Int64 = self.table[x - INT8_MIN]
+        return result
 
 
 @dataclass(frozen=True)
@@ -125,7 +149,18 @@ class Join:
         return np.concatenate(args, axis=self.axis + 1)
 
 
-Rearrangement = ReshapeTo | PadWith | Join
+@dataclass(frozen=True, eq=False)
+class Take:
+    """y[i] = x_flat[index[i]], row-major within the sample; index int64 [*out shape]."""
+
+    index: Int64
+
+    def apply(self, *args: Array) -> Array:
+        x = args[0]
+        return x.reshape(len(x), -1)[:, self.index]
+
+
+Rearrangement = ReshapeTo | PadWith | Join | Take
 """Ways to move elements without computing; PadWith inserts constants."""
 
 
@@ -149,7 +184,7 @@ class Softmax:
         return self.rule.apply(x)
 
 
-Atom = Affine | Monotone | Between | Isotone | Max | Gather | Softmax
+Atom = Affine | Monotone | Between | Isotone | Table | Max | Gather | Softmax
 """The closed set of meanings."""
 
 
@@ -178,6 +213,7 @@ class Program:
 
     `quantize` is the rule that maps the user's float32 input to value `input`: the graph's own QUANTIZE where it begins
     with one, else the rule the profile would use. `float_input`, `float_output` say what the file itself takes and gives.
+    `constants`: value index -> int64 [*shape] for values that no step writes.
     """
 
     graph: Graph
@@ -189,6 +225,11 @@ class Program:
     quantize: QuantizeRule
     float_input: bool
     float_output: bool
+    constants: Mapping[int, Int64]
+
+    def repeated_constants(self, count: int) -> dict[int, Int64]:
+        """The constants for `count` samples, [count, *shape]."""
+        return {value: np.broadcast_to(codes, (count, *codes.shape)) for value, codes in self.constants.items()}
 
     @property
     def output_tensor(self) -> Tensor:
@@ -232,6 +273,10 @@ def lower(graph: Graph, profile: Profile) -> Program:
     core = first.output if starts_float and first is not None else graph.inputs[0]
     source = graph.tensors[core]
     start = builder.value(source.shape, core, source.name)
+    constants = {
+        builder.value(codes.shape, index, graph.tensors[index].name): codes.astype(np.int64)
+        for index, codes in graph.constants.items()
+    }
     for index, node in enumerate(graph.nodes):
         if isinstance(node.op, ops.Quantize | ops.Dequantize):
             profile.check_size(type(node.op).__name__, graph.tensors[node.output].size)
@@ -253,6 +298,7 @@ def lower(graph: Graph, profile: Profile) -> Program:
         profile.quantize(source.scale, source.zero_point),
         starts_float,
         ends_float,
+        constants,
     )
 
 
@@ -272,11 +318,19 @@ def _expand(b: _Builder, index: int, node: Node) -> None:
             ends = profile.ends(kind, op, x, out, clamp)
             scaled = Monotone(rule) if ends is None else Between(ends[0], rule, ends[1])
             b.result(scaled, (b.accumulator(affine, args, index),), index)
-        case ops.Add(activation):
-            profile.check_size(kind, out.size)
+        case ops.Add(activation) | ops.Sub(activation) | ops.Mul(activation):
             y = b.graph.tensors[node.inputs[1]]
-            add = profile.add((x.scale, y.scale), (x.zero_point, y.zero_point), out.scale, out.zero_point, activation)
-            b.result(Isotone(add, (1, 1)), args, index)
+            same = len({_origin(b.graph, i) for i in node.inputs}) == 1
+            profile.check_operands(kind, x.shape, y.shape, same)
+            scales, zero_points = (x.scale, y.scale), (x.zero_point, y.zero_point)
+            clamp = profile.clamp(kind, activation, out.scale, out.zero_point)
+            if isinstance(node.op, ops.Mul):
+                product = profile.requantise(kind, x.scale, y.scale, out.scale, out.zero_point, clamp)
+                b.result(Isotone(MulRule(zero_points, product), (0, 0)), args, index)
+            else:
+                sign = -1 if isinstance(node.op, ops.Sub) else 1
+                total = profile.add(kind, scales, zero_points, sign, out.scale, out.zero_point, clamp)
+                b.result(Isotone(total, (1, sign)), args, index)
         case ops.AvgPool(kernel, stride, padding, activation):
             profile.rule(kind)
             pool = linear.WindowSum(_image(x.shape), kernel, stride, padding)
@@ -287,18 +341,20 @@ def _expand(b: _Builder, index: int, node: Node) -> None:
             profile.rule(kind)
             lo, hi = profile.clamp(kind, activation, out.scale, out.zero_point)
             maximum = Max(kernel, stride, padding)
-            if (lo, hi) == (INT8_MIN, -INT8_MIN - 1):
+            if (lo, hi) == (INT8_MIN, INT8_MAX):
                 b.result(maximum, args, index)
             else:
                 inner = b.value(out.shape, None, f"{out.name}.max")
                 b.steps.append(Step(maximum, args, inner, index))
                 b.result(Monotone(Clamp(lo, hi)), (inner,), index)
-        case ops.Mean(axes, keep_dims):
-            total = linear.AxisSum(x.shape, axes, keep_dims)
-            acc = b.accumulator(Affine(total, 0, np.zeros(1, np.int64)), args, index)
+        case ops.Mean(axes, keep_dims) | ops.Sum(axes, keep_dims):
+            axis_sum = linear.AxisSum(x.shape, axes, keep_dims)
+            acc = b.accumulator(Affine(axis_sum, 0, np.zeros(1, np.int64)), args, index)
             image_channels = x.shape[2] if len(x.shape) == 3 and axes == (0, 1) and keep_dims else 0
-            mean = profile.mean(x.scale, x.zero_point, out.scale, out.zero_point, total.count, image_channels)
-            b.result(Monotone(mean), (acc,), index)
+            reduced = profile.reduce(
+                kind, x.scale, x.zero_point, out.scale, out.zero_point, axis_sum.count, image_channels
+            )
+            b.result(Monotone(reduced), (acc,), index)
         case ops.Pad(pads):
             profile.rule(kind)
             b.result(Gather(PadWith(pads, out.zero_point)), args, index)
@@ -308,6 +364,12 @@ def _expand(b: _Builder, index: int, node: Node) -> None:
         case ops.Reshape():
             profile.rule(kind)
             b.result(Gather(ReshapeTo(out.shape)), args, index)
+        case ops.Transpose() | ops.Slice() | ops.ResizeNearest() as op:
+            profile.rule(kind)
+            b.result(Gather(Take(source_index(op, x.shape, out.shape))), args, index)
+        case ops.LeakyRelu() | ops.HardSwish() | ops.Logistic() | ops.Tanh() as op:
+            profile.check_size(kind, out.size)
+            b.result(Table(code_table(op, profile.rule(kind), x, out)), args, index)
         case ops.Relu():
             profile.check_size(kind, out.size)
             clamp = activation_range(ops.Activation.RELU, out.scale, out.zero_point)
@@ -350,6 +412,14 @@ def linear_map(op: ops.Conv2d | ops.DepthwiseConv2d | ops.Dense, in_shape: tuple
             return linear.Dense(op.weight, in_shape)
         case _:
             assert_never(op)
+
+
+def _origin(graph: Graph, tensor: int) -> int:
+    """The tensor whose elements `tensor` has, in the same order: itself, or what RESHAPE made it from."""
+    reshaped = {n.output: n.inputs[0] for n in graph.nodes if isinstance(n.op, ops.Reshape)}
+    while tensor in reshaped:
+        tensor = reshaped[tensor]
+    return tensor
 
 
 def _image(shape: tuple[int, ...]) -> tuple[int, int, int]:

@@ -22,6 +22,7 @@ from cactus_edge.errors import InternalError, ModelError, UnsupportedError
 from cactus_edge.ir import ops
 from cactus_edge.ir.arith import INT8_MAX, INT8_MIN, INT32_MAX
 from cactus_edge.ir.atoms import Affine, Atom, Isotone, Monotone, Program, Softmax, lower
+from cactus_edge.ir.binary import AddRule
 from cactus_edge.ir.blob_format import (
     ARITHMETIC_TFLM,
     COMMON,
@@ -40,7 +41,7 @@ from cactus_edge.ir.blob_format import (
 from cactus_edge.ir.graph import Graph, Tensor
 from cactus_edge.ir.plan import Plan, plan
 from cactus_edge.ir.profile import Profile
-from cactus_edge.ir.rules import AddRule, Clamp, Requantise, RoundDivide, SoftmaxRule
+from cactus_edge.ir.rules import Clamp, Requantise, RoundDivide, SoftmaxRule
 
 Rule = TypeVar("Rule", Requantise, RoundDivide, Clamp)
 
@@ -160,6 +161,8 @@ def _draft(program: Program, layout: Plan, index: int) -> _Draft:
     node = graph.nodes[index]
     steps = [step.atom for step in program.steps if step.node == index]
     x, out = graph.tensors[node.inputs[0]], graph.tensors[node.output]
+    if any(i in graph.constants for i in node.inputs):
+        raise UnsupportedError("the C runtime has no constant operands besides weights and biases")
     places = [_offset(layout.offsets[i]) for i in node.inputs]
     common = {"out": _offset(layout.offsets[node.output]), "out_bytes": out.size, "in": places[0]}
     match node.op:
@@ -168,10 +171,12 @@ def _draft(program: Program, layout: Plan, index: int) -> _Draft:
         case ops.Dense() as op:
             return _affine(op, steps, x, out, common)
         case ops.Add():
+            if any(graph.tensors[i].shape != out.shape for i in node.inputs):
+                raise UnsupportedError("the C runtime adds tensors of one shape only")
             return _Draft(Kind.ADD, common | {"in2": places[1]} | _add(steps))
         case ops.AvgPool() | ops.MaxPool() as op:
             return _pool(op, steps, x, out, common)
-        case ops.Mean(axes):
+        case ops.Mean(axes) | ops.Sum(axes):
             return _Draft(Kind.MEAN, common | _mean(steps, x, axes))
         case ops.Pad(pads):
             return _Draft(Kind.PAD, common | _pad(x.shape, pads) | {"value": out.zero_point})
@@ -184,6 +189,10 @@ def _draft(program: Program, layout: Plan, index: int) -> _Draft:
             return _Draft(Kind.REQUANTIZE, common | _requantize(steps))
         case ops.Softmax():
             return _softmax(steps, x, common)
+        case ops.Sub() | ops.Mul() | ops.LeakyRelu() | ops.HardSwish() | ops.Logistic() | ops.Tanh():
+            raise UnsupportedError("the C runtime has no kernel for it")
+        case ops.Transpose() | ops.Slice() | ops.ResizeNearest():
+            raise UnsupportedError("the C runtime has no kernel for it")
         case ops.Reshape() | ops.Quantize() | ops.Dequantize():
             raise InternalError(f"{graph.label(index)} has no record")
         case _:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from cactus_edge.ir.graph import Graph, Node, Tensor
-from cactus_edge.ir.ops import Op
+from cactus_edge.ir.ops import Int8, Op, freeze
 from cactus_edge.ir.spec import check
 
 
@@ -16,6 +18,7 @@ class GraphBuilder:
         self._tensors: list[Tensor] = []
         self._nodes: list[Node] = []
         self._inputs: list[int] = []
+        self._constants: dict[int, Int8] = {}
 
     def tensor(self, index: int) -> Tensor:
         """The tensor added as `index`."""
@@ -27,6 +30,12 @@ class GraphBuilder:
         self._inputs.append(len(self._tensors) - 1)
         return self._inputs[-1]
 
+    def constant(self, tensor: Tensor, codes: Int8) -> int:
+        """Adds a tensor that always holds `codes` [*tensor.shape], returns its index."""
+        self._tensors.append(tensor)
+        self._constants[len(self._tensors) - 1] = freeze(codes, np.int8)
+        return len(self._tensors) - 1
+
     def node(self, op: Op, inputs: Sequence[int], output: Tensor) -> int:
         """Adds an op that reads `inputs` and writes the new tensor `output`, returns that tensor's index."""
         self._tensors.append(output)
@@ -35,6 +44,6 @@ class GraphBuilder:
 
     def finish(self, *outputs: int) -> Graph:
         """The graph. Raises ModelError where `spec.check` refuses it."""
-        graph = Graph(tuple(self._tensors), tuple(self._nodes), tuple(self._inputs), outputs)
+        graph = Graph(tuple(self._tensors), tuple(self._nodes), tuple(self._inputs), outputs, self._constants)
         check(graph)
         return graph

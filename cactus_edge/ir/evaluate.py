@@ -86,7 +86,7 @@ def dequantize(q: Int8, scale: float, zero_point: int) -> npt.NDArray[np.float32
 
 def values(program: Program, x: Int8) -> list[Int64]:
     """Every value of the program for int8 x [N, *shape], by value index, accumulators included."""
-    known: dict[int, Int64] = {program.input: x.astype(np.int64)}
+    known: dict[int, Int64] = {program.input: x.astype(np.int64), **program.repeated_constants(len(x))}
     for step in program.steps:
         known[step.out] = step.atom.apply(*(known[a] for a in step.args))
     return [known[i] for i in range(len(program.values))]

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import Any, Literal
 
 import numpy as np
 
-from cactus_edge.ir.ops import Op, Padding2d
+from cactus_edge.ir.ops import Int8, Op, Padding2d
 
 DType = Literal["int8", "float32"]
 
@@ -54,12 +54,16 @@ class Node:
 
 @dataclass(frozen=True)
 class Graph:
-    """Tensors, nodes in execution order, and which tensors are the graph's inputs and outputs."""
+    """Tensors, nodes in execution order, and which tensors are the graph's inputs and outputs.
+
+    `constants`: tensor index -> its int8 codes [*shape], for tensors that no node writes.
+    """
 
     tensors: tuple[Tensor, ...]
     nodes: tuple[Node, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    constants: Mapping[int, Int8] = field(default_factory=dict, hash=False)
 
     @property
     def input(self) -> Tensor:
@@ -93,6 +97,8 @@ def _parts(graph: Graph) -> Iterator[bytes]:
     yield json.dumps(
         [graph.inputs, graph.outputs, [[t.shape, t.dtype, float(t.scale).hex(), t.zero_point] for t in graph.tensors]]
     ).encode()
+    for index in sorted(graph.constants):
+        yield from _value(f"constant {index}", graph.constants[index])
     for node in graph.nodes:
         yield json.dumps([type(node.op).__name__, node.inputs, node.output]).encode()
         for f in fields(node.op):

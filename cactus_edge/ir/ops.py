@@ -106,7 +106,21 @@ class Dense:
 
 @dataclass(frozen=True)
 class Add:
-    """Sum of two int8 tensors of equal shape, each with its own scale and zero point."""
+    """x + y of int8 tensors with scales and zero points of their own; an axis of size 1 is repeated to fit the other's."""
+
+    activation: Activation = Activation.NONE
+
+
+@dataclass(frozen=True)
+class Sub:
+    """x - y, as Add."""
+
+    activation: Activation = Activation.NONE
+
+
+@dataclass(frozen=True)
+class Mul:
+    """x * y elementwise, shapes and scales as in Add."""
 
     activation: Activation = Activation.NONE
 
@@ -140,6 +154,14 @@ class Mean:
 
 
 @dataclass(frozen=True)
+class Sum:
+    """Sum over whole axes of one sample, requantised from the input's scale to the output's."""
+
+    axes: tuple[int, ...]
+    keep_dims: bool = False
+
+
+@dataclass(frozen=True)
 class Pad:
     """Surrounds the sample by the output's zero point: `pads[axis] = (before, after)`."""
 
@@ -159,6 +181,30 @@ class Reshape:
 
 
 @dataclass(frozen=True)
+class Transpose:
+    """y[i_0, i_1, ...] = x at the index whose component perm[k] is i_k; axes are those of the sample."""
+
+    perm: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """y[i_0, i_1, ...] = x[begin_0 + i_0 * stride_0, ...] for i_k < size_k; the output may leave out axes of size 1."""
+
+    begin: tuple[int, ...]
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ResizeNearest:
+    """Each pixel of the output copies the nearest of the image, chosen in float32 (`tables.nearest_source`)."""
+
+    align_corners: bool = False
+    half_pixel_centers: bool = False
+
+
+@dataclass(frozen=True)
 class Relu:
     """max(x, 0) as an op of its own, requantised from the input's scale to the output's."""
 
@@ -166,6 +212,28 @@ class Relu:
 @dataclass(frozen=True)
 class Relu6:
     """min(max(x, 0), 6) as an op of its own. TFLM only clamps, so input and output must share scale and zero point there."""
+
+
+@dataclass(frozen=True)
+class LeakyRelu:
+    """x where x >= 0, alpha * x below, requantised; alpha is a float32 value held as a Python float."""
+
+    alpha: float
+
+
+@dataclass(frozen=True)
+class HardSwish:
+    """x * min(max(x + 3, 0), 6) / 6, requantised. Not monotone: it falls before -1.5."""
+
+
+@dataclass(frozen=True)
+class Logistic:
+    """1 / (1 + exp(-x)); output scale 1/256, zero point -128."""
+
+
+@dataclass(frozen=True)
+class Tanh:
+    """tanh(x); output scale 1/128, zero point 0."""
 
 
 @dataclass(frozen=True)
@@ -195,14 +263,24 @@ Op = (
     | DepthwiseConv2d
     | Dense
     | Add
+    | Sub
+    | Mul
     | AvgPool
     | MaxPool
     | Mean
+    | Sum
     | Pad
     | Concat
     | Reshape
+    | Transpose
+    | Slice
+    | ResizeNearest
     | Relu
     | Relu6
+    | LeakyRelu
+    | HardSwish
+    | Logistic
+    | Tanh
     | Requantize
     | Quantize
     | Dequantize

@@ -39,7 +39,7 @@ class Lifetime:
 
 @dataclass(frozen=True)
 class Plan:
-    """`offsets[t]`: byte offset of graph tensor t in the arena, None for a float32 one.
+    """`offsets[t]`: byte offset of graph tensor t in the arena, None for a float32 one and a constant.
 
     `scratch[n]`: byte offset of what node n's kernel needs beside its tensors while it runs, 0 if it needs nothing.
     `live_bytes`: the largest sum of sizes alive at one node, below which no plan with the same in-place rules can go.
@@ -62,7 +62,7 @@ def plan(graph: Graph) -> Plan:
             lives[own + index] = Lifetime(size, index, index)
     shared = _shared(graph, home, lives)
     placed = min((_place(order, lives, shared) for order in _orders(lives)), key=lambda p: _end(p, lives))
-    offsets = tuple(None if t.dtype != "int8" else placed[home[i]] for i, t in enumerate(graph.tensors))
+    offsets = tuple(placed.get(home[i]) for i in range(own))
     scratch = tuple(placed.get(own + index, 0) for index in range(len(graph.nodes)))
     return Plan(offsets, scratch, _end(placed, lives), _live_bytes(graph, home, lives, shared))
 
@@ -96,7 +96,7 @@ def _lifetimes(graph: Graph, home: Sequence[int]) -> dict[int, Lifetime]:
     spans: dict[int, tuple[int, int]] = {}
 
     def use(tensor: int, at: int) -> None:
-        if graph.tensors[tensor].dtype == "int8":
+        if graph.tensors[tensor].dtype == "int8" and tensor not in graph.constants:
             first, last = spans.get(home[tensor], (at, at))
             spans[home[tensor]] = min(first, at), max(last, at)
 
@@ -121,13 +121,15 @@ def in_place(op: ops.Op) -> bool:
     element below k: a window that does not begin outside the image begins at or behind its output's place.
     """
     match op:
-        case ops.Add() | ops.Relu() | ops.Relu6() | ops.Requantize() | ops.Softmax() | ops.Mean():
+        case ops.Add() | ops.Sub() | ops.Mul() | ops.Relu() | ops.Relu6() | ops.LeakyRelu() | ops.HardSwish():
+            return True
+        case ops.Logistic() | ops.Tanh() | ops.Requantize() | ops.Softmax() | ops.Mean() | ops.Sum():
             return True
         case ops.AvgPool() | ops.MaxPool():
             return op.padding.top == 0 and op.padding.left == 0
         case ops.Conv2d() | ops.DepthwiseConv2d() | ops.Dense() | ops.Pad() | ops.Concat():
             return False
-        case ops.Reshape() | ops.Quantize() | ops.Dequantize():
+        case ops.Reshape() | ops.Transpose() | ops.Slice() | ops.ResizeNearest() | ops.Quantize() | ops.Dequantize():
             return False
         case _:
             assert_never(op)
@@ -138,7 +140,7 @@ def _donors(node: Node, index: int, home: Sequence[int], lives: dict[int, Lifeti
     if not in_place(node.op):
         return []
     out = lives[home[node.output]]
-    inputs = {home[i] for i in node.inputs}
+    inputs = {home[i] for i in node.inputs if home[i] in lives}
     return sorted(i for i in inputs if lives[i].last == index and lives[i].size >= out.size)
 
 
@@ -189,7 +191,7 @@ def _live_bytes(graph: Graph, home: Sequence[int], lives: dict[int, Lifetime], s
     for index, node in enumerate(graph.nodes):
         live = sum(life.size for life in lives.values() if life.first <= index <= life.last)
         out = home[node.output]
-        if any((home[i], out) in shared and lives[home[i]].last == index for i in node.inputs):
+        if any((home[i], out) in shared and lives[home[i]].last == index for i in node.inputs if home[i] in lives):
             live -= lives[out].size
         peak = max(peak, live)
     return peak

@@ -17,20 +17,18 @@ import numpy.typing as npt
 
 from cactus_edge.errors import UnsupportedError
 from cactus_edge.ir.arith import fma_f32, quantize_multiplier
+from cactus_edge.ir.binary import AddRule, FixedPointAddRule, VectorAddRule
 from cactus_edge.ir.envelope import EnvelopeEnd, check_range, requantise_ends
 from cactus_edge.ir.graph import Graph, Tensor
 from cactus_edge.ir.ops import Activation, Conv2d, Dense, DepthwiseConv2d, Int8, Op, constants
 from cactus_edge.ir.rules import (
     FLOAT_REQUANTISE,
-    AddRule,
     AnySoftmaxRule,
-    FixedPointAddRule,
     Float64,
     FloatAffine,
     FloatRequantise,
     QuantizeRule,
     Requantise,
-    VectorAddRule,
     activation_range,
     float_softmax_rule,
     softmax_rule,
@@ -70,8 +68,9 @@ src/operators/convolution-nhwc.c).
 """
 
 
-ACCUMULATING = frozenset({"Conv2d", "GroupedConv2d", "DepthwiseConv2d", "Dense", "DensePerChannel", "Mean"})
-"""Ops that requantise a sum, whose range `verify.overflow` bounds; the others requantise one code, at most 255 in magnitude."""
+ACCUMULATING = frozenset({"Conv2d", "GroupedConv2d", "DepthwiseConv2d", "Dense", "DensePerChannel"})
+"""Ops that requantise a sum, whose range `verify.overflow` bounds; the others requantise one code, at most 255 in magnitude, or
+(Mul) one product below 2^16."""
 
 
 def _shift_in_range(kind: str, value: float, largest: int = 30) -> tuple[int, int]:
@@ -90,6 +89,12 @@ ENVELOPE = "envelope"
 
 NARROW = "weights above -128"
 """Marks a rule that holds for weights in [-127, 127] only: kernels that add two int8 products in 16 bits wrap at (-128)^2 * 2."""
+
+DISTINCT = "distinct"
+"""Marks a rule that does not hold where both operands are one tensor, possibly reshaped."""
+
+SIXTEEN_BITS = "sixteen_bits"
+"""Marks a product that is requantised in vector code, whose 16 bits wrap beyond 2^15 - 256."""
 
 FLOAT_LIMIT = 256.0
 """XNNPACK refuses convolutions with larger multipliers; a file that needs one is refused here for every float family."""
@@ -163,6 +168,14 @@ class Profile:
             raise UnsupportedError(f"{kind} with a fused {activation.value} was not shown equal to {self.runtime}")
         return activation_range(activation, scale, zero_point, rounding)
 
+    def check_operands(self, kind: str, x: tuple[int, ...], y: tuple[int, ...], same: bool) -> None:
+        """`check_size` for an op of two operands, which a vector kernel must not broadcast either; same: they are one tensor."""
+        if same and DISTINCT in self.rule(kind):
+            raise UnsupportedError(f"{kind} of a tensor with itself: {self.runtime} puts another op in its place")
+        if BLOCKS in self.rule(kind) and x != y:
+            raise UnsupportedError(f"{kind} of shapes {x} and {y}: {self.runtime} broadcasts with another rounding")
+        self.check_size(kind, math.prod(x))
+
     def check_size(self, kind: str, size: int) -> None:
         """Raises UnsupportedError where `kind` has a vector kernel whose scalar tail would compute something else."""
         if BLOCKS in self.rule(kind) and size % 16:
@@ -189,16 +202,22 @@ class Profile:
         input_zero_point: int = 0,
     ) -> Requantise | FloatRequantise:
         """The rule of op kind `kind` for multipliers S_in * S_w / S_out, one per entry of s_weight (float32)."""
-        family, real, *_ = self.rule(kind)
+        family, real, *marks = self.rule(kind)
         if real == "fraction8":
             multiplier = _fraction8(kind, s_in, s_out)
             return Requantise(family, np.array([multiplier]), np.array([23]), z_out, *clamp, input_zero_point)
         values = REAL_MULTIPLIERS[real](s_in, np.atleast_1d(np.asarray(s_weight, np.float64)), s_out)
         if family in FLOAT_REQUANTISE:
+            if kind == "Mul" and values.min() < 2.0**-16:
+                raise UnsupportedError(f"Mul: a multiplier of {values.min():.3g}, expected one from 2^-16 on")
             if not (values < FLOAT_LIMIT).all():
                 raise UnsupportedError(f"{kind}: a multiplier of {values.max():.3g}, expected one below {FLOAT_LIMIT}")
             return FloatRequantise(family, values, z_out, *clamp, input_zero_point)
-        largest = 30 if kind in ACCUMULATING else 23
+        if SIXTEEN_BITS in marks and 255**2 * values.max() > 2**15 - 256:
+            raise UnsupportedError(
+                f"{kind}: a multiplier of {values.max():.3g}, with which {self.runtime} leaves its 16 bits"
+            )
+        largest = 30 if kind in ACCUMULATING else 15 if kind == "Mul" else 23
         m, s = np.array([_shift_in_range(kind, float(v), largest) for v in values], np.int64).T
         return Requantise(family, m, s, z_out, *clamp, input_zero_point)
 
@@ -227,43 +246,51 @@ class Profile:
         return requantise_ends(x.scale, op.weight_scale, out.scale, op.bias, clamp, kind)
 
     def add(
-        self, scales: tuple[float, float], zero_points: tuple[int, int], s_out: float, z_out: int, act: Activation
+        self,
+        kind: str,
+        scales: tuple[float, float],
+        zero_points: tuple[int, int],
+        sign: int,
+        s_out: float,
+        z_out: int,
+        clamp: tuple[int, int],
     ) -> AddRule | VectorAddRule | FixedPointAddRule:
-        """The rule of ADD.
+        """The rule of ADD (sign 1) or SUB (-1).
 
         D_shift20: t = 2 max(S1, S2), (m_i, s_i) = QM(S_i / t), (m_o, s_o) = QM(t / (2^20 S_out)), all in double.
         vector20: the same constants in VectorAddRule.
         xnnpack: r_i = f32(S_i / S_out), shift = 20 - floor(log2(max r)), m_i = RNE(r_i 2^shift).
         """
-        rule, *_ = self.rule("Add")
-        clamp = self.clamp("Add", act, s_out, z_out)
+        rule, *_ = self.rule(kind)
         if rule == "xnnpack":
             ratios = [float(np.float32(s) / np.float32(s_out)) for s in scales]
             if not all(2.0**-10 <= r < 2.0**8 for r in ratios):
-                raise UnsupportedError(f"ADD with scales {scales} over {s_out}: XNNPACK takes ratios from 2^-10 to 2^8")
+                raise UnsupportedError(
+                    f"{kind} with scales {scales} over {s_out}: XNNPACK takes ratios from 2^-10 to 2^8"
+                )
             shift = 21 - math.frexp(max(ratios))[1]
             m1, m2 = (round(r * 2.0**shift) for r in ratios)
-            return FixedPointAddRule(zero_points, (m1, m2), shift, z_out, *clamp)
+            return FixedPointAddRule(zero_points, (m1, m2), shift, z_out, *clamp, sign)
         twice = 2.0 * max(scales)
         reals = [scales[0] / twice, scales[1] / twice, twice / (2.0**20 * s_out)]
         if reals[2] >= 1:
             raise UnsupportedError(
-                f"ADD with output scale {s_out} far below its inputs' {scales}: TFLM refuses a multiplier of {reals[2]:.3g}"
+                f"{kind} with output scale {s_out} far below its inputs' {scales}: TFLM refuses a multiplier of {reals[2]:.3g}"
             )
         (m1, s1), (m2, s2), (mo, so) = (quantize_multiplier(r) for r in reals)
         if rule == "vector20":
             if min(s1, s2) < -20 or 255 * sum(scales) / s_out > 2**15 - 256:
                 raise UnsupportedError(
-                    f"ADD with scales {scales} over {s_out}: LiteRT's vector code leaves its 16 bits"
+                    f"{kind} with scales {scales} over {s_out}: LiteRT's vector code leaves its 16 bits"
                 )
-            return VectorAddRule(zero_points, (m1, m2), (s1, s2), 20, mo, so, z_out, *clamp)
-        return AddRule(zero_points, (m1, m2), (s1, s2), 20, mo, so, z_out, *clamp)
+            return VectorAddRule(zero_points, (m1, m2), (s1, s2), 20, mo, so, z_out, *clamp, sign)
+        return AddRule(zero_points, (m1, m2), (s1, s2), 20, mo, so, z_out, *clamp, sign)
 
-    def mean(
-        self, s_in: float, z_in: int, s_out: float, z_out: int, count: int, image_channels: int
+    def reduce(
+        self, kind: str, s_in: float, z_in: int, s_out: float, z_out: int, count: int, image_channels: int
     ) -> Requantise | FloatAffine:
-        """The rule of MEAN on the sum over n = `count` elements; `image_channels`: C where it is the mean of
-        an image [H, W, C] over H and W, both kept as 1, else 0.
+        """The rule of MEAN and SUM on the sum over n = `count` elements; `image_channels`: C where it is the mean of
+        an image [H, W, C] over H and W, both kept as 1, else 0. SUM multiplies as if n were 1.
 
         folded_count: k = min(floor(log2 n), 32, 31 + s0), m = floor(m0 2^k / n), s = s0 - k (reference/reduce.h
         QuantizedMeanOrSum). float32_image: for images QM(f32(S_in / f32(n S_out))) on the plain sum and
@@ -271,12 +298,13 @@ class Profile:
         float32_reciprocal: FloatAffine with M = f32(f32(S_in / S_out) * f32(1 / n)), offset = f32(z_out - f32(n z_in M)) (XNNPACK).
         float32_fused: the same, each product and sum rounded once (XNNPACK on aarch64).
         """
-        family, how = self.rule("Mean")
+        family, how = self.rule(kind)
+        divisor = count if kind == "Mean" else 1
         single_in, single_out = np.float32(s_in), np.float32(s_out)
         if how in ("float32_reciprocal", "float32_fused"):
             if abs(z_in) * count >= 2**24:
-                raise UnsupportedError(f"Mean over {count} elements: the zero points' sum is no float32")
-            multiplier = single_in / single_out * (np.float32(1) / np.float32(count))
+                raise UnsupportedError(f"{kind} over {count} elements: the zero points' sum is no float32")
+            multiplier = single_in / single_out * (np.float32(1) / np.float32(divisor))
             zeros = np.float32(z_in * count)
             if how == "float32_fused":
                 (offset,) = fma_f32(-np.atleast_1d(zeros), multiplier, np.float32(z_out))
@@ -288,9 +316,9 @@ class Profile:
             bias = round_half_away_f32(np.float32(z_in) * single_in / single_out)
             constants = np.full(image_channels, m), np.full(image_channels, s)
             return Requantise("HD16", *constants, z_out - bias)
-        m0, s0 = _shift_in_range("Mean", s_in / s_out)
-        k = min(count.bit_length() - 1, 32, 31 + s0)
-        m, s = (m0 << k) // count, s0 - k
+        m0, s0 = _shift_in_range(kind, s_in / s_out)
+        k = min(divisor.bit_length() - 1, 32, 31 + s0)
+        m, s = (m0 << k) // divisor, s0 - k
         return Requantise(family, np.array([m]), np.array([s]), z_out, input_zero_point=z_in * count)
 
     def softmax(self, beta: float, scale: float, depth: int) -> AnySoftmaxRule:

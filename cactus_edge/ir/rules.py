@@ -9,7 +9,6 @@ each non-decreasing, so the whole is.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +21,7 @@ from cactus_edge.ir.arith import (
     INT8_MAX,
     INT8_MIN,
     INT32_MAX,
-    exp_on_negative_q5_26,
+    exp_on_negative,
     fma_f32,
     multiply_by_quantized_multiplier,
     multiply_half_up,
@@ -199,94 +198,6 @@ Elementwise = Requantise | FloatRequantise | FloatAffine | RoundDivide | Clamp |
 """Every rule of one argument. Each dispatch over it ends in `assert_never`."""
 
 
-@dataclass(frozen=True)
-class _GemmlowpAdd(ABC):
-    """(x1, x2) -> clamp(D(term1 + term2; mo,so) + z_out, lo, hi); the terms are a subclass's. All shifts are <= 0."""
-
-    zero_points: tuple[int, int]
-    multipliers: tuple[int, int]
-    shifts: tuple[int, int]
-    left_shift: int
-    output_multiplier: int
-    output_shift: int
-    zero_point: int
-    lo: int
-    hi: int
-
-    def apply(self, x1: Int64, x2: Int64) -> Int64:
-        total = self.term(0, x1) + self.term(1, x2)
-        scaled = multiply_by_quantized_multiplier(total, self.output_multiplier, self.output_shift)
-        return np.clip(scaled + self.zero_point, self.lo, self.hi)
-
-    @abstractmethod
-    def term(self, index: int, x: Int64) -> Int64:
-        """The rescaled argument `index`, before the sum."""
-
-    def slopes(self) -> tuple[float, float]:
-        """What each argument is multiplied by, roughly; no proof rests on it."""
-        last = self.output_multiplier * 2.0 ** (self.output_shift - 31 + self.left_shift)
-        first, second = (m * 2.0 ** (s - 31) * last for m, s in zip(self.multipliers, self.shifts, strict=True))
-        return first, second
-
-
-@dataclass(frozen=True)
-class AddRule(_GemmlowpAdd):
-    """(x1, x2) -> clamp(D(D((x1-z1)*2^L; m1,s1) + D((x2-z2)*2^L; m2,s2); mo,so) + z_out, lo, hi). Non-decreasing in both.
-
-    Source: tensorflow/lite/micro/kernels/add_common.cc, reference/integer_ops/add.h.
-    """
-
-    def term(self, index: int, x: Int64) -> Int64:
-        shifted = (np.asarray(x, np.int64) - self.zero_points[index]) << self.left_shift
-        return multiply_by_quantized_multiplier(shifted, self.multipliers[index], self.shifts[index])
-
-
-@dataclass(frozen=True)
-class VectorAddRule(_GemmlowpAdd):
-    """AddRule with SRDHM((x-z) * 2^(L+s); m) as its terms: the shifts come first, so that each term is rounded once.
-
-    L + s >= 0. Source: LiteRT optimized/integer_ops/add.h AddElementwiseInt8, its blocks of 16 under USE_NEON.
-    """
-
-    def term(self, index: int, x: Int64) -> Int64:
-        shifted = (np.asarray(x, np.int64) - self.zero_points[index]) << (self.left_shift + self.shifts[index])
-        return srdhm(shifted, self.multipliers[index])
-
-
-@dataclass(frozen=True)
-class FixedPointAddRule:
-    """(x1, x2) -> clamp(((x1-z1)*m1 + (x2-z2)*m2 + 2^(shift-1)) >> shift + z_out, lo, hi). Non-decreasing in both (m >= 0).
-
-    XNNPACK adds bias + x1*m1 + x2*m2 with bias = 2^(shift-1) - z1*m1 - z2*m2; integers, so that the order is free.
-    Source: XNNPACK src/microparams-init.c xnn_init_qs8_add_minmax_scalar_params, src/qs8-vadd.
-    """
-
-    zero_points: tuple[int, int]
-    multipliers: tuple[int, int]
-    shift: int
-    zero_point: int
-    lo: int
-    hi: int
-
-    def apply(self, x1: Int64, x2: Int64) -> Int64:
-        total = (1 << (self.shift - 1)) + self.term(0, x1) + self.term(1, x2)
-        clipped: Int64 = np.clip((total >> self.shift) + self.zero_point, self.lo, self.hi)
-        return clipped
-
-    def term(self, index: int, x: Int64) -> Int64:
-        """The rescaled argument `index`, before the sum."""
-        product: Int64 = (np.asarray(x, np.int64) - self.zero_points[index]) * self.multipliers[index]
-        return product
-
-    def slopes(self) -> tuple[float, float]:
-        """What each argument is multiplied by; no proof rests on it."""
-        return self.multipliers[0] * 2.0**-self.shift, self.multipliers[1] * 2.0**-self.shift
-
-
-BinaryRule = AddRule | VectorAddRule | FixedPointAddRule
-"""Every rule of two arguments."""
-
-
 @dataclass(frozen=True, eq=False)
 class SoftmaxRule:
     """Row softmax on int8: out_i = clamp(rdp(srdhm(g, E_i), nb + 23) - 128), E_i = exponentials[x_i - max x + 255].
@@ -328,7 +239,7 @@ def softmax_rule(beta: float, scale: float, depth: int) -> SoftmaxRule:
     difference = np.arange(-255, 1, dtype=np.int64)
     # At a left shift of 31 only the difference 0 is kept, so nothing is ever shifted out.
     kept = np.maximum(difference, difference_min)
-    e = exp_on_negative_q5_26(srdhm(kept << left, multiplier))
+    e = exp_on_negative(srdhm(kept << left, multiplier), 5)
     return SoftmaxRule(np.where(difference >= difference_min, e, 0))
 
 

@@ -32,6 +32,10 @@ def check(graph: Graph) -> None:
         raise ModelError("the model has no op")
     for tensor in graph.tensors:
         _check_tensor(tensor)
+    for index, codes in graph.constants.items():
+        t = graph.tensors[index]
+        if t.dtype != "int8" or codes.dtype != np.int8 or codes.shape != t.shape:
+            raise ModelError(f"constant {t.name!r} is {codes.dtype} {codes.shape} for {t.dtype} {t.shape}")
     _check_order(graph)
     for index, node in enumerate(graph.nodes):
         try:
@@ -54,7 +58,7 @@ def _check_tensor(t: Tensor) -> None:
 
 def _check_order(graph: Graph) -> None:
     count = len(graph.tensors)
-    known = set(graph.inputs)
+    known = {*graph.inputs, *graph.constants}
     for index, node in enumerate(graph.nodes):
         for tensor in (*node.inputs, node.output):
             if not 0 <= tensor < count:
@@ -67,14 +71,17 @@ def _check_order(graph: Graph) -> None:
         if node.output in known:
             raise ModelError(f"{graph.label(index)} writes a tensor that was written before")
         known.add(node.output)
-    if graph.outputs[0] not in known or graph.outputs[0] in graph.inputs:
+    if graph.outputs[0] not in known or graph.outputs[0] in {*graph.inputs, *graph.constants}:
         raise ModelError("the model's output is not written by an op")
 
 
 def _check_node(graph: Graph, index: int, node: Node) -> None:
     arity = len(node.inputs)
-    if arity != (2 if isinstance(node.op, ops.Add) else 1) and not isinstance(node.op, ops.Concat):
+    binary = isinstance(node.op, ops.Add | ops.Sub | ops.Mul)
+    if arity != (2 if binary else 1) and not isinstance(node.op, ops.Concat):
         raise ModelError(f"takes {arity} inputs")
+    if sum(i in graph.constants for i in node.inputs) > int(binary):
+        raise ModelError("reads constants only: its result is one, which the file should hold")
     inputs = [graph.tensors[i] for i in node.inputs]
     x, out = inputs[0], graph.tensors[node.output]
     _check_dtypes(graph, index, node.op, inputs, out)
@@ -99,16 +106,14 @@ def _check_node(graph: Graph, index: int, node: Node) -> None:
                 raise ModelError(f"weight {op.weight.shape} does not fit an input of {x.size} elements")
             _check_affine(op, o, i, x, out)
             _expect_shape(out, (o,))
-        case ops.Add():
-            if inputs[0].shape != inputs[1].shape:
-                raise ModelError(f"adds shapes {inputs[0].shape} and {inputs[1].shape}; broadcasting is not supported")
-            _expect_shape(out, x.shape)
+        case ops.Add() | ops.Sub() | ops.Mul():
+            _expect_shape(out, _broadcast(x.shape, inputs[1].shape))
         case ops.AvgPool() | ops.MaxPool() as op:
             h, w, c = _image(x)
             _expect_like(x, out)
             _check_window((h, w), op.kernel, op, c, out, (1, 1))
             _every_window_reads((h, w), op)
-        case ops.Mean(axes, keep_dims):
+        case ops.Mean(axes, keep_dims) | ops.Sum(axes, keep_dims):
             if not axes or list(axes) != sorted(set(axes)) or not (axes[0] >= 0 and axes[-1] < len(x.shape)):
                 raise ModelError(f"axes {axes} of a sample of shape {x.shape}, expected increasing ones within it")
             _expect_shape(out, AxisSum(x.shape, axes, keep_dims).out_shape)
@@ -131,16 +136,36 @@ def _check_node(graph: Graph, index: int, node: Node) -> None:
             _expect_like(x, out)
             if x.size != out.size:
                 raise ModelError(f"reshapes {x.shape} to {out.shape}")
-        case ops.Relu() | ops.Relu6() | ops.Requantize() | ops.Quantize() | ops.Dequantize():
+        case ops.Transpose(perm):
+            _expect_like(x, out)
+            if sorted(perm) != list(range(len(x.shape))):
+                raise ModelError(f"permutation {perm} of {len(x.shape)} axes")
+            _expect_shape(out, tuple(x.shape[a] for a in perm))
+        case ops.Slice() as op:
+            _expect_like(x, out)
+            _check_slice(op, x, out)
+        case ops.ResizeNearest():
+            _expect_like(x, out)
+            _expect_shape(out, (*_image(out)[:2], _image(x)[2]))
+        case ops.Relu() | ops.Relu6() | ops.HardSwish() | ops.Requantize() | ops.Quantize() | ops.Dequantize():
             _expect_shape(out, x.shape)
+        case ops.LeakyRelu(alpha):
+            _expect_shape(out, x.shape)
+            if not (math.isfinite(alpha) and float(np.float32(alpha)) == alpha):
+                raise ModelError(f"alpha {alpha!r}, expected a finite float32")
+        case ops.Logistic():
+            _expect_shape(out, x.shape)
+            _expect_quantised(out, 1 / 256, -128)
+        case ops.Tanh():
+            _expect_shape(out, x.shape)
+            _expect_quantised(out, 1 / 128, 0)
         case ops.Softmax(beta):
             _expect_shape(out, x.shape)
             if not x.shape:
                 raise ModelError("a softmax needs at least one axis besides the batch")
             if not (math.isfinite(beta) and beta > 0):
                 raise ModelError(f"beta {beta}, expected a finite number above zero")
-            if (out.scale, out.zero_point) != (1 / 256, -128):
-                raise ModelError(f"output scale {out.scale} and zero point {out.zero_point}, expected 1/256 and -128")
+            _expect_quantised(out, 1 / 256, -128)
             if any(not isinstance(n.op, ops.Dequantize) for n in graph.nodes[index + 1 :]):
                 raise ModelError("is not the last op; only a softmax at the end is supported")
         case _:
@@ -211,6 +236,35 @@ def _expect_like(x: Tensor, out: Tensor) -> None:
         raise ModelError(
             f"input scale {x.scale} and zero point {x.zero_point} differ from the output's {out.scale} and {out.zero_point}"
         )
+
+
+def _expect_quantised(out: Tensor, scale: float, zero_point: int) -> None:
+    if (out.scale, out.zero_point) != (scale, zero_point):
+        raise ModelError(
+            f"output scale {out.scale} and zero point {out.zero_point}, expected 1/{1 / scale:.0f} and {zero_point}"
+        )
+
+
+def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+    if len(a) != len(b) or any(n != m and 1 not in (n, m) for n, m in zip(a, b, strict=False)):
+        raise ModelError(f"shapes {a} and {b} do not broadcast: expected as many axes in both, equal or 1")
+    return tuple(max(n, m) for n, m in zip(a, b, strict=True))
+
+
+def _check_slice(op: ops.Slice, x: Tensor, out: Tensor) -> None:
+    if not len(op.begin) == len(op.size) == len(op.stride) == len(x.shape):
+        raise ModelError(f"a slice over {len(op.begin)} axes of a sample of shape {x.shape}")
+    for n, begin, size, stride in zip(x.shape, op.begin, op.size, op.stride, strict=True):
+        if min(size, stride) < 1 or begin < 0 or begin + (size - 1) * stride >= n:
+            raise ModelError(f"elements {begin} + i * {stride} for i < {size} along an axis of {n}")
+    rest = list(out.shape)
+    for n in op.size:
+        if rest[:1] == [n]:
+            rest.pop(0)
+        elif n != 1:
+            rest.append(0)
+    if rest:
+        raise ModelError(f"output {out.name!r} has shape {out.shape}, expected {op.size}, possibly without axes of 1")
 
 
 def _expect_shape(out: Tensor, shape: tuple[int, ...]) -> None:

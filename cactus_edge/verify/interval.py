@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import reduce
+from itertools import product
 from typing import Protocol, assert_never
 
 import numpy as np
@@ -23,7 +25,7 @@ import numpy.typing as npt
 
 from cactus_edge.errors import InternalError
 from cactus_edge.ir.arith import INT8_MAX, INT8_MIN
-from cactus_edge.ir.atoms import Affine, Atom, Between, Gather, Isotone, Max, Monotone, Program, Softmax
+from cactus_edge.ir.atoms import Affine, Atom, Between, Gather, Isotone, Max, Monotone, Program, Softmax, Table
 from cactus_edge.ir.linear import Array, AxisSum, Conv, Dense, Linear, WindowSum, pad_image
 from cactus_edge.ir.ops import Int8, Int64, Padding2d
 from cactus_edge.ir.rules import Elementwise as Rule
@@ -39,6 +41,7 @@ NEVER = 2.0**40
 def propagate(program: Program, lower: Int8, upper: Int8) -> list[tuple[Int64, Int64]]:
     """(lo, hi) int64 [N, *shape] for each value of the program over the boxes lower <= x <= upper, int8 [N, *input shape]."""
     bounds: dict[int, Bounds] = {program.input: (lower.astype(np.int64), upper.astype(np.int64))}
+    bounds |= {value: (codes, codes) for value, codes in program.repeated_constants(len(lower)).items()}
     for step in program.steps:
         bounds[step.out] = step_bounds(step.atom, [bounds[a] for a in step.args])
     return [bounds[i] for i in range(len(program.values))]
@@ -60,14 +63,30 @@ def step_bounds(atom: Atom, args: list[Bounds]) -> Bounds:
         case Between(lowest, _, highest):
             return lowest.apply(lo), highest.apply(hi)
         case Isotone(rule, signs):
-            ends = [a if sign > 0 else a[::-1] for a, sign in zip(args, signs, strict=True)]
-            return rule.apply(*(a[0] for a in ends)), rule.apply(*(a[1] for a in ends))
+            return corners(rule.apply, rule.apply, signs, args)
+        case Table():
+            codes = tuple(b.astype(np.intp) - INT8_MIN for b in (lo, hi))
+            least, most = atom.extremes
+            return least[codes].astype(lo.dtype), most[codes].astype(hi.dtype)
         case Max() | Gather():
             return atom.apply(*(a[0] for a in args)), atom.apply(*(a[1] for a in args))
         case Softmax():
             return np.full_like(lo, INT8_MIN), np.full_like(hi, INT8_MAX)
         case _:
             assert_never(atom)
+
+
+def corners(
+    lowest: Callable[..., Array], highest: Callable[..., Array], signs: tuple[int, ...], args: list[Bounds]
+) -> Bounds:
+    """(least of `lowest`, largest of `highest`) over boxes, elementwise: at corners, chosen by `signs` as in `Isotone`, all where 0.
+
+    Proof for a sign of 0: with the other argument fixed the rule is monotone, so that moving this one to one of its ends
+    never raises the value, and to the other never lowers it; argument by argument this ends at a corner.
+    """
+    low = product(*(a if not sign else a[:1] if sign > 0 else a[1:] for a, sign in zip(args, signs, strict=True)))
+    high = product(*(a if not sign else a[1:] if sign > 0 else a[:1] for a, sign in zip(args, signs, strict=True)))
+    return reduce(np.minimum, (lowest(*c) for c in low)), reduce(np.maximum, (highest(*c) for c in high))
 
 
 def full_range(shape: tuple[int, ...]) -> tuple[Int64, Int64]:
@@ -256,15 +275,15 @@ class Engine:
     def run(self, lower: Int8, upper: Int8) -> list[Bounds]:
         """(lo, hi) float32 [N, *shape] per target over int8 boxes; an accumulator among them comes as int64."""
         values: dict[int, Bounds] = {self.program.input: (lower.astype(np.float32), upper.astype(np.float32))}
+        for value, codes in self.program.repeated_constants(len(lower)).items():
+            values[value] = (codes.astype(np.float32),) * 2
         for index, step in enumerate(self._steps):
             args = [values[a] for a in step.args]
             low, high = self._rules[step.out]
             if step.out in self._affine:
                 values[step.out] = self._affine[step.out].ends(*args[0])
             elif low is not None and high is not None:
-                signs = step.atom.signs if isinstance(step.atom, Isotone) else (1,) * len(args)
-                ends = [a if sign > 0 else a[::-1] for a, sign in zip(args, signs, strict=True)]
-                values[step.out] = low(*(a[0] for a in ends)), high(*(a[1] for a in ends))
+                values[step.out] = corners(low, high, step.atom.signs if isinstance(step.atom, Isotone) else (1,), args)
             else:
                 lo, hi = step_bounds(step.atom, args)
                 values[step.out] = lo, hi

@@ -15,24 +15,21 @@ import numpy as np
 
 from cactus_edge.errors import ModelError
 from cactus_edge.ir.arith import INT8_MAX, INT8_MIN, INT32_MAX, multiply_by_quantized_multiplier, rdp
-from cactus_edge.ir.atoms import Affine, Atom, Between, Gather, Isotone, Max, Monotone, Program, Softmax
+from cactus_edge.ir.atoms import Affine, Atom, Between, Gather, Isotone, Max, Monotone, Program, Softmax, Table
+from cactus_edge.ir.binary import AddRule, BinaryRule, FixedPointAddRule, MulRule, VectorAddRule
 from cactus_edge.ir.envelope import EnvelopeEnd
 from cactus_edge.ir.ops import Int64
 from cactus_edge.ir.rules import (
     FLOAT_REQUANTISE,
     REQUANTISE,
-    AddRule,
-    BinaryRule,
     Clamp,
     Elementwise,
-    FixedPointAddRule,
     FloatAffine,
     FloatRequantise,
     Requantise,
     RoundDivide,
     SoftmaxRule,
     TableSoftmaxRule,
-    VectorAddRule,
 )
 
 SOFTMAX_SUM = 2**28 - 1
@@ -104,7 +101,7 @@ def _quantities(atom: Atom, source: Int64, width: int = 1) -> Iterator[tuple[str
                 yield "the sum of exponentials (Q12.19)", width * int(rdp(rule.exponentials, 12).max())
             elif isinstance(rule, TableSoftmaxRule):
                 yield "the sum of exponentials", width * int(rule.table.max())
-        case Max() | Gather():
+        case Table() | Max() | Gather():
             pass
         case _:
             assert_never(atom)
@@ -125,6 +122,9 @@ def _sum_quantities(add: BinaryRule) -> Iterator[tuple[str, int]]:
             ends = np.array([-total, total])
             result = multiply_by_quantized_multiplier(ends, add.output_multiplier, add.output_shift)
             yield "the requantised sum and its zero point", int(np.abs(result).max()) + abs(add.zero_point)
+        case MulRule(zero_points, rule):
+            product = int(np.prod([np.abs(codes - z).max() for z in zero_points]))
+            yield from _rule_quantities(rule, np.array([product]))
         case FixedPointAddRule():
             # x * m and z * m as separate terms, in any order, with the rounding constant.
             terms = sum(m * (128 + abs(z)) for m, z in zip(add.multipliers, add.zero_points, strict=True))

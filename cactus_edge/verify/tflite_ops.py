@@ -7,134 +7,19 @@ by the operator's name and its index in the file.
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from cactus_edge.errors import ModelError, UnsupportedError
 from cactus_edge.ir import graph as ir
 from cactus_edge.ir import ops
 from cactus_edge.verify import tflite_schema as fb
 from cactus_edge.verify.flatbuffer import Table, Tables
-from cactus_edge.verify.tflite_tensors import Tensors, indices, quantization, refuse
+from cactus_edge.verify.tflite_operator import Operator
+from cactus_edge.verify.tflite_tensors import Tensors, quantization
 
 BIAS_SCALE_TOLERANCE = 0.02
 """|S_in * S_w - S_bias| <= 0.02 * S_out. Source: kernels/kernel_util.cc GetQuantizedConvolutionMultipler."""
-
-
-class Operator:
-    """One operator of the file: its name, options and operands, with messages that name it and its index."""
-
-    def __init__(self, tensors: Tensors, codes: Tables, table: Table, index: int) -> None:
-        self.tensors = tensors
-        code = codes[table.number(fb.Operator.OPCODE_INDEX, "I", 0)]
-        # Files older than 2020 store the code in an int8; newer ones repeat it there, capped at 127.
-        builtin = max(
-            code.number(fb.OperatorCode.BUILTIN_CODE, "i", 0),
-            code.number(fb.OperatorCode.DEPRECATED_BUILTIN_CODE, "b", 0),
-        )
-        known = 0 <= builtin < len(fb.BUILTIN_OPERATORS)
-        self.name = fb.BUILTIN_OPERATORS[builtin] if known else f"builtin operator {builtin}"
-        self.what = f"operator {index} {self.name}"
-        if self.name == "CUSTOM":
-            raise UnsupportedError(
-                f"{self.what} {code.text(fb.OperatorCode.CUSTOM_CODE)!r}: custom operators are not supported"
-            )
-        if self.name not in READ:
-            raise UnsupportedError(f"{self.what} is not supported", hint=f"supported: {', '.join(sorted(READ))}")
-        if code.number(fb.OperatorCode.VERSION, "i", 1) < 1:
-            raise ModelError(f"malformed .tflite: {self.what}: expected a version of at least 1")
-        refuse(table, fb.Operator.CUSTOM_OPTIONS, fb.Operator.BUILTIN_OPTIONS_2)
-        mutating = table.vector(fb.Operator.MUTATING_VARIABLE_INPUTS, "u1")
-        if indices(table, fb.Operator.INTERMEDIATES) or (mutating is not None and mutating.any()):
-            raise self.unsupported("an operator with state or intermediate tensors")
-        self.options = self._options(table)
-        self.inputs = indices(table, fb.Operator.INPUTS)
-        self.outputs = indices(table, fb.Operator.OUTPUTS)
-
-    def _options(self, table: Table) -> Table | None:
-        if self.name not in fb.OPTIONS:
-            return None
-        code, fields = fb.OPTIONS[self.name]
-        found = table.number(fb.Operator.BUILTIN_OPTIONS_TYPE, "B", 0)
-        if found == 0 and self.name == "RESHAPE":
-            return None
-        if found != code:
-            raise ModelError(
-                f"malformed .tflite: {self.what}: expected options of type {code} ({fields.__name__}), got {found}"
-            )
-        return table.table(fb.Operator.BUILTIN_OPTIONS, fields)
-
-    def option(self, field: IntEnum, code: str = "i", default: float = 0) -> Any:
-        """An option's value, the schema's default where it is absent."""
-        return default if self.options is None else self.options.number(field, code, default)
-
-    def activation(self, field: IntEnum) -> ops.Activation:
-        code = self.option(field, "b")
-        name = fb.ACTIVATIONS[code] if 0 <= code < len(fb.ACTIVATIONS) else str(code)
-        if name not in ops.Activation.__members__:
-            raise UnsupportedError(f"{self.what}: fused activation {name} is not supported")
-        return ops.Activation[name]
-
-    def pair(self, h: IntEnum, w: IntEnum, default: int = 0) -> tuple[int, int]:
-        """Two positive options, (height, width)."""
-        found = (self.option(h, default=default), self.option(w, default=default))
-        if min(found) < 1:
-            raise ModelError(
-                f"malformed .tflite: {self.what}: expected {h.name.lower()} and {w.name.lower()} above zero, got {found}"
-            )
-        return found
-
-    def padding(
-        self,
-        field: IntEnum,
-        x: ir.Tensor,
-        kernel: tuple[int, int],
-        stride: tuple[int, int],
-        dilation: tuple[int, int] = (1, 1),
-    ) -> ops.Padding2d:
-        code = self.option(field, "b")
-        if not 0 <= code < len(fb.PADDINGS):
-            raise UnsupportedError(f"{self.what}: padding {code} is not supported, expected SAME or VALID")
-        if len(x.shape) != 3:
-            raise ModelError(
-                f"malformed .tflite: {self.what}: expected an input [1, height, width, channels], got [1, *{x.shape}]"
-            )
-        if fb.PADDINGS[code] == "VALID":
-            return ops.Padding2d()
-        return ops.same_padding((x.shape[0], x.shape[1]), kernel, stride, dilation)
-
-    def operands(self, least: int, most: int) -> None:
-        """Raises ModelError unless the operator has `least` to `most` inputs and one output."""
-        if not least <= len(self.inputs) <= most or len(self.outputs) != 1:
-            raise ModelError(
-                f"malformed .tflite: {self.what}: expected {least} to {most} inputs and 1 output, got {len(self.inputs)} "
-                f"and {len(self.outputs)}"
-            )
-
-    def x(self, index: int = 0) -> ir.Tensor:
-        """The activation that is operand `index`."""
-        return self.tensors.activations[self.tensors.use(self.inputs[index], f"input {index} of {self.what}")]
-
-    def constant(self, index: int, type_name: str) -> tuple[npt.NDArray[Any], Table]:
-        """The constant that is operand `index`, and its table."""
-        return self.tensors.constant(self.inputs[index], type_name, f"input {index} of {self.what}")
-
-    def vector(self, index: int) -> list[int]:
-        """The int32 elements of the constant operand `index`."""
-        return [int(v) for v in self.constant(index, "INT32")[0].ravel()]
-
-    def output(self) -> ir.Tensor:
-        """The activation it writes, before it is defined."""
-        return self.tensors.peek(self.outputs[0])
-
-    def malformed(self, expected: str, got: object) -> ModelError:
-        return ModelError(f"malformed .tflite: {self.what}: expected {expected}, got {got}")
-
-    def unsupported(self, what: str) -> UnsupportedError:
-        return UnsupportedError(f"{self.what}: {what} is not supported")
 
 
 def _conv(o: Operator) -> ops.Op:
@@ -217,22 +102,17 @@ def _per_channel(scale: ops.Float32, bias: ops.Int32) -> ops.Float32:
     return ops.freeze(np.broadcast_to(scale, bias.shape), np.float32)
 
 
-def _add(o: Operator) -> ops.Op:
-    return ops.Add(o.activation(fb.AddOptions.ACTIVATION))
-
-
 def _pool(o: Operator, kind: type[ops.AvgPool] | type[ops.MaxPool]) -> ops.Op:
     f = fb.Pool2DOptions
     kernel, stride = o.pair(f.FILTER_HEIGHT, f.FILTER_WIDTH), o.pair(f.STRIDE_H, f.STRIDE_W)
     return kind(kernel, stride, o.padding(f.PADDING, o.x(), kernel, stride), o.activation(f.ACTIVATION))
 
 
-def _mean(o: Operator) -> ops.Op:
-    rank = len(o.x().shape) + 1
-    axes = sorted({a + rank if a < 0 else a for a in o.vector(1)})
-    if not axes or not 1 <= axes[0] <= axes[-1] < rank:
-        raise o.unsupported(f"a mean over axes {axes} of a tensor of {rank} axes (the first is the batch)")
-    return ops.Mean(tuple(a - 1 for a in axes), bool(o.option(fb.ReducerOptions.KEEP_DIMS, "B")))
+def _reduction(o: Operator, kind: type[ops.Mean] | type[ops.Sum]) -> ops.Op:
+    axes = sorted({o.axis(a) for a in o.vector(1)})
+    if not axes:
+        raise o.unsupported("a reduction over no axis")
+    return kind(tuple(axes), bool(o.option(fb.ReducerOptions.KEEP_DIMS, "B")))
 
 
 def _pad(o: Operator) -> ops.Op:
@@ -247,12 +127,7 @@ def _pad(o: Operator) -> ops.Op:
 def _concat(o: Operator) -> ops.Op:
     if o.activation(fb.ConcatenationOptions.ACTIVATION) is not ops.Activation.NONE:
         raise o.unsupported("a fused activation")
-    rank = len(o.x().shape) + 1
-    axis = o.option(fb.ConcatenationOptions.AXIS)
-    axis = axis + rank if axis < 0 else axis
-    if not 1 <= axis < rank:
-        raise o.unsupported(f"axis {axis} of a tensor of {rank} axes (the first is the batch)")
-    return ops.Concat(axis - 1)
+    return ops.Concat(o.axis(o.option(fb.ConcatenationOptions.AXIS)))
 
 
 def _reshape(o: Operator) -> ops.Op:
@@ -269,6 +144,125 @@ def _reshape(o: Operator) -> ops.Op:
     return ops.Reshape()
 
 
+def _squeeze(o: Operator) -> ops.Op:
+    shape = [1, *o.x().shape]
+    stored = None if o.options is None else o.options.vector(fb.SqueezeOptions.SQUEEZE_DIMS, "<i4")
+    dropped = {a + len(shape) if a < 0 else a for a in ([] if stored is None else stored.tolist())}
+    if any(not 0 <= a < len(shape) or shape[a] != 1 for a in dropped):
+        raise o.malformed("axes of size 1", sorted(dropped))
+    kept = [n for a, n in enumerate(shape) if a not in dropped and (dropped or n > 1)]
+    return _same_elements(o, kept)
+
+
+def _expand_dims(o: Operator) -> ops.Op:
+    shape = [1, *o.x().shape]
+    target = o.vector(1)
+    if len(target) != 1 or not -len(shape) - 1 <= target[0] <= len(shape):
+        raise o.malformed(f"one axis of {len(shape) + 1}", target)
+    shape.insert(target[0] + len(shape) + 1 if target[0] < 0 else target[0], 1)
+    return _same_elements(o, shape)
+
+
+def _same_elements(o: Operator, shape: list[int]) -> ops.Op:
+    if shape != [1, *o.output().shape]:
+        raise o.malformed(f"an output of shape {shape}", [1, *o.output().shape])
+    return ops.Reshape()
+
+
+def _transpose(o: Operator) -> ops.Op:
+    perm = o.vector(1)
+    rank = len(o.x().shape) + 1
+    perm = [a + rank if a < 0 else a for a in perm]
+    if sorted(perm) != list(range(rank)):
+        raise o.malformed(f"a permutation of {rank} axes", perm)
+    if perm[0] != 0:
+        raise o.unsupported(f"permutation {perm}, which moves the batch axis,")
+    return ops.Transpose(tuple(a - 1 for a in perm[1:]))
+
+
+def _whole(o: Operator) -> tuple[list[int], list[int], list[int]]:
+    """begin, size and stride of the slice that is the first activation itself."""
+    shape = o.x(o.first).shape
+    return [0] * len(shape), list(shape), [1] * len(shape)
+
+
+def _pieces(o: Operator, axis: int, sizes: list[int]) -> list[ops.Op]:
+    """Slices of the given sizes, one after the other along `axis` of the sample."""
+    found: list[ops.Op] = []
+    begin, size, stride = _whole(o)
+    if sum(sizes) != size[axis] or min(sizes) < 1:
+        raise o.malformed(f"positive sizes of sum {size[axis]}", sizes[:8])
+    for n in sizes:
+        size[axis] = n
+        found.append(ops.Slice(tuple(begin), tuple(size), tuple(stride)))
+        begin[axis] += n
+    return found
+
+
+def _split(o: Operator) -> list[ops.Op]:
+    axes, count = o.vector(0), len(o.outputs)
+    if len(axes) != 1 or count != o.option(fb.SplitOptions.NUM_SPLITS):
+        raise o.malformed(f"one axis and {count} parts", f"{axes[:2]} and {o.option(fb.SplitOptions.NUM_SPLITS)}")
+    axis = o.axis(axes[0])
+    n = o.x(o.first).shape[axis]
+    return _pieces(o, axis, [n // count] * count)
+
+
+def _split_v(o: Operator) -> list[ops.Op]:
+    sizes, axes = o.vector(1), o.vector(2)
+    if len(axes) != 1 or len(sizes) != len(o.outputs) or sizes.count(-1) > 1:
+        raise o.malformed(f"one axis and {len(o.outputs)} sizes", f"{axes[:2]} and {sizes[:8]}")
+    axis = o.axis(axes[0])
+    rest = o.x().shape[axis] - sum(n for n in sizes if n != -1)
+    return _pieces(o, axis, [rest if n == -1 else n for n in sizes])
+
+
+def _unpack(o: Operator) -> list[ops.Op]:
+    axis = o.axis(o.option(fb.UnpackOptions.AXIS))
+    return _pieces(o, axis, [1] * len(o.outputs))
+
+
+def _slice(o: Operator) -> ops.Op:
+    _, size, stride = _whole(o)
+    first, extent = o.vector(1), o.vector(2)
+    if len(first) != len(extent) or len(first) != len(size) + 1:
+        raise o.malformed(f"begin and size for {len(size) + 1} axes", f"{first[:8]} and {extent[:8]}")
+    if first[0] != 0 or extent[0] not in (-1, 1):
+        raise o.unsupported("slicing the batch axis")
+    size = [n - a if e == -1 else e for n, a, e in zip(size, first[1:], extent[1:], strict=True)]
+    return ops.Slice(tuple(first[1:]), tuple(size), tuple(stride))
+
+
+def _strided_slice(o: Operator) -> ops.Op:
+    f = fb.StridedSliceOptions
+    if o.option(f.ELLIPSIS_MASK) or o.option(f.NEW_AXIS_MASK) or o.option(f.OFFSET, "B"):
+        raise o.unsupported("an ellipsis, a new axis or an offset")
+    spec = [o.vector(i) for i in (1, 2, 3)]
+    _, shape, _ = _whole(o)
+    if len({len(v) for v in spec}) != 1 or len(spec[0]) > len(shape) + 1:
+        raise o.malformed(f"begin, end and strides for up to {len(shape) + 1} axes", [v[:8] for v in spec])
+    begin, size, stride = [0] * (len(shape) + 1), [1, *shape], [1] * (len(shape) + 1)
+    for axis, (b, e, s) in enumerate(zip(*spec, strict=True)):
+        if s < 1:
+            raise o.unsupported(f"a stride of {s}")
+        n = size[axis]
+        shrinks = bool(o.option(f.SHRINK_AXIS_MASK) >> axis & 1)
+        first = 0 if o.option(f.BEGIN_MASK) >> axis & 1 else min(max(b + n if b < 0 else b, 0), n)
+        last = n if o.option(f.END_MASK) >> axis & 1 else min(max(e + n if e < 0 else e, 0), n)
+        begin[axis], size[axis], stride[axis] = first, 1 if shrinks else max(-((first - last) // s), 0), s
+    kept = [n for axis, n in enumerate(size) if not o.option(f.SHRINK_AXIS_MASK) >> axis & 1]
+    if (begin[0], size[0], kept) != (0, 1, [1, *o.output().shape]):
+        raise o.malformed(f"an output of shape {kept} that keeps the batch axis", [1, *o.output().shape])
+    return ops.Slice(tuple(begin[1:]), tuple(size[1:]), tuple(stride[1:]))
+
+
+def _resize(o: Operator) -> ops.Op:
+    f = fb.ResizeNearestNeighborOptions
+    if o.vector(1) != list(o.output().shape[:2]):
+        raise o.malformed(f"the output's size {o.output().shape[:2]}", o.vector(1)[:8])
+    return ops.ResizeNearest(bool(o.option(f.ALIGN_CORNERS, "B")), bool(o.option(f.HALF_PIXEL_CENTERS, "B")))
+
+
 def _quantize(o: Operator) -> ops.Op:
     return ops.Quantize() if o.x().dtype == "float32" else ops.Requantize()
 
@@ -278,40 +272,72 @@ def _softmax(o: Operator) -> ops.Op:
 
 
 class Reading(NamedTuple):
-    """How an operator is read: the number of its operands, how many of them are activations (0: all), its op."""
+    """How an operator is read: the number of its operands, how many of them from `first` on are activations (0: all), its op.
+
+    `read` gives one op per output. `constants`: one of the activations may be a constant.
+    """
 
     least: int
     most: int
     activations: int
-    read: Callable[[Operator], ops.Op]
+    read: Callable[[Operator], ops.Op | list[ops.Op]]
+    first: int = 0
+    constants: bool = False
 
 
 READ: dict[str, Reading] = {
     "CONV_2D": Reading(2, 3, 1, _conv),
     "DEPTHWISE_CONV_2D": Reading(2, 3, 1, _depthwise),
     "FULLY_CONNECTED": Reading(2, 3, 1, _dense),
-    "ADD": Reading(2, 2, 2, _add),
+    "ADD": Reading(2, 2, 2, lambda o: ops.Add(o.activation(fb.AddOptions.ACTIVATION)), constants=True),
+    "SUB": Reading(2, 2, 2, lambda o: ops.Sub(o.activation(fb.SubOptions.ACTIVATION)), constants=True),
+    "MUL": Reading(2, 2, 2, lambda o: ops.Mul(o.activation(fb.MulOptions.ACTIVATION)), constants=True),
     "AVERAGE_POOL_2D": Reading(1, 1, 1, lambda o: _pool(o, ops.AvgPool)),
     "MAX_POOL_2D": Reading(1, 1, 1, lambda o: _pool(o, ops.MaxPool)),
-    "MEAN": Reading(2, 2, 1, _mean),
+    "MEAN": Reading(2, 2, 1, lambda o: _reduction(o, ops.Mean)),
+    "SUM": Reading(2, 2, 1, lambda o: _reduction(o, ops.Sum)),
     "PAD": Reading(2, 2, 1, _pad),
     "CONCATENATION": Reading(1, 1 << 16, 0, _concat),
     "RESHAPE": Reading(1, 2, 1, _reshape),
+    "SQUEEZE": Reading(1, 1, 1, _squeeze),
+    "EXPAND_DIMS": Reading(2, 2, 1, _expand_dims),
+    "TRANSPOSE": Reading(2, 2, 1, _transpose),
+    "SLICE": Reading(3, 3, 1, _slice),
+    "STRIDED_SLICE": Reading(4, 4, 1, _strided_slice),
+    "SPLIT": Reading(2, 2, 1, _split, first=1),
+    "SPLIT_V": Reading(3, 3, 1, _split_v),
+    "UNPACK": Reading(1, 1, 1, _unpack),
+    "RESIZE_NEAREST_NEIGHBOR": Reading(2, 2, 1, _resize),
     "RELU": Reading(1, 1, 1, lambda _: ops.Relu()),
     "RELU6": Reading(1, 1, 1, lambda _: ops.Relu6()),
+    "LEAKY_RELU": Reading(1, 1, 1, lambda o: ops.LeakyRelu(float(o.option(fb.LeakyReluOptions.ALPHA, "f")))),
+    "HARD_SWISH": Reading(1, 1, 1, lambda _: ops.HardSwish()),
+    "LOGISTIC": Reading(1, 1, 1, lambda _: ops.Logistic()),
+    "TANH": Reading(1, 1, 1, lambda _: ops.Tanh()),
     "QUANTIZE": Reading(1, 1, 1, _quantize),
     "DEQUANTIZE": Reading(1, 1, 1, lambda _: ops.Dequantize()),
     "SOFTMAX": Reading(1, 1, 1, _softmax),
 }
 """Every operator the graph has a counterpart for."""
 
+SEVERAL = frozenset({"SPLIT", "SPLIT_V", "UNPACK"})
+"""Operators of several outputs: a node each."""
 
-def read_node(tensors: Tensors, codes: Tables, table: Table, index: int) -> ir.Node:
-    """Operator `index` of the file as a node; its output becomes an activation."""
-    operator = Operator(tensors, codes, table, index)
+
+def read_nodes(tensors: Tensors, codes: Tables, table: Table, index: int) -> list[ir.Node]:
+    """Operator `index` of the file as one node per output; its outputs become activations."""
+    operator = Operator(tensors, codes, table, index, READ)
     reading = READ[operator.name]
-    operator.operands(reading.least, reading.most)
-    used = operator.inputs[: reading.activations or len(operator.inputs)]
-    inputs = tuple(tensors.use(t, f"input {i} of {operator.what}") for i, t in enumerate(used))
-    op = reading.read(operator)
-    return ir.Node(op, inputs, tensors.define(operator.outputs[0], f"the output of {operator.what}"))
+    operator.operands(reading.least, reading.most, len(operator.outputs) if operator.name in SEVERAL else 1)
+    operator.first = reading.first
+    used = operator.inputs[reading.first :][: reading.activations or len(operator.inputs)]
+    roles = [(t, f"input {i + reading.first} of {operator.what}") for i, t in enumerate(used)]
+    if reading.constants:
+        inputs = tensors.use_operands(roles)
+    else:
+        inputs = tuple(tensors.use(t, role) for t, role in roles)
+    found = reading.read(operator)
+    return [
+        ir.Node(op, inputs, tensors.define(output, f"the output of {operator.what}"))
+        for op, output in zip(found if isinstance(found, list) else [found], operator.outputs, strict=True)
+    ]

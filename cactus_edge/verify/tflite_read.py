@@ -17,7 +17,7 @@ from cactus_edge.ir.graph import Graph
 from cactus_edge.ir.spec import check
 from cactus_edge.verify import tflite_schema as fb
 from cactus_edge.verify.flatbuffer import Reader, Table
-from cactus_edge.verify.tflite_ops import read_node
+from cactus_edge.verify.tflite_ops import read_nodes
 from cactus_edge.verify.tflite_tensors import Tensors, indices, refuse
 
 
@@ -32,7 +32,8 @@ class Model:
 
 
 def read_tflite(data: bytes) -> Model:
-    """The int8 network in the bytes of a .tflite file: its input first, then one tensor and one node per operator.
+    """The int8 network in the bytes of a .tflite file: its input first, then per operator its constant operands and outputs, a
+    node for each output.
 
     Raises ModelError where the bytes are malformed or contradict themselves, UnsupportedError (a ModelError) where they
     are well-formed and use what the graph cannot express; no other exception, whatever the bytes.
@@ -48,9 +49,9 @@ def read_tflite(data: bytes) -> Model:
         subgraph.tables(fb.SubGraph.TENSORS, fb.Tensor, "tensor"), model.tables(fb.Model.BUFFERS, fb.Buffer, "buffer")
     )
     inputs = tuple(tensors.define(i, "the graph's input") for i in indices(subgraph, fb.SubGraph.INPUTS))
-    nodes = tuple(read_node(tensors, codes, operators[i], i) for i in range(len(operators)))
+    nodes = tuple(n for i in range(len(operators)) for n in read_nodes(tensors, codes, operators[i], i))
     outputs = tuple(tensors.use(i, "the graph's output") for i in indices(subgraph, fb.SubGraph.OUTPUTS))
-    graph = Graph(tuple(tensors.activations), nodes, inputs, outputs)
+    graph = Graph(tuple(tensors.activations), nodes, inputs, outputs, tensors.constants)
     check(graph)
     return Model(graph, _metadata(model, tensors), hashlib.sha256(data).hexdigest(), tuple(tensors.graph_index))
 

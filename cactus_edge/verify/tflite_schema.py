@@ -80,6 +80,38 @@ class ReshapeOptions(IntEnum):
     NEW_SHAPE = 0
 
 
+class SubOptions(IntEnum):
+    ACTIVATION, POT_SCALE_INT16 = range(2)
+
+
+class MulOptions(IntEnum):
+    ACTIVATION = 0
+
+
+class SqueezeOptions(IntEnum):
+    SQUEEZE_DIMS = 0
+
+
+class StridedSliceOptions(IntEnum):
+    BEGIN_MASK, END_MASK, ELLIPSIS_MASK, NEW_AXIS_MASK, SHRINK_AXIS_MASK, OFFSET = range(6)
+
+
+class SplitOptions(IntEnum):
+    NUM_SPLITS = 0
+
+
+class UnpackOptions(IntEnum):
+    NUM, AXIS = range(2)
+
+
+class ResizeNearestNeighborOptions(IntEnum):
+    ALIGN_CORNERS, HALF_PIXEL_CENTERS = range(2)
+
+
+class LeakyReluOptions(IntEnum):
+    ALPHA = 0
+
+
 class SoftmaxOptions(IntEnum):
     BETA = 0
 
@@ -94,9 +126,21 @@ OPTIONS: dict[str, tuple[int, type[IntEnum]]] = {
     "CONCATENATION": (10, ConcatenationOptions),
     "ADD": (11, AddOptions),
     "RESHAPE": (17, ReshapeOptions),
+    "MUL": (21, MulOptions),
     "MEAN": (27, ReducerOptions),
+    "SUM": (27, ReducerOptions),
+    "SUB": (28, SubOptions),
+    "SQUEEZE": (30, SqueezeOptions),
+    "STRIDED_SLICE": (32, StridedSliceOptions),
+    "SPLIT": (35, SplitOptions),
+    "UNPACK": (64, UnpackOptions),
+    "RESIZE_NEAREST_NEIGHBOR": (74, ResizeNearestNeighborOptions),
+    "LEAKY_RELU": (75, LeakyReluOptions),
 }
 """Operator -> (code of its options in the BuiltinOptions union, their slots). Operators not listed have no options that say anything."""
+
+OPTIONAL_OPTIONS = frozenset({"RESHAPE", "SQUEEZE"})
+"""Operators that mean something without options."""
 
 ACTIVATIONS = ("NONE", "RELU", "RELU_N1_TO_1", "RELU6", "TANH", "SIGN_BIT")
 PADDINGS = ("SAME", "VALID")

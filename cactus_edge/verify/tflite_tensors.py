@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from cactus_edge.errors import ModelError, UnsupportedError
 from cactus_edge.ir import graph as ir
+from cactus_edge.ir import ops
 from cactus_edge.verify import tflite_schema as fb
 from cactus_edge.verify.flatbuffer import Table, Tables
 
@@ -36,6 +37,7 @@ class Tensors:
             raise ModelError("malformed .tflite: buffer 0: expected no data (it stands for 'none'), got some")
         self.activations: list[ir.Tensor] = []
         self.graph_index: dict[int, int] = {}
+        self.constants: dict[int, ops.Int8] = {}
 
     def buffer(self, index: int) -> npt.NDArray[np.uint8]:
         """The bytes of buffer `index`, a view of the file."""
@@ -68,6 +70,38 @@ class Tensors:
         raise ModelError(
             f"malformed .tflite: {role} is {table.what}: expected a tensor written before, got one that is not"
         )
+
+    def use_operands(self, operands: list[tuple[int, str]]) -> tuple[int, ...]:
+        """The graph's indices of (tensor of the file, its role), among which a constant counts as an activation.
+
+        A constant takes as many axes as the first activation has, with 1 in front.
+        """
+        constant = [i not in self.graph_index and self._is_constant(i) for i, _ in operands]
+        if all(constant):
+            raise UnsupportedError(f"{operands[0][1]} and all others are constants; expected an activation")
+        first = self.use(*operands[constant.index(False)])
+        rank = len(self.activations[first].shape) + 1
+        return tuple(
+            self._define_constant(i, role, rank) if fixed else self.use(i, role)
+            for (i, role), fixed in zip(operands, constant, strict=True)
+        )
+
+    def _is_constant(self, index: int) -> bool:
+        return bool(len(self.buffer(self._tensors[index].number(fb.Tensor.BUFFER, "I", 0))))
+
+    def _define_constant(self, index: int, role: str, rank: int) -> int:
+        codes, table = self.constant(index, "INT8", role)
+        q = quantization(table)
+        if q is None or q.scale.size != 1:
+            raise UnsupportedError(f"{role}, {table.what}, is a constant without one scale and zero point")
+        shape = (*(1,) * (rank - codes.ndim), *codes.shape)
+        if len(shape) != rank or shape[0] != 1:
+            raise UnsupportedError(f"{role}, {table.what}, is a constant of shape {codes.shape} for {rank} axes")
+        self.graph_index[index] = len(self.activations)
+        name = table.text(fb.Tensor.NAME)
+        self.activations.append(ir.Tensor(name, shape[1:], "int8", float(q.scale[0]), int(q.zero_point[0])))
+        self.constants[self.graph_index[index]] = ops.freeze(codes.reshape(shape[1:]), np.int8)
+        return self.graph_index[index]
 
     def peek(self, index: int) -> ir.Tensor:
         """The activation that tensor `index` of the file will be, before it is written."""

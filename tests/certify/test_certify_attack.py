@@ -82,6 +82,40 @@ def test_gradient_agrees_with_finite_differences_of_the_unclamped_margin() -> No
         assert np.sign(gradient[i]) == np.sign(numeric) or abs(numeric) < 0.05
 
 
+def gated(seed: int) -> Program:
+    """Two classes from a product of a gate (logistic of a channel mean) and an image, through a transpose and a slice."""
+    rng = np.random.default_rng(seed)
+    b = GraphBuilder()
+    x = b.input(Tensor("x", (2, 2, 2), "int8", 0.0625, 3))
+    mean = b.node(ops.Mean((0, 1), True), [x], Tensor("m", (1, 1, 2), "int8", 0.0625, 0))
+    gate = b.node(ops.Logistic(), [mean], Tensor("g", (1, 1, 2), "int8", 1 / 256, -128))
+    scaled = b.node(ops.Mul(), [x, gate], Tensor("s", (2, 2, 2), "int8", 0.0625, -4))
+    swish = b.node(ops.HardSwish(), [scaled], Tensor("h", (2, 2, 2), "int8", 0.0625, -60))
+    turned = b.node(ops.Transpose((2, 0, 1)), [swish], Tensor("t", (2, 2, 2), "int8", 0.0625, -60))
+    cut = b.node(ops.Slice((0, 0, 0), (2, 2, 1), (1, 1, 1)), [turned], Tensor("c", (2, 2), "int8", 0.0625, -60))
+    weight = ops.freeze(rng.integers(-127, 128, (2, 4)), np.int8)
+    dense = ops.Dense(weight, ops.freeze([0, 0], np.int32), ops.freeze([0.01], np.float32))
+    return lower(b.finish(b.node(dense, [cut], Tensor("y", (2,), "int8", 0.03125, 0))), profile("tflm"))
+
+
+def test_gradient_flows_through_gates_lookups_and_moves() -> None:
+    """Its signs are those of differences over a wide step, wherever these are clear and nothing saturates."""
+    checked = 0
+    for seed in range(12):
+        program = gated(seed)
+        x = np.random.default_rng(seed).integers(20, 90, (1, 2, 2, 2)).astype(np.int8)
+        gradient = margin_gradient(program, x, np.array([0]))[0]
+        for index in np.ndindex(2, 2, 2):
+            ends = np.repeat(x, 2, 0).astype(np.int64)
+            ends[(slice(None), *index)] += (-15, 15)
+            margins = run(program, ends.astype(np.int8)).astype(int)
+            difference = np.diff(margins[:, 0] - margins[:, 1])[0]
+            if min(abs(difference), abs(30 * gradient[index])) > 12:
+                assert np.sign(gradient[index]) == np.sign(difference)
+                checked += 1
+    assert checked > 30
+
+
 def test_same_seed_same_witness() -> None:
     program = small_net(1)
     centre = np.zeros((5, 3), np.int8)

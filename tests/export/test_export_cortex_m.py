@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cortex_m import CortexM
-from strategies import MIDDLE, random_graph, random_inputs
+from strategies import IN_C, random_graph, random_inputs
 
 from cactus_edge.device.toolchain import CPUS, GCC, compiler, cpu_flags, link
 from cactus_edge.errors import InstallError, InternalError, TargetError, UnsupportedError
@@ -26,7 +26,7 @@ def compare_on(machine: CortexM, graphs: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     compared = 0
     for i in range(graphs):
-        graph = random_graph(rng, 4, (MIDDLE[i % len(MIDDLE)], "conv2d", "depthwise_conv2d", "dense"))
+        graph = random_graph(rng, 4, (IN_C[i % len(IN_C)], "conv2d", "depthwise_conv2d", "dense"))
         try:
             program = lower(graph, TFLM)
         except UnsupportedError:

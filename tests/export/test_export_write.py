@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from strategies import random_graph, random_inputs
+from strategies import IN_C, random_graph, random_inputs
 
 from cactus_edge.errors import InputError
 from cactus_edge.formats.c.compiler import STRICT, compile_c, zig
@@ -175,5 +175,5 @@ def test_sample_of_another_shape_is_refused(tmp_path: Path) -> None:
 def test_random_graphs_as_sources_agree(tmp_path: Path) -> None:
     rng = np.random.default_rng(11)
     for i in range(4):
-        graph = random_graph(rng, 5)
+        graph = random_graph(rng, 5, IN_C)
         agree_c(graph, random_inputs(rng, graph, 12), TFLM, write_c(graph, TFLM, tmp_path / str(i))).require()

@@ -123,9 +123,9 @@ def test_round_divide(x: int, d: int) -> None:
 
 def test_exp_on_negative_values_follows_exp() -> None:
     a = -np.arange(0, 31 * 2**26, 99991)
-    error = arith.exp_on_negative_q5_26(a) / 2.0**31 - np.exp(a / 2.0**26)
+    error = arith.exp_on_negative(a, 5) / 2.0**31 - np.exp(a / 2.0**26)
     assert np.abs(error).max() < 4e-7
-    assert arith.exp_on_negative_q5_26(np.int64(0)) == 2**31 - 1
+    assert arith.exp_on_negative(np.int64(0), 5) == 2**31 - 1
 
 
 def test_reciprocal_follows_one_over_one_plus_x() -> None:

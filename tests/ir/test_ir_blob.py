@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from strategies import graphs
+from strategies import IN_C, graphs
 
 from cactus_edge.errors import CactusError, ModelError, UnsupportedError
 from cactus_edge.ir import ops
@@ -92,7 +92,7 @@ def test_golden_bytes() -> None:
 
 
 @settings(max_examples=100)
-@given(graphs(max_nodes=6))
+@given(graphs(max_nodes=6, ops=IN_C))
 def test_blob_is_a_function_of_the_graph(graph: Graph) -> None:
     try:
         blob = build(graph, TFLM)
@@ -167,7 +167,7 @@ def test_a_broken_blob_is_refused(data: bytes) -> None:
 
 
 @settings(max_examples=20)
-@given(graphs(max_nodes=3))
+@given(graphs(max_nodes=3, ops=IN_C))
 def test_no_changed_word_crashes_the_parser(graph: Graph) -> None:
     try:
         data = to_blob(graph, TFLM)

@@ -16,6 +16,8 @@ from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.graph import Graph, Tensor
 from cactus_edge.ir.plan import ALIGNMENT, plan, scratch_bytes
 
+BINARY = ops.Add | ops.Sub | ops.Mul
+
 
 def conflicts(graph: Graph) -> Iterator[str]:
     """Simulates the run byte by byte: what each node reads must still be there when it reads it.
@@ -58,12 +60,20 @@ def conflicts(graph: Graph) -> Iterator[str]:
                 owner[layout.scratch[index] + e] = None
             for e, needed in enumerate(_order(graph, index)):
                 for tensor in node.inputs:
-                    yield from reads(tensor, needed)
+                    if tensor in graph.constants:
+                        continue
+                    yield from reads(tensor, _repeated(graph, tensor, out, e) if isinstance(op, BINARY) else needed)
                 write(out, e)
         else:
             yield from reads(node.inputs[0], range(graph.tensors[node.inputs[0]].size))
     if graph.output.dtype == "int8":
         yield from reads(graph.outputs[0], range(graph.output.size))
+
+
+def _repeated(graph: Graph, tensor: int, out: int, e: int) -> list[int]:
+    """The element of an operand that element e of the output reads, along axes of 1 the same one."""
+    t = graph.tensors[tensor]
+    return [int(np.broadcast_to(np.arange(t.size).reshape(t.shape), graph.tensors[out].shape).flat[e])]
 
 
 def _order(graph: Graph, index: int) -> Iterator[list[int]]:
@@ -78,10 +88,12 @@ def _order(graph: Graph, index: int) -> Iterator[list[int]]:
                 y, z = h * op.stride[0] - top, w * op.stride[1] - left
                 rows, columns = slice(max(y, 0), y + op.kernel[0]), slice(max(z, 0), z + op.kernel[1])
                 yield places[rows, columns, c].ravel().tolist()
-        case ops.Mean(axes):
+        case ops.Mean(axes) | ops.Sum(axes):
             kept = np.moveaxis(places, axes, range(-len(axes), 0)).reshape(out.size, -1)
             yield from (row.tolist() for row in kept)
-        case ops.Add() | ops.Relu() | ops.Relu6() | ops.Requantize():
+        case ops.Add() | ops.Sub() | ops.Mul() | ops.Relu() | ops.Relu6() | ops.Requantize():
+            yield from ([e] for e in range(out.size))
+        case ops.LeakyRelu() | ops.HardSwish() | ops.Logistic() | ops.Tanh():
             yield from ([e] for e in range(out.size))
         case ops.Softmax():
             depth = x.shape[-1]
@@ -116,7 +128,7 @@ def test_tensors_alive_together_are_apart(graph: Graph) -> None:
         for t in node.inputs:
             last[home[t]] = max(last.get(home[t], -1), index + isinstance(node.op, ops.Dequantize))
     first = {node.output: i for i, node in enumerate(graph.nodes)} | dict.fromkeys(graph.inputs, -1)
-    roots = [t for t in set(home) if graph.tensors[t].dtype == "int8"]
+    roots = [t for t in set(home) if graph.tensors[t].dtype == "int8" and t not in graph.constants]
     for t in graph.outputs:
         last[home[t]] = len(graph.nodes)
     for a, b in combinations(sorted(roots), 2):
@@ -132,13 +144,10 @@ def test_plan_is_aligned_bounded_and_repeatable(graph: Graph) -> None:
     layout = plan(graph)
     assert layout == plan(graph)
     assert layout.live_bytes <= layout.arena_bytes
-    sizes = [
-        t.size + scratch_bytes(n.op, graph.tensors[n.inputs[0]].shape)
-        for t, n in zip(graph.tensors[1:], graph.nodes, strict=False)
-    ]
+    sizes = [graph.tensors[n.output].size + scratch_bytes(n.op, graph.tensors[n.inputs[0]].shape) for n in graph.nodes]
     assert layout.arena_bytes <= graph.tensors[0].size + sum(sizes) + ALIGNMENT * (2 * len(sizes) + 1)
-    for tensor, offset in zip(graph.tensors, layout.offsets, strict=True):
-        assert (offset is None) == (tensor.dtype != "int8")
+    for index, (tensor, offset) in enumerate(zip(graph.tensors, layout.offsets, strict=True)):
+        assert (offset is None) == (tensor.dtype != "int8" or index in graph.constants)
         assert offset is None or (offset % ALIGNMENT == 0 and 0 <= offset <= layout.arena_bytes - tensor.size)
 
 

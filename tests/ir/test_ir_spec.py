@@ -64,7 +64,7 @@ SINS: dict[str, tuple[Callable[[], Graph], str]] = {
     "dense_too_wide": (lambda: single(dense(70000), out(3), Tensor("x", (70000,))), "70000 taps"),
     "add_broadcasts": (
         lambda: Graph((IMAGE, out(2, 2, 3), out(4, 4, 2)), (LEGAL.nodes[0], Node(ops.Add(), (0, 1), 2)), (0,), (2,)),
-        "broadcasting",
+        "do not broadcast",
     ),
     "add_with_one_input": (lambda: single(ops.Add(), out(4, 4, 2)), "takes 1 inputs"),
     "pool_rescales": (lambda: single(ops.AvgPool((2, 2), (2, 2)), out(2, 2, 2, scale=1.0)), "differ from the output's"),

@@ -137,16 +137,20 @@ def _custom_quantisation(model: Any) -> None:
     q.detailsType, q.details = schema.QuantizationDetails.CustomQuantization, schema.CustomQuantizationT()
 
 
-def _constant_summand(model: Any) -> None:
-    add = operator(model, "ADD")
-    t = model.subgraphs[0].tensors[add.inputs[1]]
+def _constant_operand(model: Any, name: str, *places: int, **changes: Any) -> None:
+    """Replaces operands of the first operator `name` by one constant of ones."""
+    used = operator(model, name)
+    t = model.subgraphs[0].tensors[used.inputs[places[0]]]
     constant = schema.TensorT()
     constant.name, constant.shape, constant.type, constant.quantization = "c", t.shape, t.type, t.quantization
+    for field, value in changes.items():
+        setattr(constant, field, value)
     model.buffers.append(schema.BufferT())
-    model.buffers[-1].data = np.zeros(6 * 7 * 4, np.uint8)
+    model.buffers[-1].data = np.ones(int(np.prod(constant.shape)), np.uint8)
     constant.buffer = len(model.buffers) - 1
     model.subgraphs[0].tensors.append(constant)
-    add.inputs[1] = len(model.subgraphs[0].tensors) - 1
+    for place in places:
+        used.inputs[place] = len(model.subgraphs[0].tensors) - 1
 
 
 def _activation_weight(model: Any) -> None:
@@ -197,7 +201,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "batch_concat": (_set(lambda m: operator(m, "CONCATENATION").builtinOptions, axis=0), "axis 0"),
     "batch_mean": (
         _set(lambda m: m.buffers[operand(m, "MEAN", 1).buffer], data=np.zeros(4, np.uint8)),
-        "MEAN: a mean over axes",
+        "MEAN: axis 0",
     ),
     "batch_pad": (
         _set(
@@ -206,7 +210,19 @@ REFUSED: dict[str, tuple[Change, str]] = {
         ),
         "padding the batch axis",
     ),
-    "constant_summand": (_constant_summand, "input 1 of operator 3 ADD is tensor"),
+    "constant_pooled": (
+        lambda m: _constant_operand(m, "MAX_POOL_2D", 0),
+        "input 0 of operator 4 MAX_POOL_2D is tensor",
+    ),
+    "constants_only": (
+        lambda m: _constant_operand(m, "ADD", 0, 1),
+        "input 0 of operator 3 ADD and all others are constants",
+    ),
+    "constant_without_scale": (lambda m: _constant_operand(m, "ADD", 1, quantization=None), "without one scale"),
+    "constant_of_other_rank": (
+        lambda m: _constant_operand(m, "ADD", 1, shape=np.array([1, 1, 6, 7, 4], np.int32)),
+        "a constant of shape",
+    ),
     "activation_as_weight": (_activation_weight, "operator 1 CONV_2D"),
 }
 

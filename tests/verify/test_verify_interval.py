@@ -14,8 +14,22 @@ from hypothesis import strategies as st
 from strategies import graphs, regions
 
 from cactus_edge.errors import InternalError, UnsupportedError
-from cactus_edge.ir import evaluate, linear
-from cactus_edge.ir.atoms import Affine, Gather, Program, ReshapeTo, Softmax, Step, Value, lower
+from cactus_edge.ir import evaluate, linear, ops
+from cactus_edge.ir.atoms import (
+    Affine,
+    Gather,
+    Isotone,
+    Monotone,
+    Program,
+    ReshapeTo,
+    Softmax,
+    Step,
+    Table,
+    Value,
+    lower,
+)
+from cactus_edge.ir.builder import GraphBuilder
+from cactus_edge.ir.graph import Tensor
 from cactus_edge.ir.rules import Clamp, Requantise, RoundDivide
 from cactus_edge.verify import interval
 from cactus_edge.verify.interval import Engine, accumulate, full_range, propagate, staircase, step_bounds, thresholds
@@ -77,7 +91,10 @@ def test_bounds_hold_random_networks(seed: int) -> None:
         check_sound(program, program, seed + k)
 
 
-@pytest.mark.parametrize("kind", ["conv2d", "depthwise_conv2d", "dense", "avg_pool", "max_pool", "mean", "requantize"])
+ALONE = "conv2d depthwise_conv2d dense avg_pool max_pool mean sum requantize hard_swish leaky_relu tanh transpose slice"
+
+
+@pytest.mark.parametrize("kind", ALONE.split())
 def test_bounds_of_one_op_are_attained(kind: str) -> None:
     for k, program in enumerate(programs(7, 10, max_nodes=1, middle=(kind,), ends=("",))):
         check_attained(program, k)
@@ -105,6 +122,47 @@ def test_soundness_check_sees_a_lost_absolute_value(kind: Any, monkeypatch: pyte
     with pytest.raises(AssertionError):
         for k, program in enumerate(programs(0, 20, middle=("conv2d", "dense"))):
             check_sound(program, program, k)
+
+
+def products(count: int) -> list[Program]:
+    """x * y and x - y of two different halves of the input, with every sign of both factors."""
+    made = []
+    for seed in range(count):
+        rng = np.random.default_rng(seed)
+        b = GraphBuilder()
+        x = b.input(Tensor("x", (2, 1, 2), "int8", 0.5, int(rng.integers(-60, 60))))
+        parts = [
+            b.node(ops.Slice((k, 0, 0), (1, 1, 2), (1, 1, 1)), [x], replace(b.tensor(x), shape=(1, 2))) for k in (0, 1)
+        ]
+        op, scale = (ops.Mul(), 16.0) if seed % 2 else (ops.Sub(), 0.75)
+        made.append(lower(b.finish(b.node(op, parts, Tensor("y", (1, 2), "int8", scale, 3))), TFLM))
+    return made
+
+
+def test_bounds_of_products_and_differences_are_attained() -> None:
+    for k, program in enumerate(products(20)):
+        check_attained(program, k)
+        check_engine(program, k)
+
+
+LOOKUP_FAULTS: dict[str, Callable[[Any], Any]] = {
+    "a product taken for non-decreasing": lambda a: Isotone(a.rule, (1, 1)) if isinstance(a, Isotone) else a,
+    "a difference taken for a sum": lambda a: Isotone(a.rule, (1, 1)) if isinstance(a, Isotone) else a,
+    "a table taken for monotone": lambda a: Monotone(a) if isinstance(a, Table) else a,
+}
+
+
+@pytest.mark.parametrize("fault", LOOKUP_FAULTS)
+def test_soundness_check_sees_a_wrong_shape(fault: str) -> None:
+    made = (
+        programs(0, 20, max_nodes=1, middle=("hard_swish",))
+        if "table" in fault
+        else products(40)["product" in fault :: 2]
+    )
+    with pytest.raises(AssertionError):
+        for k, program in enumerate(made):
+            steps = tuple(replace(s, atom=LOOKUP_FAULTS[fault](s.atom)) for s in program.steps)
+            check_sound(replace(program, steps=steps), program, k)
 
 
 @pytest.mark.parametrize("seed", range(0, 600, 100))

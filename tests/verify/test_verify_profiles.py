@@ -16,8 +16,8 @@ from cactus_edge.errors import ModelError, UnsupportedError
 from cactus_edge.ir import evaluate
 from cactus_edge.ir.arithmetic import PROFILES, profile
 from cactus_edge.ir.atoms import Affine, Isotone, Monotone, Program, Softmax, lower
+from cactus_edge.ir.binary import FixedPointAddRule
 from cactus_edge.ir.rules import (
-    FixedPointAddRule,
     FloatAffine,
     FloatRequantise,
     FloatSoftmaxRule,

@@ -1,0 +1,141 @@
+"""The rules of two arguments: sums and products of int8 tensors with scales of their own, exact on int64 arrays.
+
+Which runtime takes which rule is `arithmetic.py`'s table. For every fixed value of one argument each rule is monotone in the
+other; its class says in which direction. Arguments broadcast as numpy's do.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cactus_edge.ir.arith import multiply_by_quantized_multiplier, srdhm
+from cactus_edge.ir.ops import Int64
+from cactus_edge.ir.rules import FloatRequantise, Requantise
+
+
+@dataclass(frozen=True)
+class _GemmlowpAdd(ABC):
+    """(x1, x2) -> clamp(D(term1 + sign * term2; mo,so) + z_out, lo, hi); the terms are a subclass's. All shifts are <= 0.
+
+    sign 1 (ADD): non-decreasing in both. sign -1 (SUB): non-increasing in x2.
+    """
+
+    zero_points: tuple[int, int]
+    multipliers: tuple[int, int]
+    shifts: tuple[int, int]
+    left_shift: int
+    output_multiplier: int
+    output_shift: int
+    zero_point: int
+    lo: int
+    hi: int
+    sign: int = 1
+
+    def apply(self, x1: Int64, x2: Int64) -> Int64:
+        total = self.term(0, x1) + self.sign * self.term(1, x2)
+        scaled = multiply_by_quantized_multiplier(total, self.output_multiplier, self.output_shift)
+        return np.clip(scaled + self.zero_point, self.lo, self.hi)
+
+    @abstractmethod
+    def term(self, index: int, x: Int64) -> Int64:
+        """The rescaled argument `index`, before the sum."""
+
+    def slopes(self, x1: Int64, x2: Int64) -> tuple[Any, Any]:
+        """The derivative by each argument, roughly; no proof rests on it."""
+        last = self.output_multiplier * 2.0 ** (self.output_shift - 31 + self.left_shift)
+        first, second = (m * 2.0 ** (s - 31) * last for m, s in zip(self.multipliers, self.shifts, strict=True))
+        return first, self.sign * second
+
+
+@dataclass(frozen=True)
+class AddRule(_GemmlowpAdd):
+    """(x1, x2) -> clamp(D(D((x1-z1)*2^L; m1,s1) + sign * D((x2-z2)*2^L; m2,s2); mo,so) + z_out, lo, hi).
+
+    Source: tensorflow/lite/micro/kernels/add_common.cc, reference/integer_ops/add.h, reference/sub.h.
+    """
+
+    def term(self, index: int, x: Int64) -> Int64:
+        shifted = (np.asarray(x, np.int64) - self.zero_points[index]) << self.left_shift
+        return multiply_by_quantized_multiplier(shifted, self.multipliers[index], self.shifts[index])
+
+
+@dataclass(frozen=True)
+class VectorAddRule(_GemmlowpAdd):
+    """AddRule with SRDHM((x-z) * 2^(L+s); m) as its terms: the shifts come first, so that each term is rounded once.
+
+    L + s >= 0. Source: LiteRT optimized/integer_ops/add.h AddElementwiseInt8, its blocks of 16 under USE_NEON.
+    """
+
+    def term(self, index: int, x: Int64) -> Int64:
+        shifted = (np.asarray(x, np.int64) - self.zero_points[index]) << (self.left_shift + self.shifts[index])
+        return srdhm(shifted, self.multipliers[index])
+
+
+@dataclass(frozen=True)
+class FixedPointAddRule:
+    """(x1, x2) -> clamp(((x1-z1)*m1 + sign*(x2-z2)*m2 + 2^(shift-1)) >> shift + z_out, lo, hi), m >= 0; signs as for sums above.
+
+    XNNPACK adds bias + x1*m1 + x2*m2 (a negative m2 for SUB) with bias = 2^(shift-1) - z1*m1 - z2*m2; integers, so that the order is free.
+    Source: XNNPACK src/microparams-init.c xnn_init_qs8_add_minmax_scalar_params, src/qs8-vadd.
+    """
+
+    zero_points: tuple[int, int]
+    multipliers: tuple[int, int]
+    shift: int
+    zero_point: int
+    lo: int
+    hi: int
+    sign: int = 1
+
+    def apply(self, x1: Int64, x2: Int64) -> Int64:
+        total = (1 << (self.shift - 1)) + self.term(0, x1) + self.sign * self.term(1, x2)
+        clipped: Int64 = np.clip((total >> self.shift) + self.zero_point, self.lo, self.hi)
+        return clipped
+
+    def term(self, index: int, x: Int64) -> Int64:
+        """The rescaled argument `index`, before the sum."""
+        product: Int64 = (np.asarray(x, np.int64) - self.zero_points[index]) * self.multipliers[index]
+        return product
+
+    def slopes(self, x1: Int64, x2: Int64) -> tuple[Any, Any]:
+        """The derivative by each argument; no proof rests on it."""
+        return self.multipliers[0] * 2.0**-self.shift, self.sign * self.multipliers[1] * 2.0**-self.shift
+
+
+@dataclass(frozen=True, eq=False)
+class MulRule:
+    """(x1, x2) -> requantise((x1-z1) * (x2-z2)): of x1, non-decreasing where x2 >= z2 and non-increasing where x2 <= z2.
+
+    The requantisation is non-decreasing. Source: reference/integer_ops/mul.h; XNNPACK src/qs8-vmul.
+    """
+
+    zero_points: tuple[int, int]
+    requantise: Requantise | FloatRequantise
+
+    @property
+    def lo(self) -> int:
+        return self.requantise.lo
+
+    @property
+    def hi(self) -> int:
+        return self.requantise.hi
+
+    def apply(self, x1: Int64, x2: Int64) -> Int64:
+        return self.requantise.apply(self.factor(0, x1) * self.factor(1, x2))
+
+    def factor(self, index: int, x: Int64) -> Int64:
+        """Argument `index` without its zero point."""
+        return np.asarray(x, np.int64) - self.zero_points[index]
+
+    def slopes(self, x1: Int64, x2: Int64) -> tuple[Any, Any]:
+        """The derivative by each argument, roughly; no proof rests on it."""
+        slope = self.requantise.slope()
+        return slope * self.factor(1, x2), slope * self.factor(0, x1)
+
+
+BinaryRule = AddRule | VectorAddRule | FixedPointAddRule | MulRule
+"""Every rule of two arguments."""
