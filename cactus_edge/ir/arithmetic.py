@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping
 
 from cactus_edge.errors import InputError
-from cactus_edge.ir.profile import BLOCKS, DISTINCT, NARROW, SIXTEEN_BITS, Profile
+from cactus_edge.ir.profile import BLOCKS, DISTINCT, EQUAL_SHAPES, NARROW, SIXTEEN_BITS, Profile
 from cactus_edge.ir.tensorrt import TENSORRT
 
 Rules = Mapping[str, tuple[str, ...]]
@@ -136,6 +136,7 @@ _WRAPPING = ("Conv2d", "GroupedConv2d", "DepthwiseConv2d", "Dense", "DensePerCha
 XNNPACK_ARM64: Rules = {
     **XNNPACK,
     **{kind: (*XNNPACK[kind], NARROW) for kind in _WRAPPING},
+    "Add": ("xnnpack", EQUAL_SHAPES),
     "Mean": ("F", "float32_fused"),
     "Softmax": ("uint16_table",),
 }
