@@ -1,6 +1,6 @@
 """What each op means, under a named arithmetic, as a short list of atoms.
 
-The interpreter, the interval rule and the linear rule are written for these seven atoms only. `lower` turns a checked
+The interpreter, the interval rule and the linear rule are written for these eight atoms only. `lower` turns a checked
 graph into a `Program`: values in order, each written by one step. All values are int64 while they are computed; a value
 with a `tensor` is that int8 tensor of the graph, one without is an accumulator inside an op.
 """
