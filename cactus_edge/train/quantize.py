@@ -72,14 +72,17 @@ def calibrate(net: Folded, dataset: Dataset, recipe: Recipe) -> Calibration:
 
     A candidate scores the mean over samples of sigmoid(c / t) + sigmoid(m / t), c the certified and m the clean margin of the
     label: soft counts of certified and of correct samples, which a few hundred samples estimate better than counts. The
-    temperature t is an eighth of the median |c| of the widest ranges.
+    temperature t is an eighth of the median |c| of the widest ranges. A network that brings ceilings of its own, those that it was
+    trained in, keeps them: a search over few samples only loses what the network learned.
     """
     x, y = (t[:CALIBRATION_SAMPLES] for t in to_torch(dataset.validation))
     symmetric = recipe.quantise.symmetric
     steps = symmetric_steps(recipe) if symmetric else recipe.quantise.input_steps
     levels = SYMMETRIC_LEVELS if symmetric else LEVELS
     with torch.no_grad():
-        tops = peaks(net, x)
+        learned = tuple(affine.ceiling for affine in net[:-1] if affine.ceiling is not None)
+        kept = len(learned) == len(net) - 1
+        tops, factors = (learned, (1.0,)) if kept else (peaks(net, x), recipe.quantise.clips)
         regions = [
             (_rounded(ball(a, recipe.certify.eps, dataset.domain), steps), _rounded(box(a, a), steps), b)
             for a, b in zip(torch.split(x, BATCH), torch.split(y, BATCH), strict=True)
@@ -90,12 +93,10 @@ def calibrate(net: Folded, dataset: Dataset, recipe: Recipe) -> Calibration:
             ceilings = tuple(clip * top for clip, top in zip(clips, tops, strict=True))
             return _margins(fake_quantise(net, ceilings, levels), regions)
 
-        best = (max(recipe.quantise.clips),) * len(tops)
+        best = (max(factors),) * len(tops)
         temperature = max(float(margins(best).certified.abs().median()) / 8, 1e-6)
         for layer in [*reversed(range(len(tops)))] * 2:
-            options = [
-                (*best[:layer], clip, *best[layer + 1 :]) for clip in sorted(recipe.quantise.clips, reverse=True)
-            ]
+            options = [(*best[:layer], clip, *best[layer + 1 :]) for clip in sorted(factors, reverse=True)]
             best = max([best, *options], key=lambda clips: margins(clips).score(temperature))
     found = margins(best)
     scale, zero_point, certified = _output_grid(found.certified, found.rival, found.own, symmetric)

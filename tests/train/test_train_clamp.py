@@ -17,6 +17,7 @@ from cactus_edge.train.fakequant import clamp, fake_quantise, peaks, usual_ceili
 from cactus_edge.train.folded import Folded, fold, forward
 from cactus_edge.train.loop import train
 from cactus_edge.train.models import Network
+from cactus_edge.train.quantize import calibrate
 
 Make = Callable[..., Network]
 
@@ -85,6 +86,15 @@ def test_only_a_network_that_was_always_clamped_is_reported_clamped(
     assert both.ceilings is None and small.ceilings is None and all(a.ceiling is None for a in small.folded())
     again = train(_with_members(tiny, "quantised"), few_digits, tmp_path, threads=1)
     assert again.ceilings == inside.ceilings
+
+
+def test_the_file_keeps_the_ceilings_that_training_saw(tiny: Recipe, few_digits: Dataset, tmp_path: Path) -> None:
+    recipe = _with_members(tiny, "quantised")
+    trained = train(recipe, few_digits, tmp_path, threads=1)
+    assert trained.ceilings is not None
+    found = calibrate(trained.folded(), few_digits, recipe)
+    assert found.clips == (1.0, 1.0)
+    assert found.ceilings == tuple(float(c) for c in trained.ceilings)
 
 
 def test_an_unclamped_validation_is_caught(
