@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from cactus_edge.bundle import Built
+    from cactus_edge.computer import ComputerResult, Host
     from cactus_edge.device.measure import DeviceReport
-    from cactus_edge.device.targets import Target
+    from cactus_edge.device.targets import SshTarget, Target
     from cactus_edge.recipe import Recipe
     from cactus_edge.verify.certificate import Certificate
     from cactus_edge.verify.recheck import Report
@@ -44,6 +45,7 @@ def build(
     out: Path | str | None = None,
     seed: int | None = None,
     port: str = "",
+    host: str = "",
     emulator: Emulator = "unicorn",
     compiler: CompilerName = "zig",
     device_inputs: int = 100,
@@ -52,12 +54,12 @@ def build(
 ) -> Built:
     """Trains, compresses, lowers, compares, certifies and runs `recipe` on `target`; returns the bundle.
 
-    out: the bundle's folder, build/RECIPE-TARGET by default; finished steps found there are kept. Raises CactusError for
-    what the user can fix, MismatchError where a runtime or the board contradicts the interpreter.
+    out: the bundle's folder, build/RECIPE-TARGET by default; finished steps found there are kept. host: user@host of a target
+    that is reached by ssh. Raises CactusError for what the user can fix, MismatchError where a runtime or the board
+    contradicts the interpreter.
     """
     from cactus_edge.board import Options
-    from cactus_edge.device.targets import load_target
-    from cactus_edge.pipeline import build
+    from cactus_edge.device.targets import SshTarget, Target, load_target
     from cactus_edge.recipe import Recipe, load_recipe
 
     for name, value, least, most in (
@@ -67,7 +69,9 @@ def build(
     ):
         if not least <= value <= most:
             raise InputError(f"{name} is {value}, expected an integer in [{least}, {most}]")
-    load_target(target)  # refuses an unknown board before anything is trained
+    board = load_target(target)  # refuses an unknown board before anything is trained
+    if host and isinstance(board, Target):
+        raise InputError(f"{board.title} is not reached by ssh", hint="--port for a real board")
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     if seed is not None:
         chosen = replace(chosen, train=replace(chosen.train, seed=seed))
@@ -75,8 +79,27 @@ def build(
     command = (
         shlex.join(["cactus-edge", *sys.argv[1:]]) if Path(sys.argv[0]).stem == "cactus-edge" else "cactus_edge.build"
     )
-    options = Options(target, emulator, compiler, port, device_inputs, threads, command)
-    return build(chosen, folder, options, progress)
+    options = Options(target, emulator, compiler, port, device_inputs, threads, command, host)
+    if isinstance(board, SshTarget):
+        from cactus_edge import linux
+
+        return linux.build(chosen, folder, options, progress, _host(host))
+    from cactus_edge import pipeline
+
+    return pipeline.build(chosen, folder, options, progress)
+
+
+def _host(text: str) -> Host | None:
+    """The computer of that address, None for "". A password is asked for on a terminal, where keys are refused."""
+    from getpass import getpass
+
+    from cactus_edge.computer import Host
+    from cactus_edge.device.ssh import SshAddress
+
+    if not text:
+        return None
+    SshAddress.parse(text)  # refused before anything is trained
+    return Host(text, (lambda who: getpass(f"password of {who}: ")) if sys.stdin.isatty() else None)
 
 
 def certify(
@@ -300,30 +323,36 @@ def bench(
     *,
     target: str = "mcu",
     port: str = "",
+    host: str = "",
     data: Path | None = None,
     inputs: int = 100,
     emulator: Emulator = "unicorn",
     compiler: CompilerName = "zig",
     out: Path | None = None,
     progress: Progress = SILENT,
-) -> BenchResult:
-    """Runs `model` on the board and compares every output with the interpreter's, bit for bit.
+) -> BenchResult | ComputerResult:
+    """Runs `model` on the target and compares every output with the interpreter's, bit for bit.
 
-    An emulated board is built and booted here; a real one must carry this model's firmware already (`flash`). Results
-    are kept input by input in `out`, and a second run continues there.
+    An emulated board is built and booted here; a real one must carry this model's firmware already (`flash`); a computer is
+    reached by ssh at `host`, user@host[:port]. Results are kept input by input in `out`, and a second run continues there.
     """
     import time
 
     from cactus_edge.board import Options, run_on_board
     from cactus_edge.device.firmware import build_firmware
-    from cactus_edge.device.targets import load_board
+    from cactus_edge.device.targets import SshTarget, load_board, load_target
     from cactus_edge.formats.c.write import write_c
     from cactus_edge.ir.arithmetic import profile
     from cactus_edge.ir.atoms import lower
     from cactus_edge.ir.evaluate import quantised
     from cactus_edge.verify.read import read_for
 
-    path, board = Path(model), load_board(target)
+    path, computer = Path(model), load_target(target)
+    if isinstance(computer, SshTarget):
+        return _bench_computer(path, computer, host, data, inputs, out, progress)
+    board = load_board(target)
+    if host:
+        raise InputError(f"{board.title} is not reached by ssh", hint="--port for a real board")
     program = lower(read_for(content(path, "model"), profile(board.profile)), profile(board.profile))
     samples = quantised(program, _bench_inputs(path, data, inputs, program.values[program.input].shape))
     folder = require_folder(out or path.parent / f"bench-{target}", "--out")
@@ -339,6 +368,34 @@ def bench(
     )
     progress.end(time.perf_counter() - start, cached=False, text=f"{report.equal} of {report.compared} outputs equal")
     return BenchResult(report)
+
+
+def _bench_computer(
+    path: Path, target: SshTarget, host: str, data: Path | None, inputs: int, out: Path | None, progress: Progress
+) -> ComputerResult:
+    """`bench` by ssh; random float inputs are codes of a random int8 input."""
+    import time
+
+    from cactus_edge.computer import ComputerResult, run_on_computer
+    from cactus_edge.ir.evaluate import dequantize
+    from cactus_edge.verify.read import read_model
+
+    where = _host(host)
+    if where is None:
+        raise InputError(f"{target.title} is reached by ssh, and no address was given", hint="--host user@host")
+    file = content(path, "model")
+    graph = read_model(file).graph
+    x = _bench_inputs(path, data, inputs, graph.input.shape)
+    if x.dtype == "int8" and graph.input.dtype == "float32":
+        first = graph.tensors[graph.nodes[0].output]
+        x = dequantize(x, first.scale, first.zero_point)
+    folder = require_folder(out or path.parent / f"bench-{target.name}", "--out")
+    start = time.perf_counter()
+    progress.begin("bench", 1, 1)
+    report = run_on_computer(file, x, target, where, folder, lambda done, total: progress.advance(done, total))
+    text = f"{report.equal} of {report.compared} outputs equal{', emulated' if report.emulated else ''}"
+    progress.end(time.perf_counter() - start, cached=False, text=text)
+    return ComputerResult(path.name, report)
 
 
 def flash(firmware: Path | str, *, target: str, model: Path | str | None = None, port: str = "auto") -> Pairs:

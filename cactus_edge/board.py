@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """How to build, beside the recipe. threads 0: all processors. port "": the emulator, or nothing on a real board."""
+    """How to build, beside the recipe. threads 0: all processors. port "": the emulator, or nothing on a real board. host "": no
+    computer to run on, else user@host[:port]."""
 
     target: str = "mcu"
     emulator: Literal["unicorn", "qemu"] = "unicorn"
@@ -28,6 +29,7 @@ class Options:
     device_inputs: int = 100
     threads: int = 0
     command: str = ""
+    host: str = ""
 
 
 def run_on_board(

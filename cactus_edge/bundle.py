@@ -59,10 +59,14 @@ class Built:
             ("attacked", f"{html.score(a.int8_attacked)} survive the attack"),
             ("certified", f"{html.score(a.int8_certified)} within eps {self.results.region.eps}"),
             ("profile", self.results.certificate.profile),
+            *([("conditional on", condition)] if (condition := self.results.certificate.conditional_on) else []),
             ("", f"(float network: {html.score(a.float_certified)}, measured, not proved)"),
             ("file", f"{self.results.model.path}, {self.results.model.bytes:,} bytes, sha256 {self.results.model.sha256[:16]}..."),
         ]  # fmt: skip
-        if device is None:
+        rows += [(row.name, row.value) for row in self.results.twins]
+        if self.results.remote:
+            rows += [(row.name.lower(), row.value) for row in self.results.remote]
+        elif device is None:
             rows.append(("device", "not measured; see the report for how to measure it"))
         else:
             per = device.instructions or device.latency_us
@@ -129,9 +133,16 @@ def collect(chain: Chain, found: Found, steps: Steps) -> r.BuildResults:
         curve=tuple(r.CurvePoint(p["eps"], p["float"], p["int8"]) for p in verdict["curve"]),
         curve_inputs=verdict["curve_inputs"],
         layers=_layers(chain, found),
-        model=r.Model("model.tflite", file["bytes"], file["sha256"], built["blob"]),
+        model=r.Model(chain.model_name, file["bytes"], file["sha256"], built["blob"]),
         certificate=r.Certificate(
-            "certificate.json", verdict["sha256"], chain.profile.name, chain.profile.runtime, "strict win", "test.npz"
+            "certificate.json",
+            verdict["sha256"],
+            chain.profile.name,
+            chain.profile.runtime,
+            "strict win",
+            "test.npz",
+            chain.profile.assumption,
+            chain.form.trusted,
         ),
         agreement=tuple(r.Agreement(a["name"], a["inputs"], a["mismatches"], None) for a in found["agree"]["runtimes"]),
         device=_device(chain, found),
@@ -139,6 +150,9 @@ def collect(chain: Chain, found: Found, steps: Steps) -> r.BuildResults:
         steps=tuple(r.Step(d.name, d.seconds, d.cached) for d in steps.finished),
         versions=versions(),
         files=tuple(_file(chain.folder, name) for name in _files(chain.folder)),
+        remote=tuple(r.Row(name, value) for name, value in found["run"].get("rows", [])),
+        findings=tuple(found["run"].get("findings", [])),
+        twins=tuple(r.Row(name, value) for name, value in verdict.get("twins", [])),
     )
 
 
@@ -165,6 +179,8 @@ def _layers(chain: Chain, found: Found) -> tuple[r.Layer, ...]:
     rows = []
     for index, node in enumerate(graph.nodes):
         out = graph.tensors[node.output]
+        if out.dtype != "int8":
+            continue
         weight = ops.constants(node.op).get("weight")
         low, high = verdict["ranges"][str(node.output)]
         sums = [f["bound"] for f in verdict["overflow"] if f["node"] == index]

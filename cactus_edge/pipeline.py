@@ -26,6 +26,7 @@ from cactus_edge.recipe import Recipe, load_recipe
 from cactus_edge.resources import sha256, write_atomic
 from cactus_edge.samples import write_samples
 from cactus_edge.steps import Result, Steps
+from cactus_edge.verify.certificate import TFLITE
 from cactus_edge.verify.tflite_read import read_tflite
 from cactus_edge.version import __version__
 
@@ -46,24 +47,39 @@ AGREE_SAMPLES = 2000
 
 def build(recipe: Recipe | str | Path, folder: Path, options: Options, progress: Progress = SILENT) -> Built:
     """Builds `recipe` for `options.target` into `folder`; finished steps of an earlier run are kept."""
+    return build_chain(Chain(recipe if isinstance(recipe, Recipe) else load_recipe(recipe), folder, options), progress)
+
+
+def build_chain(chain: Chain, progress: Progress) -> Built:
+    """The steps of any chain, in order, and the bundle that they leave."""
     from cactus_edge.bundle import write_bundle
 
-    chain = Chain(recipe if isinstance(recipe, Recipe) else load_recipe(recipe), folder, options)
+    folder = chain.folder
     steps = Steps(folder, 7, progress)
     about = chain.identity
     trained = steps.run("train", about, (), chain.train, summary=_trained)
-    file = steps.run("compress", about | trained, ("model.tflite", "test.npz"), chain.compress, summary=_compressed)
-    sources = ("c/model.c", "c/model.h", *chain.images)
-    built = steps.run("lower", about | file | chain.board, sources, chain.lower, summary=_lowered)
+    models = (chain.model_name, *chain.twins, "test.npz")
+    file = steps.run(
+        "compress", about | trained, models, chain.compress, summary=partial(_compressed, chain.model_name)
+    )
+    built = steps.run("lower", about | file | chain.board, chain.sources, chain.lower, summary=chain.lowered)
     agreed = steps.run("agree", built, (), chain.agree, summary=_agreed)
-    verdict = steps.run("certify", about | built, ("certificate.json",), chain.certify, summary=_certified)
+    verdict = steps.run("certify", about | built, chain.certificates, chain.certify, summary=_certified)
     device = steps.run("run", built | chain.board, (), chain.run, summary=_ran)
     found = {"train": trained, "compress": file, "lower": built, "agree": agreed, "certify": verdict, "run": device}
     return write_bundle(chain, found, steps)
 
 
 class Chain:
-    """The state of one build: what was asked for, and what the steps share. Each step returns plain JSON values."""
+    """The state of one build: what was asked for, and what the steps share. Each step returns plain JSON values.
+
+    model_name: the file that is built and certified, in format `form`; twins: files beside it that hold the same network.
+    """
+
+    model_name = "model.tflite"
+    form = TFLITE
+    twins: tuple[str, ...] = ()
+    certificates: tuple[str, ...] = ("certificate.json",)
 
     def __init__(self, recipe: Recipe, folder: Path, options: Options) -> None:
         self.recipe, self.folder, self.options = recipe, folder, options
@@ -107,8 +123,8 @@ class Chain:
 
     @property
     def model_bytes(self) -> bytes:
-        """model.tflite."""
-        return (self.folder / "model.tflite").read_bytes()
+        """The file that is certified."""
+        return (self.folder / self.model_name).read_bytes()
 
     @property
     def threads(self) -> int:
@@ -119,6 +135,11 @@ class Chain:
     def identity(self) -> Result:
         """What every step depends on."""
         return {"recipe": self.recipe.digest(), "data": self.dataset.digest(), "tool": __version__}
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """What the step `lower` writes."""
+        return ("c/model.c", "c/model.h", *self.images)
 
     @property
     def images(self) -> tuple[str, ...]:
@@ -198,6 +219,12 @@ class Chain:
         firmware = build_firmware(c.folder, self.target, self.folder / "firmware.elf", self.options.compiler)
         return result | {"firmware": dataclasses.asdict(firmware) | {"elf": firmware.elf.name}}
 
+    def lowered(self, result: Result) -> str:
+        """The result of `lower` in words."""
+        firmware = result.get("firmware")
+        size = f"firmware of {firmware['flash_bytes']:,} bytes" if firmware else "no firmware of ours for this target"
+        return f"blob {result['blob'][:16]}..., {size}"
+
     def agree(self, advance: Advance) -> Result:
         """Compares the file in the TFLM wheel, and the compiled C, with the interpreter, bit for bit."""
         from cactus_edge.formats.agree import agree
@@ -238,6 +265,7 @@ class Chain:
             eps=eps,
             domain=domain,
             profile=self.profile.name,
+            form=self.form,
             unit=self.dataset.preprocessing,
             firmware=[(self.target.name, elf.read_bytes())] if self.images else [],
             decide=partial(decide, threads=threads, progress=lambda done: advance(done, len(y), "certified")),
@@ -289,14 +317,8 @@ def _trained(result: Result) -> str:
     return f"{len(result['epochs'])} epochs, validation certified {last['val_certified']:.1%}; weights {before:,} -> {after:,}"
 
 
-def _compressed(result: Result) -> str:
-    return f"model.tflite, {result['bytes']:,} bytes"
-
-
-def _lowered(result: Result) -> str:
-    firmware = result.get("firmware")
-    size = f", firmware of {firmware['flash_bytes']:,} bytes" if firmware else ", no firmware of ours for this target"
-    return f"blob {result['blob'][:16]}...{size}"
+def _compressed(name: str, result: Result) -> str:
+    return f"{name}, {result['bytes']:,} bytes"
 
 
 def _agreed(result: Result) -> str:
@@ -309,4 +331,6 @@ def _certified(result: Result) -> str:
 
 
 def _ran(result: Result) -> str:
-    return f"{result['equal']} of {result['compared']} outputs equal" if result["measured"] else "not measured"
+    if not result["measured"]:
+        return "not measured"
+    return str(result.get("text") or f"{result['equal']} of {result['compared']} outputs equal")

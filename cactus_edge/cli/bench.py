@@ -1,4 +1,4 @@
-"""`cactus-edge bench`: run a model on a board through the serial harness and compare every output bit for bit."""
+"""`cactus-edge bench`: run a model on a board or, by ssh, on a computer, and compare every output bit for bit."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from cactus_edge.errors import GOOD, NEGATIVE
 
 def add_parser(verbs: Any) -> None:
     """Adds the verb."""
-    p = verbs.add_parser("bench", help="run a model on a board and compare its outputs", description=__doc__)
-    p.add_argument("model", type=Path, metavar="MODEL.tflite")
+    p = verbs.add_parser("bench", help="run a model on a device and compare its outputs", description=__doc__)
+    p.add_argument("model", type=Path, metavar="MODEL", help=".tflite, or .onnx for a computer")
     p.add_argument("--target", default="mcu", help="board (default: mcu); see `cactus-edge targets`")
     p.add_argument(
         "--port", default="", help="serial port of a board that runs the firmware already: auto, /dev/..., id:SERIAL"
     )
+    p.add_argument("--host", default="", metavar="USER@HOST[:PORT]", help="computer to run on, by ssh")
     p.add_argument(
         "--data", type=Path, metavar="X.npz", help="inputs (default: test.npz beside the model, else random int8)"
     )
@@ -42,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.model,
         target=arguments.target,
         port=arguments.port,
+        host=arguments.host,
         data=arguments.data,
         inputs=arguments.inputs,
         emulator=arguments.emulator,

@@ -17,6 +17,9 @@ def add_parser(verbs: Any) -> None:
     p.add_argument(
         "--port", default="", help="serial port of a real board: auto, /dev/..., id:SERIAL, rfc2217://HOST:PORT"
     )
+    p.add_argument(
+        "--host", default="", metavar="USER@HOST", help="computer to run on, by ssh (targets reached by ssh)"
+    )
     p.add_argument("--emulator", choices=("unicorn", "qemu"), default="unicorn", help="for emulated targets")
     p.add_argument("--compiler", choices=("zig", "gcc"), default="zig", help="cross-compiler of the firmware")
     p.add_argument(
@@ -39,6 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
         out=arguments.out,
         seed=arguments.seed,
         port=arguments.port,
+        host=arguments.host,
         emulator=arguments.emulator,
         compiler=arguments.compiler,
         device_inputs=arguments.device_inputs,

@@ -241,6 +241,15 @@ PROFILES: Mapping[str, Profile] = {
         rules=MLAS,
         source="onnxruntime/core/mlas/lib/quantize.cpp MlasRequantizeOutput; vectors in tests/formats",
     ),
+    "ort-arm64": Profile(
+        name="ort-arm64",
+        runtime="ONNX Runtime CPU provider on aarch64, QDQ model at graph optimisation level EXTENDED, float input and output",
+        versions="1.31 (wheel onnxruntime 1.31.1)",
+        cpu="aarch64 Linux, with and without dot products (Cortex-A72 and A76, emulated)",
+        reads="onnx",
+        rules={**MLAS, **{kind: (*MLAS[kind], NARROW) for kind in _WRAPPING if kind in MLAS}},
+        source="the aarch64 wheel under emulation of both processors, bit for bit (tests/device, bench/pi_emulator.py)",
+    ),
     "tensorrt": TENSORRT,
 }
 """Every profile by name. A profile enters this table only with vectors from the real runtime, or with what it assumes."""

@@ -59,7 +59,7 @@ def render(results: BuildResults) -> str:
         eps_text=_eps(results.region.eps),
         features=_product(results.data.input_shape),
         verify_command=verify_command(results),
-        bench_command=f"cactus-edge bench {shlex.quote(results.model.path)} --target {shlex.quote(results.target)}",
+        measure_command=measure_command(results),
         curve_svg=Markup(plots.curve_svg(results.curve, results.region.radius)) if results.curve else None,
         training_svg=Markup(plots.training_svg(results.training.epochs)) if results.training.epochs else None,
     )
@@ -67,7 +67,7 @@ def render(results: BuildResults) -> str:
 
 def problems(results: BuildResults) -> list[str]:
     """What in these results contradicts the certificate; empty for a build that may be relied on."""
-    found = []
+    found = list(results.findings)
     for layer in results.layers:
         if layer.accumulator is not None and layer.accumulator > INT32_MAX:
             found.append(f"Layer {layer.name} can overflow its 32-bit accumulator.")
@@ -116,6 +116,14 @@ def verify_command(results: BuildResults) -> str:
     if results.device is not None:
         words += ["--firmware", results.device.firmware_path]
     return shlex.join(words)
+
+
+def measure_command(results: BuildResults) -> str:
+    """The command that runs the model on the target: on a board, or, without sources for one, on a computer by ssh."""
+    if results.model.blob_sha256:
+        return shlex.join(["cactus-edge", "bench", results.model.path, "--target", results.target])
+    words = ["cactus-edge", "build", "--target", results.target, "--recipe", results.recipe, "--out", "."]
+    return shlex.join([*words, "--host", "user@host"])
 
 
 def percent(fraction: float | None) -> str:

@@ -264,11 +264,12 @@ class Model:
     bytes: int
     sha256: str
     blob_sha256: str
-    """Digest of the canonical blob that the file, the C sources and the firmware carry."""
+    """Digest of the canonical blob that the file, the C sources and the firmware carry; empty where there are no such sources."""
 
     def __post_init__(self) -> None:
         _sha256(self.sha256, "model.sha256")
-        _sha256(self.blob_sha256, "model.blob_sha256")
+        if self.blob_sha256:
+            _sha256(self.blob_sha256, "model.blob_sha256")
 
 
 @dataclass(frozen=True)
@@ -285,6 +286,10 @@ class Certificate:
     """Decision rule, such as "strict win"."""
     data_path: str
     """The inputs that it lists, as a file of the bundle."""
+    conditional_on: str = ""
+    """What has to be true of a run for the verdicts to hold for it, in words; empty where they hold without conditions."""
+    trusted_reader: str = ""
+    """What beside numpy has to be trusted for reading the model; empty for nothing."""
 
     def __post_init__(self) -> None:
         _sha256(self.sha256, "certificate.sha256")
@@ -320,6 +325,14 @@ class File:
 
 
 @dataclass(frozen=True)
+class Row:
+    """A line about a run on a computer, in words."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True)
 class BuildResults:
     """One build. `created` is UTC in ISO 8601; `machine` says CPU, cores and system in words."""
 
@@ -347,6 +360,12 @@ class BuildResults:
     steps: tuple[Step, ...]
     versions: tuple[Version, ...]
     files: tuple[File, ...]
+    remote: tuple[Row, ...] = ()
+    """What a run on a computer showed; empty where there was none."""
+    findings: tuple[str, ...] = ()
+    """What such a run showed against the certificate or against what it assumes, one sentence each."""
+    twins: tuple[Row, ...] = ()
+    """Files beside the model that hold the same network, and what was certified of them."""
 
     def __post_init__(self) -> None:
         _sha256(self.recipe_sha256, "recipe_sha256")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cactus_edge.device.firmware import build_firmware, describe_firmware
-from cactus_edge.device.targets import load_target, targets
+from cactus_edge.device.targets import Target, load_target, targets
 from cactus_edge.errors import InputError, TargetError
 from cactus_edge.verify.elf import find_blob, read_elf
 
@@ -26,7 +26,7 @@ COMPILERS = [
 
 
 @pytest.mark.parametrize("compiler", COMPILERS)
-@pytest.mark.parametrize("name", [t.name for t in targets() if t.firmware == "bare-metal"])
+@pytest.mark.parametrize("name", [t.name for t in targets() if isinstance(t, Target) and t.firmware == "bare-metal"])
 def test_every_bare_metal_board_links(built, name, compiler, tmp_path: Path):
     """Compiled and linked with every warning an error. For the real boards this is all that was tried: no hardware here."""
     target = load_target(name)

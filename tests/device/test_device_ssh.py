@@ -114,10 +114,7 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv("HOME", str(server.home))
         monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
         if python is not None:
-            shim = server.home / ".cactus-edge" / "bin" / "python3"
-            shim.parent.mkdir(parents=True)
-            shim.write_text(f'#!/bin/sh\n{python} "$@"\n')
-            shim.chmod(0o755)
+            server.install(python)
         return server
 
     yield start

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import pytest
 
-from cactus_edge.device.targets import SshTarget, load_target, parse_target, targets
+from cactus_edge.device.targets import SshTarget, Target, load_board, load_target, parse_target, targets
 from cactus_edge.device.transport import parse_reset
 from cactus_edge.errors import TargetError
+from cactus_edge.formats.agree import RUNTIMES
+from cactus_edge.ir.arithmetic import profile
 from cactus_edge.resources import data_path
 
 MCU = data_path("targets", "mcu", "target.toml").read_text()
 
 
+BOARDS = [t for t in targets() if isinstance(t, Target)]
+
+
 def test_the_emulated_board_and_three_real_ones():
     names = [t.name for t in targets()]
-    assert names == ["mcu", "arduino-nano-33-ble", "esp32-s3-devkitc", "nucleo-l4r5zi"]
+    assert names[:4] == ["mcu", "arduino-nano-33-ble", "esp32-s3-devkitc", "nucleo-l4r5zi"]
+    assert "raspberry-pi" in names[4:]
     assert [t.name for t in targets() if t.emulated] == ["mcu"]
-    for target in targets():
+    for target in BOARDS:
         assert bool(target.flash.command) != target.emulated
         assert bool(target.flash.install) != target.emulated
         assert target.profile == "tflm"
@@ -25,8 +31,22 @@ def test_the_emulated_board_and_three_real_ones():
         assert (target.firmware == "bare-metal") == data_path("targets", target.name).joinpath("port.c").exists()
 
 
-def test_every_ports_name_and_clock_are_its_targets():
+def test_computers_name_profiles_and_runtimes_that_exist():
     for target in targets():
+        for form, engine in target.engines.items() if isinstance(target, SshTarget) else ():
+            assert profile(engine.profile).reads == form
+            assert engine.host in RUNTIMES
+            assert "not run on hardware" in target.evidence
+
+
+def test_no_firmware_for_a_computer():
+    with pytest.raises(TargetError, match="no firmware") as caught:
+        load_board("raspberry-pi")
+    assert "--target raspberry-pi --host user@host" in caught.value.hint
+
+
+def test_every_ports_name_and_clock_are_its_targets():
+    for target in BOARDS:
         if target.firmware == "bare-metal":
             source = target.port_source.read_text()
             assert f'{{"{target.name}", "{"instructions" if target.emulated else "us"}"' in source

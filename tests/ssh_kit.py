@@ -92,6 +92,13 @@ class Server:
         others = [t for t in asyncio.all_tasks() if t is not asyncio.current_task()]
         await asyncio.wait_for(asyncio.gather(*others, return_exceptions=True), 10)
 
+    def install(self, python: str) -> None:
+        """Gives the account the Python of `python`, a shell command to be followed by arguments, where ours is looked for."""
+        shim = self.home / ".cactus-edge" / "bin" / "python3"
+        shim.parent.mkdir(parents=True)
+        shim.write_text(f'#!/bin/sh\n{python} "$@"\n')
+        shim.chmod(0o755)
+
     async def _process(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
         """Runs the command as sshd does, by a shell in the user's home."""
         assert process.command is not None
