@@ -13,7 +13,7 @@ from cactus_edge.report import doctor
 
 NAMES = [
     *("python", "cactus-edge", "numpy", "torch", "scikit-learn", "tflite-micro", "ai-edge-litert", "flatbuffers"),
-    *("matplotlib", "jinja2", "rich", "platformdirs", "pyserial", "ziglang", "unicorn"),
+    *("matplotlib", "jinja2", "rich", "platformdirs", "pyserial", "ziglang", "asyncssh", "unicorn"),
     *("qemu-system-arm", "arm-none-eabi-gcc", "CACTUS_EDGE_DATA", "cache folder"),
 ]
 
