@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from strategies import Array, Maker, RngChoices
+from strategies import Array, Maker, RngChoices, random_graph
 
 from cactus_edge.errors import UnsupportedError
+from cactus_edge.formats.onnx import onnx_form, write_onnx
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import profile
+from cactus_edge.ir.atoms import lower
 from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.evaluate import dequantize, evaluate
-from cactus_edge.ir.graph import Graph, Tensor
+from cactus_edge.ir.graph import Graph, Node, Tensor
 
 CHAIN = ("conv2d", "conv2d", "depthwise_conv2d", "dense", "max_pool")
 """The ops that were shown equal to ONNX Runtime, convolutions twice as often."""
@@ -151,4 +153,86 @@ def quantized_by_ort(folder: Path, opset: int = 21, **options: Any) -> bytes:
 
     settings = {"activation_type": QuantType.QInt8, "weight_type": QuantType.QInt8, "per_channel": True} | options
     quantize_static(before, after, Reader(), quant_format=QuantFormat.QDQ, **settings)
+    return after.read_bytes()
+
+
+OPS = (*CHAIN, "add", "add", "concat", "mean", "relu")
+"""Every op that was shown equal to ONNX Runtime, in networks with branches."""
+
+
+def live(graph: Graph) -> Graph:
+    """The graph without the nodes that its output does not need: ONNX Runtime leaves them out too."""
+    needed, nodes = set(graph.outputs), []
+    for n in reversed(graph.nodes):
+        if n.output in needed:
+            needed.update(n.inputs)
+            nodes.append(n)
+    kept = sorted(needed | set(graph.inputs))
+    at = {old: new for new, old in enumerate(kept)}
+    moved = tuple(Node(n.op, tuple(at[i] for i in n.inputs), at[n.output]) for n in reversed(nodes))
+    tensors = tuple(graph.tensors[i] for i in kept)
+    return Graph(tensors, moved, (at[graph.inputs[0]],), (at[graph.outputs[0]],))
+
+
+def branched(first: int, count: int) -> list[tuple[Graph, bytes]]:
+    """The first `count` random networks of `OPS` from seed `first` on that ONNX can hold, each with its file."""
+    found: list[tuple[Graph, bytes]] = []
+    for seed in range(first, first + 40 * count):
+        graph = live(random_graph(np.random.default_rng(seed), 7, OPS, ends=("", "dequantize")))
+        try:
+            data = write_onnx(graph)
+            lower(onnx_form(graph), profile("ort-x86"))
+        except UnsupportedError:
+            continue
+        found.append((graph, data))
+        if len(found) == count:
+            return found
+    raise AssertionError(f"only {len(found)} of {count} networks")
+
+
+def residual(folder: Path, form: str, codes: str, join: bool = True, opset: int = 17, **options: Any) -> bytes:
+    """A residual CNN as `quantize_static` writes it: form "QDQ" or "QOperator", activations "QInt8" or "QUInt8"."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    rng = np.random.default_rng(5)
+
+    def drawn(name: str, *shape: int) -> Any:
+        return numpy_helper.from_array(rng.normal(0, 0.4, shape).astype(np.float32), name)
+
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["c1"], "stem", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c1"], ["r1"]),
+        helper.make_node("Conv", ["r1", "w2", "b2"], ["c2"], "branch", pads=[1, 1, 1, 1]),
+        *([helper.make_node("Add", ["c2", "r1"], ["s"], "sum")] if join else []),
+        helper.make_node("Relu", ["s" if join else "c2"], ["r2"]),
+        helper.make_node("MaxPool", ["r2"], ["p"], "pool", kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Conv", ["p", "w3", "b3"], ["c3"], "narrow"),
+        helper.make_node("Concat", ["c3", "p"], ["j"], "join", axis=1),
+        helper.make_node("GlobalAveragePool", ["j"], ["g"], "mean"),
+        helper.make_node("Flatten", ["g"], ["f"], "flat"),
+        helper.make_node("Gemm", ["f", "w4", "b4"], ["y"], "last", transB=1),
+    ]
+    weights = [drawn("w1", 6, 2, 3, 3), drawn("b1", 6), drawn("w2", 6, 6, 3, 3), drawn("b2", 6)]
+    weights += [drawn("w3", 3, 6, 1, 1), drawn("b3", 3), drawn("w4", 5, 9), drawn("b4", 5)]
+    ports = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 2, 8, 8]),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 5]),
+    ]
+    graph = helper.make_graph(nodes, "residual", ports[:1], ports[1:], weights)
+    before, after = folder / "float.onnx", folder / "int8.onnx"
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    before.write_bytes(model.SerializeToString())
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.batches = [{"x": rng.normal(0, 1, (8, 2, 8, 8)).astype(np.float32)} for _ in range(4)]
+
+        def get_next(self) -> Any:
+            return self.batches.pop() if self.batches else None
+
+    settings: dict[str, Any] = {"weight_type": QuantType.QInt8, "per_channel": True} | options
+    settings["extra_options"] = {"WeightSymmetric": True} | settings.get("extra_options", {})
+    quantize_static(
+        before, after, Reader(), quant_format=QuantFormat[form], activation_type=QuantType[codes], **settings
+    )
     return after.read_bytes()

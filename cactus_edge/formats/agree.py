@@ -42,8 +42,11 @@ class Session(Protocol):
         """The output [*output.shape] for one sample [*input.shape], in the dtypes of the file."""
         ...
 
-    def tensor(self, index: int) -> Array:
-        """The file's tensor `index` after the last run, batch axis included; needs a session that keeps all tensors."""
+    def tensor(self, index: int) -> Array | None:
+        """The file's tensor `index` after the last run, batch axis included; needs a session that keeps all tensors.
+
+        None where the file has no such tensor of its own.
+        """
         ...
 
 
@@ -209,8 +212,10 @@ def _first_difference(
         want = expected[node.output]
         if want is None:
             continue
-        got = session.tensor(model.file_tensors[node.output]).reshape(want.shape)
-        found = layer_difference(graph, index, number, want, got)
+        got = session.tensor(model.file_tensors[node.output])
+        if got is None:
+            continue
+        found = layer_difference(graph, index, number, want, got.reshape(want.shape))
         if found is not None:
             return found
     return None

@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping
 
 from cactus_edge.errors import InputError
-from cactus_edge.ir.profile import BLOCKS, DISTINCT, EQUAL_SHAPES, NARROW, SIXTEEN_BITS, Profile
+from cactus_edge.ir.profile import BLOCKS, DISTINCT, EQUAL_SHAPES, NARROW, SIXTEEN_BITS, UINT8, Profile
 from cactus_edge.ir.tensorrt import TENSORRT
 
 Rules = Mapping[str, tuple[str, ...]]
@@ -238,7 +238,15 @@ PROFILES: Mapping[str, Profile] = {
         versions="1.31 (wheel onnxruntime 1.31.1)",
         cpu="x86-64 with AVX-512 VNNI or AVX-VNNI; without them only where sums of two u8 * s8 products are proved to fit 16 bits",
         reads="onnx",
-        rules=MLAS,
+        rules={
+            **MLAS,
+            "Add": ("fused_u8",),
+            "Concat": ("copy",),
+            "Mean": ("F", "float32_image_count"),
+            "Relu": ("F", "dequantised"),
+            "Requantize": ("F", "dequantised"),
+            UINT8: ("copy",),
+        },
         source="onnxruntime/core/mlas/lib/quantize.cpp MlasRequantizeOutput; vectors in tests/formats",
     ),
     "ort-arm64": Profile(

@@ -26,6 +26,7 @@ from cactus_edge.ir.rules import (
     AnySoftmaxRule,
     Clamp,
     Elementwise,
+    FloatRescale,
     QuantizeRule,
     RoundDivide,
     activation_range,
@@ -326,6 +327,8 @@ def _expand(b: _Builder, index: int, node: Node) -> None:
             clamp = profile.clamp(kind, activation, out.scale, out.zero_point)
             if isinstance(node.op, ops.Mul):
                 product = profile.requantise(kind, x.scale, y.scale, out.scale, out.zero_point, clamp)
+                if isinstance(product, FloatRescale):
+                    raise UnsupportedError(f"{kind} as a rescaling of codes: it scales a product of two")
                 b.result(Isotone(MulRule(zero_points, product), (0, 0)), args, index)
             else:
                 sign = -1 if isinstance(node.op, ops.Sub) else 1

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from cactus_edge.errors import UnsupportedError
 from cactus_edge.ir.arith import fma_f32, quantize_multiplier
-from cactus_edge.ir.binary import AddRule, FixedPointAddRule, VectorAddRule
+from cactus_edge.ir.binary import AddRule, FixedPointAddRule, FusedAddRule, VectorAddRule
 from cactus_edge.ir.envelope import EnvelopeEnd, check_range, requantise_ends
 from cactus_edge.ir.graph import Graph, Tensor
 from cactus_edge.ir.ops import Activation, Conv2d, Dense, DepthwiseConv2d, Int8, Op, constants
@@ -27,6 +27,7 @@ from cactus_edge.ir.rules import (
     Float64,
     FloatAffine,
     FloatRequantise,
+    FloatRescale,
     QuantizeRule,
     Requantise,
     activation_range,
@@ -116,6 +117,9 @@ def round_half_away_f32(value: np.float32) -> int:
     return int(np.trunc(value + np.float32(math.copysign(0.5, value))))
 
 
+UINT8 = "uint8"
+"""The kind under which a row says that its runtime computes uint8 codes as it does int8 ones, 128 below."""
+
 Format = Literal["tflite", "onnx"]
 """A file format, as its files' names end."""
 
@@ -203,9 +207,11 @@ class Profile:
         z_out: int,
         clamp: tuple[int, int],
         input_zero_point: int = 0,
-    ) -> Requantise | FloatRequantise:
+    ) -> Requantise | FloatRequantise | FloatRescale:
         """The rule of op kind `kind` for multipliers S_in * S_w / S_out, one per entry of s_weight (float32)."""
         family, real, *marks = self.rule(kind)
+        if real == "dequantised":
+            return FloatRescale(s_in, s_out, z_out, *clamp, input_zero_point)
         if real == "fraction8":
             multiplier = _fraction8(kind, s_in, s_out)
             return Requantise(family, np.array([multiplier]), np.array([23]), z_out, *clamp, input_zero_point)
@@ -257,20 +263,22 @@ class Profile:
         s_out: float,
         z_out: int,
         clamp: tuple[int, int],
-    ) -> AddRule | VectorAddRule | FixedPointAddRule:
+    ) -> AddRule | VectorAddRule | FixedPointAddRule | FusedAddRule:
         """The rule of ADD (sign 1) or SUB (-1).
 
         D_shift20: t = 2 max(S1, S2), (m_i, s_i) = QM(S_i / t), (m_o, s_o) = QM(t / (2^20 S_out)), all in double.
         vector20: the same constants in VectorAddRule.
+        fused_u8: r_i = f32(S_i / S_out) in FusedAddRule.
         xnnpack: r_i = f32(S_i / S_out), shift = 20 - floor(log2(max r)), m_i = RNE(r_i 2^shift).
         """
         rule, *_ = self.rule(kind)
-        if rule == "xnnpack":
+        if rule in ("xnnpack", "fused_u8"):
             ratios = [float(np.float32(s) / np.float32(s_out)) for s in scales]
             if not all(2.0**-10 <= r < 2.0**8 for r in ratios):
-                raise UnsupportedError(
-                    f"{kind} with scales {scales} over {s_out}: XNNPACK takes ratios from 2^-10 to 2^8"
-                )
+                who = "XNNPACK takes" if rule == "xnnpack" else "shown equal are"
+                raise UnsupportedError(f"{kind} with scales {scales} over {s_out}: {who} ratios from 2^-10 to 2^8")
+            if rule == "fused_u8":
+                return FusedAddRule(zero_points, (ratios[0], ratios[1]), z_out, *clamp)
             shift = 21 - math.frexp(max(ratios))[1]
             m1, m2 = (round(r * 2.0**shift) for r in ratios)
             return FixedPointAddRule(zero_points, (m1, m2), shift, z_out, *clamp, sign)
@@ -291,13 +299,14 @@ class Profile:
 
     def reduce(
         self, kind: str, s_in: float, z_in: int, s_out: float, z_out: int, count: int, image_channels: int
-    ) -> Requantise | FloatAffine:
+    ) -> Requantise | FloatAffine | FloatRequantise:
         """The rule of MEAN and SUM on the sum over n = `count` elements; `image_channels`: C where it is the mean of
         an image [H, W, C] over H and W, both kept as 1, else 0. SUM multiplies as if n were 1.
 
         folded_count: k = min(floor(log2 n), 32, 31 + s0), m = floor(m0 2^k / n), s = s0 - k (reference/reduce.h
         QuantizedMeanOrSum). float32_image: for images QM(f32(S_in / f32(n S_out))) on the plain sum and
         bias = z_out - RHA(f32(f32(z_in S_in) / S_out)) (optimized/integer_ops/mean.h), else folded_count.
+        float32_image_count: for images FloatRequantise with M = f32(S_in / f32(n S_out)) (ONNX Runtime's QLinearGlobalAveragePool).
         float32_reciprocal: FloatAffine with M = f32(f32(S_in / S_out) * f32(1 / n)), offset = f32(z_out - f32(n z_in M)) (XNNPACK).
         float32_fused: the same, each product and sum rounded once (XNNPACK on aarch64).
         """
@@ -314,6 +323,13 @@ class Profile:
             else:
                 offset = np.float32(z_out) - zeros * multiplier
             return FloatAffine(float(multiplier), float(offset), fused=how == "float32_fused")
+        if how == "float32_image_count":
+            if not image_channels:
+                raise UnsupportedError("Mean other than over the whole image: ONNX Runtime computes it in float")
+            if count * 255 >= 2**24:
+                raise UnsupportedError(f"Mean over {count} elements: their sum is no float32")
+            multiplier = single_in / (np.float32(count) * single_out)
+            return FloatRequantise(family, np.array([float(multiplier)]), z_out, input_zero_point=z_in * count)
         if how == "float32_image" and image_channels:
             m, s = _shift_in_range("Mean", float(single_in / (np.float32(count) * single_out)))
             bias = round_half_away_f32(np.float32(z_in) * single_in / single_out)

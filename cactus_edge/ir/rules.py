@@ -194,7 +194,32 @@ class Clamp:
         return np.ones(1)
 
 
-Elementwise = Requantise | FloatRequantise | FloatAffine | RoundDivide | Clamp | EnvelopeEnd
+@dataclass(frozen=True)
+class FloatRescale:
+    """x -> clamp(RNE(f32(f32(scale_in * (x - input_zero_point)) / scale_out)) + zero_point, lo, hi). Non-decreasing in a code x.
+
+    Source: ONNX DequantizeLinear, then QuantizeLinear (onnxruntime/core/mlas/lib/{dequantize,quantize}.cpp, qlinear_lookup_table.cc).
+    """
+
+    scale_in: float
+    scale_out: float
+    zero_point: int
+    lo: int = INT8_MIN
+    hi: int = INT8_MAX
+    input_zero_point: int = 0
+
+    def apply(self, x: Int64) -> Int64:
+        real = np.float32(self.scale_in) * (x - self.input_zero_point).astype(np.float32)
+        steps = np.rint(real / np.float32(self.scale_out))
+        clipped: Int64 = np.clip(steps, self.lo - self.zero_point, self.hi - self.zero_point).astype(np.int64)
+        return clipped + self.zero_point
+
+    def slope(self) -> Float64:
+        """scale_in / scale_out, float64 [1]; no proof rests on it."""
+        return np.array([self.scale_in / self.scale_out])
+
+
+Elementwise = Requantise | FloatRequantise | FloatAffine | FloatRescale | RoundDivide | Clamp | EnvelopeEnd
 """Every rule of one argument. Each dispatch over it ends in `assert_never`."""
 
 

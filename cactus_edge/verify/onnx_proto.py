@@ -26,12 +26,13 @@ OPSETS = (13, 23)
 IR_VERSIONS = (4, 13)
 """From 4 on, an initializer is a constant rather than a graph input's default."""
 
-FLOAT, INT8, INT32, INT64 = 1, 3, 6, 7
+FLOAT, UINT8, INT8, INT32, INT64 = 1, 2, 3, 6, 7
 ATTRIBUTE_FLOAT, ATTRIBUTE_INT, ATTRIBUTE_STRING, ATTRIBUTE_TENSOR, ATTRIBUTE_INTS = 1, 2, 3, 4, 7
 """TensorProto.DataType and AttributeProto.AttributeType, as stored."""
 
 DTYPES: dict[int, tuple[str, str]] = {
     FLOAT: ("<f4", "float_data"),
+    UINT8: ("u1", "int32_data"),
     INT8: ("i1", "int32_data"),
     INT32: ("<i4", "int32_data"),
     INT64: ("<i8", "int64_data"),
@@ -83,14 +84,14 @@ def constants(tensors: Sequence[Any]) -> dict[str, Array]:
 
 
 def decode(t: Any, what: str) -> Array:
-    """One TensorProto as a read-only array of int8, int32, int64 or float32."""
+    """One TensorProto as a read-only array of int8, uint8, int32, int64 or float32."""
     if t.data_location == EXTERNAL or len(t.external_data):
         raise UnsupportedError(
             f"{what} keeps its data outside the file, which is never followed",
             hint="save the model with its weights inside: onnx.save(onnx.load(path), path)",
         )
     if t.data_type not in DTYPES:
-        raise UnsupportedError(f"{what} has data type {t.data_type}, expected int8, int32, int64 or float32")
+        raise UnsupportedError(f"{what} has data type {t.data_type}, expected int8, uint8, int32, int64 or float32")
     dims = tuple(int(n) for n in t.dims)
     if len(dims) > 8 or any(n < 0 for n in dims) or math.prod(dims) > MAX_ELEMENTS:
         raise ModelError(f"malformed ONNX: {what}: shape {dims}, expected at most {MAX_ELEMENTS} elements")

@@ -1,9 +1,10 @@
 """Bytes of a QDQ ONNX file -> graph, images turned to channel last.
 
-Read are files of one float input and one float output whose every operator stands between a DequantizeLinear and a
-QuantizeLinear, with int8 activations and weights and int32 biases, as ONNX Runtime's `quantize_static` and `write_onnx`
-write them. What has no counterpart in the graph, above all a result that is never rounded to int8, is refused by the node's
-name and index. Ignored are only names of producers, documentation and the shapes stated for intermediate values.
+Read are files of one float input and one float output in QDQ form (`onnx_nodes`) or QOperator form (`onnx_qoperator`), with
+int8 or uint8 activations, int8 weights and int32 biases, as ONNX Runtime's `quantize_static` and `write_onnx` write them.
+uint8 codes become int8 codes and zero points less 128, which are the same real numbers. What has no counterpart in the graph,
+above all a result that is never rounded to int8, is refused by the node's name and index. Ignored are only names of
+producers, documentation and the shapes stated for intermediate values.
 """
 
 from __future__ import annotations
@@ -18,22 +19,25 @@ from cactus_edge.ir import ops
 from cactus_edge.ir.graph import Graph, Node, Tensor
 from cactus_edge.ir.spec import check
 from cactus_edge.verify.onnx_layout import as_image, keeps_order
-from cactus_edge.verify.onnx_nodes import read_node
+from cactus_edge.verify.onnx_nodes import READ
 from cactus_edge.verify.onnx_proto import FLOAT, constants, parse
-from cactus_edge.verify.onnx_values import Network, Operator, Real, Source
+from cactus_edge.verify.onnx_qoperator import ON_CODES
+from cactus_edge.verify.onnx_values import Codes, Network, Operator, Real, Source, Value
 
 
 @dataclass(frozen=True)
 class OnnxModel:
     """A file's graph, its metadata by name, the SHA-256 (hex) of its bytes, and the file's name of each graph tensor.
 
-    The file's images are [N, C, H, W], the graph's (H, W, C). `file_tensors` are graph indices, for `formats.agree`.
+    The file's images are [N, C, H, W], the graph's (H, W, C). unsigned: its codes are uint8, 128 above the graph's. A tensor that
+    is in the graph alone has no name. `file_tensors` are graph indices, for `formats.agree`.
     """
 
     graph: Graph
     metadata: dict[str, bytes]
     sha256: str
     names: tuple[str, ...]
+    unsigned: bool
 
     @property
     def file_tensors(self) -> tuple[int, ...]:
@@ -62,7 +66,7 @@ def read_onnx(data: bytes) -> OnnxModel:
     net.tensor(Tensor(source, shape, "float32"), as_image(shape))
     net.define(source, Source(), "the graph's input")
     for index, node in enumerate(g.node):
-        read_node(Operator(net, node, index))
+        _read_node(Operator(net, node, index))
     last = net.values.get(end)
     if not isinstance(last, Real):
         raise UnsupportedError(
@@ -77,7 +81,39 @@ def read_onnx(data: bytes) -> OnnxModel:
     net.nodes.append(Node(ops.Dequantize(), (last.tensor,), len(net.tensors) - 1))
     graph = Graph(tuple(net.tensors), tuple(net.nodes), (0,), (len(net.tensors) - 1,))
     check(graph)
-    return OnnxModel(graph, _metadata(model), hashlib.sha256(data).hexdigest(), tuple(t.name for t in net.tensors))
+    names = tuple(t.name for t in net.tensors)
+    return OnnxModel(graph, _metadata(model), hashlib.sha256(data).hexdigest(), names, bool(net.unsigned))
+
+
+FLOAT_THERE = {
+    "AveragePool": "sums in float, in an order of its own",
+    "QLinearAveragePool": "sums in float, in an order of its own",
+    "ReduceMean": "computes in float",
+    "Sub": "computes in float",
+    "HardSwish": "computes in float",
+    "Tanh": "computes in float",
+    "Softmax": "computes from a float table",
+    "QLinearSoftmax": "computes from a float table",
+    "ConvInteger": "rescales in float",
+    "MatMulInteger": "rescales in float",
+    "DynamicQuantizeLinear": "computes from each input anew",
+}
+"""Operators that people quantise, and why no integer op means what they compute."""
+
+
+def _read_node(o: Operator) -> None:
+    """Adds one node to the network. Raises UnsupportedError or ModelError, naming it."""
+    on_codes = ON_CODES.get((o.domain, o.kind))
+    if on_codes is not None and (o.kind not in READ or (o.inputs and isinstance(o.value(0), Codes))):
+        value: Value | None = on_codes(o)
+    elif o.domain == "" and o.kind in READ:
+        value = READ[o.kind](o)
+    else:
+        why = FLOAT_THERE.get(o.kind, "")
+        raise o.unsupported(f"the operator {o.kind}" + (why and f", which ONNX Runtime {why},"))
+    o.attributes.finish()
+    if value is not None:
+        o.net.define(o.outputs[0], value, o.what)
 
 
 def _input_shape(value: Any) -> tuple[int, ...]:

@@ -27,9 +27,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Codes:
-    """The int8 codes of a tensor."""
+    """The codes of a tensor. unsigned: the file holds them as uint8, 128 above ours, which changes no sum of x - zero point."""
 
     tensor: int
+    unsigned: bool
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,10 @@ class Constant:
 
 @dataclass(frozen=True, eq=False)
 class Pending:
-    """op applied to a tensor, before it is rounded: the sample's shape and, for the order of its elements, the image it is."""
+    """op applied to tensors, before it is rounded: the sample's shape and, for the order of its elements, the image it is."""
 
     op: ops.Op
-    tensor: int
+    tensors: tuple[int, ...]
     shape: tuple[int, ...]
     image: Image | None
 
@@ -81,16 +82,17 @@ class Network:
         self.images: list[Image | None] = []
         self.nodes: list[Node] = []
         self.writer: dict[int, int] = {}
+        self.unsigned: bool | None = None
 
     def tensor(self, tensor: Tensor, image: Image | None) -> int:
         self.tensors.append(tensor)
         self.images.append(image)
         return len(self.tensors) - 1
 
-    def node(self, op: ops.Op, source: int, tensor: Tensor, image: Image | None) -> int:
+    def node(self, op: ops.Op, sources: tuple[int, ...], tensor: Tensor, image: Image | None) -> int:
         index = self.tensor(tensor, image)
         self.writer[index] = len(self.nodes)
-        self.nodes.append(Node(op, (source,), index))
+        self.nodes.append(Node(op, sources, index))
         return index
 
     def define(self, name: str, value: Value, what: str) -> None:
@@ -101,6 +103,10 @@ class Network:
                 f"{what}: {self.uses[name]} nodes read its result before it is quantised, expected one QuantizeLinear: a float "
                 "island"
             )
+        if isinstance(value, Codes):
+            if self.unsigned not in (None, value.unsigned):
+                raise UnsupportedError(f"{what}: int8 and uint8 activations in one file are not supported")
+            self.unsigned = value.unsigned
         self.values[name] = value
 
     def fuse(self, tensor: int, activation: ops.Activation, name: str) -> None:
@@ -113,11 +119,12 @@ class Network:
 
     def fusible(self, tensor: int) -> bool:
         """Whether the node that writes `tensor` can take an activation: it has none yet."""
-        op = self.nodes[self.writer[tensor]].op
+        at = self.writer.get(tensor)
+        op = None if at is None else self.nodes[at].op
         return isinstance(op, FUSING) and op.activation is ops.Activation.NONE
 
 
-FUSING = (ops.Conv2d, ops.DepthwiseConv2d, ops.Dense, ops.MaxPool)
+FUSING = (ops.Conv2d, ops.DepthwiseConv2d, ops.Dense, ops.MaxPool, ops.Add)
 """Ops with a fused activation."""
 
 
@@ -126,8 +133,9 @@ class Operator:
 
     def __init__(self, net: Network, node: Any, index: int) -> None:
         self.net, self.kind = net, node.op_type
+        self.domain = node.domain if node.domain != "ai.onnx" else ""
         self.what = f"node {index} {self.kind} {node.name!r}"
-        if node.domain not in ("", "ai.onnx"):
+        if node.domain not in ("", "ai.onnx", "com.microsoft"):
             raise UnsupportedError(f"{self.what} of domain {node.domain!r} is not supported")
         self.inputs = tuple(node.input)
         self.outputs = tuple(node.output)
@@ -152,19 +160,20 @@ class Operator:
         """The value that is operand `index`; None for a plain constant."""
         return self.net.values.get(self.inputs[index])
 
-    def plain(self, index: int, dtype: npt.DTypeLike) -> Array:
-        """The constant operand `index`. Raises UnsupportedError where it is computed, ModelError for another data type."""
+    def plain(self, index: int, *dtypes: npt.DTypeLike) -> Array:
+        """The constant operand `index` of one of the types. Raises UnsupportedError where it is computed or of another one."""
         name = self.inputs[index]
         if name not in self.net.constants:
             raise UnsupportedError(f"{self.what}: input {index} {name!r} is not a constant")
         found = self.net.constants[name]
-        if found.dtype != dtype:
-            raise UnsupportedError(f"{self.what}: input {index} {name!r} is {found.dtype}, expected {np.dtype(dtype)}")
+        if found.dtype not in dtypes:
+            wanted = " or ".join(str(np.dtype(d)) for d in dtypes)
+            raise UnsupportedError(f"{self.what}: input {index} {name!r} is {found.dtype}, expected {wanted}")
         return found
 
-    def scalar(self, index: int, dtype: npt.DTypeLike) -> Any:
+    def scalar(self, index: int, *dtypes: npt.DTypeLike) -> Any:
         """The only element of the constant operand `index`."""
-        found = self.plain(index, dtype)
+        found = self.plain(index, *dtypes)
         if found.size != 1 or found.ndim > 1:
             raise UnsupportedError(f"{self.what}: input {index} has shape {found.shape}, expected one value")
         return found.reshape(-1)[0]
@@ -178,6 +187,13 @@ class Operator:
                 hint="quantise every operator of the model",
             )
         return value.tensor
+
+    def codes(self, index: int) -> Codes:
+        """The codes that are operand `index`."""
+        value = self.value(index)
+        if not isinstance(value, Codes):
+            raise UnsupportedError(f"{self.what}: input {index} {self.inputs[index]!r} is no quantised tensor")
+        return value
 
     def dequantised(self, index: int, dtype: npt.DTypeLike) -> Constant:
         """The dequantised integer constant that is operand `index`."""

@@ -16,7 +16,7 @@ import numpy as np
 from cactus_edge.errors import ModelError
 from cactus_edge.ir.arith import INT8_MAX, INT8_MIN, INT32_MAX, multiply_by_quantized_multiplier, rdp
 from cactus_edge.ir.atoms import Affine, Atom, Between, Gather, Isotone, Max, Monotone, Program, Softmax, Table
-from cactus_edge.ir.binary import AddRule, BinaryRule, FixedPointAddRule, MulRule, VectorAddRule
+from cactus_edge.ir.binary import AddRule, BinaryRule, FixedPointAddRule, FusedAddRule, MulRule, VectorAddRule
 from cactus_edge.ir.envelope import EnvelopeEnd
 from cactus_edge.ir.ops import Int64
 from cactus_edge.ir.rules import (
@@ -26,6 +26,7 @@ from cactus_edge.ir.rules import (
     Elementwise,
     FloatAffine,
     FloatRequantise,
+    FloatRescale,
     Requantise,
     RoundDivide,
     SoftmaxRule,
@@ -129,6 +130,8 @@ def _sum_quantities(add: BinaryRule) -> Iterator[tuple[str, int]]:
             # x * m and z * m as separate terms, in any order, with the rounding constant.
             terms = sum(m * (128 + abs(z)) for m, z in zip(add.multipliers, add.zero_points, strict=True))
             yield "the sum of both products, zero points folded anywhere", terms + (1 << (add.shift - 1))
+        case FusedAddRule():
+            pass  # On floats; what is converted to an integer is clamped to 8 bits before.
         case _:
             assert_never(add)
 
@@ -154,7 +157,7 @@ def _rule_quantities(rule: Elementwise, source: Int64) -> Iterator[tuple[str, in
             yield "the value that becomes a float", int(source.max())
         case RoundDivide(divisor):
             yield "the sum and half its divisor", int((source + divisor // 2).max())
-        case Clamp():
+        case Clamp() | FloatRescale():
             pass
         case _:
             assert_never(rule)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cactus_edge.errors import UnsupportedError
 from cactus_edge.ir.graph import Graph
-from cactus_edge.ir.profile import Format, Profile
+from cactus_edge.ir.profile import UINT8, Format, Profile
 from cactus_edge.verify.onnx_read import OnnxModel, read_onnx
 from cactus_edge.verify.tflite_read import Model, read_tflite
 
@@ -23,9 +23,12 @@ def read_model(data: bytes) -> AnyModel:
 
 
 def read_for(data: bytes, profile: Profile) -> Graph:
-    """The graph that `profile`'s runtime reads from `data`. Raises UnsupportedError where it reads files of another format."""
+    """The graph that `profile`'s runtime reads from `data`. Raises UnsupportedError where it was not shown to."""
     require_format(data, profile)
-    return read_model(data).graph
+    model = read_model(data)
+    if isinstance(model, OnnxModel) and model.unsigned and UINT8 not in profile.rules:
+        raise UnsupportedError(f"the file's activations are uint8, which were not shown equal to {profile.runtime}")
+    return model.graph
 
 
 def require_format(data: bytes, profile: Profile) -> None:

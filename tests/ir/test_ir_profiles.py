@@ -17,7 +17,7 @@ from cactus_edge.errors import UnsupportedError
 from cactus_edge.ir import arith, ops, rules
 from cactus_edge.ir.arithmetic import PROFILES, profile, profile_table_digest
 from cactus_edge.ir.atoms import lower
-from cactus_edge.ir.binary import FixedPointAddRule
+from cactus_edge.ir.binary import FixedPointAddRule, FusedAddRule
 from cactus_edge.ir.blob import to_blob
 from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.graph import Graph, Tensor
@@ -121,6 +121,39 @@ def test_xnnpack_add_is_a_shift_of_a_sum(a: int, b: int, z: tuple[int, int], m: 
     exact = Fraction((a - z[0]) * m[0] + (b - z[1]) * m[1], 2**shift)
     expected = min(max(math.floor(exact + Fraction(1, 2)) + 3, -128), 127)
     assert FixedPointAddRule(z, m, shift, 3, -128, 127).apply(np.array(a), np.array(b)) == expected
+
+
+RATIO = st.floats(2.0**-10, 255.0, width=32)
+
+
+@given(INT8, INT8, st.tuples(INT8, INT8), st.tuples(RATIO, RATIO), INT8)
+def test_onnx_runtime_add_is_two_fused_steps(
+    a: int, b: int, z: tuple[int, int], r: tuple[float, float], z_out: int
+) -> None:
+    """fma rounds once: here by exact fractions."""
+    u, v, uz, vz = (Fraction(n + 128) for n in (a, b, *z))
+    r1, r2 = (Fraction(x) for x in r)
+    constant = f32(Fraction(z_out + 128) - f32(uz * r1 + f32(vz * r2)))
+    total = f32(u * r1 + f32(v * r2 + constant))
+    expected = even(min(max(total, Fraction(0)), Fraction(255))) - 128
+    assert FusedAddRule(z, r, z_out).apply(np.array(a), np.array(b)) == expected
+
+
+@given(RATIO, RATIO, st.tuples(RATIO, RATIO), INT8)
+def test_onnx_runtime_add_is_non_decreasing(p: float, q: float, r: tuple[float, float], z: int) -> None:
+    codes = np.arange(-128, 128)
+    grid = FusedAddRule((int(p) - 128, int(q) - 128), r, z).apply(codes[:, None], codes[None])
+    assert (np.diff(grid, axis=0) >= 0).all() and (np.diff(grid, axis=1) >= 0).all()
+
+
+@given(REAL, REAL, INT8, INT8)
+def test_a_rescaling_is_two_roundings_and_non_decreasing(s: float, t: float, z: int, w: int) -> None:
+    codes = np.arange(-128, 128)
+    got = rules.FloatRescale(s, t, w, input_zero_point=z).apply(codes)
+    assert (np.diff(got) >= 0).all()
+    x = int(z * 7919 % 256) - 128
+    real = f32(f32(Fraction(s) * (x - z)) / Fraction(t))
+    assert got[x + 128] == min(max(even(real) + w, -128), 127)
 
 
 def requantise(family: str) -> Callable[[float, int], Any]:

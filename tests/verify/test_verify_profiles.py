@@ -16,10 +16,11 @@ from cactus_edge.errors import ModelError, UnsupportedError
 from cactus_edge.ir import evaluate
 from cactus_edge.ir.arithmetic import PROFILES, profile
 from cactus_edge.ir.atoms import Affine, Isotone, Monotone, Program, Softmax, lower
-from cactus_edge.ir.binary import FixedPointAddRule
+from cactus_edge.ir.binary import FixedPointAddRule, FusedAddRule
 from cactus_edge.ir.rules import (
     FloatAffine,
     FloatRequantise,
+    FloatRescale,
     FloatSoftmaxRule,
     float_softmax_rule,
     table_softmax_rule,
@@ -32,7 +33,18 @@ from cactus_edge.verify.overflow import prove
 OTHERS = [name for name in PROFILES if name != "tflm"]
 MIDDLE = {
     "x-cube-ai": ("conv2d", "depthwise_conv2d", "dense", "avg_pool", "reshape"),
-    "ort-x86": ("conv2d", "depthwise_conv2d", "dense", "max_pool"),
+    "ort-x86": (
+        "conv2d",
+        "dense",
+        "depthwise_conv2d",
+        "add",
+        "add",
+        "mean",
+        "max_pool",
+        "relu",
+        "requantize",
+        "concat",
+    ),
     "litert-builtin": ("conv2d", "depthwise_conv2d", "dense", "avg_pool", "max_pool", "mean", "relu", "relu6"),
 }
 
@@ -67,6 +79,10 @@ def spoiled(program: Program) -> Program:
                 return Monotone(replace(rule, zero_point=rule.zero_point + 1))
             case Monotone(FloatAffine() as rule):
                 return Monotone(replace(rule, offset=rule.offset + 1))
+            case Monotone(FloatRescale() as rule):
+                return Monotone(replace(rule, zero_point=rule.zero_point + 1))
+            case Isotone(FusedAddRule() as rule, signs):
+                return Isotone(replace(rule, zero_point=rule.zero_point + 1), signs)
             case Isotone(FixedPointAddRule() as rule, signs):
                 return Isotone(replace(rule, zero_point=rule.zero_point + 1), signs)
             case _:
@@ -75,10 +91,16 @@ def spoiled(program: Program) -> Program:
     return replace(program, steps=tuple(replace(s, atom=other(s.atom)) for s in program.steps))
 
 
-@pytest.mark.parametrize("kind", ["dense", "mean", "add"])
-def test_the_soundness_check_sees_a_wrong_float_rule(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *(("litert-xnnpack", kind) for kind in ("dense", "mean", "add")),
+        *(("ort-x86", kind) for kind in ("dense", "add", "relu", "requantize")),
+    ],
+)
+def test_the_soundness_check_sees_a_wrong_float_rule(name: str, kind: str) -> None:
     with pytest.raises(AssertionError):
-        for k, program in enumerate(under("litert-xnnpack", 0, 20, max_nodes=1, middle=(kind,))):
+        for k, program in enumerate(under(name, 0, 20, max_nodes=1, middle=(kind,))):
             check_sound(spoiled(program), program, k)
 
 

@@ -12,9 +12,11 @@ import numpy as np
 
 from cactus_edge.errors import UnsupportedError
 from cactus_edge.ir import ops
+from cactus_edge.ir.arith import INT8_MIN
 from cactus_edge.ir.graph import Graph, Node, Tensor
 from cactus_edge.ir.spec import check
-from cactus_edge.verify.onnx_layout import check_activation, check_scales
+from cactus_edge.verify.onnx_layout import Image, check_activation, check_scales, keeps_order, stored_image
+from cactus_edge.verify.onnx_values import FUSING
 
 
 def onnx_form(graph: Graph) -> Graph:
@@ -25,6 +27,11 @@ def onnx_form(graph: Graph) -> Graph:
     naming the op, for one whose ONNX form was not shown equal to ONNX Runtime.
     """
     check(graph)
+    if graph.constants:
+        name = graph.tensors[next(iter(graph.constants))].name
+        raise UnsupportedError(
+            f"the constant operand {name!r} cannot be kept exact in ONNX: no form of it was shown equal"
+        )
     b = _Form(graph)
     source = graph.input
     if source.dtype == "int8":
@@ -44,13 +51,14 @@ def onnx_form(graph: Graph) -> Graph:
 
 
 class _Form:
-    """The graph under construction; `at` maps the old tensors to the new."""
+    """The graph under construction; `at` maps the old tensors to the new, `rescaled` the outputs of rescalings that belong to joins."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.tensors: list[Tensor] = []
         self.nodes: list[Node] = []
         self.at: dict[int, int] = {}
+        self.rescaled: dict[int, Node] = {}
 
     def add(self, tensor: Tensor) -> int:
         self.tensors.append(tensor)
@@ -64,7 +72,11 @@ class _Form:
     def append(self, index: int, node: Node) -> None:
         where = self.graph.label(index)
         x, out = self.graph.tensors[node.inputs[0]], self.graph.tensors[node.output]
-        source, op = self.at[node.inputs[0]], node.op
+        op = node.op
+        if isinstance(op, ops.Requantize) and self._only_joined(node):
+            self.rescaled[node.output] = node
+            return
+        sources = tuple(self._source(i) for i in node.inputs)
         if out.dtype == "int8":
             check_scales(out.scale, where)
         if isinstance(op, ops.Conv2d | ops.DepthwiseConv2d | ops.Dense):
@@ -82,10 +94,33 @@ class _Form:
                 )
             case ops.Dense() if len(x.shape) != 1:
                 flat = replace(x, name=f"{x.name}_flat", shape=(x.size,))
-                source = self.node(ops.Reshape(), (source,), flat)
+                sources = (self.node(ops.Reshape(), sources, flat),)
             case ops.Reshape() if len(out.shape) != 1:
                 raise UnsupportedError(f"{where}: reshapes to {out.shape}; channel-first ONNX can only flatten")
-            case ops.Conv2d() | ops.DepthwiseConv2d() | ops.Dense() | ops.MaxPool() | ops.Reshape():
+            case ops.Mean(axes, keep_dims) if len(x.shape) == 3 and axes == (0, 1):
+                if not keep_dims:
+                    pooled = replace(out, name=f"{out.name}_pooled", shape=(1, 1, x.shape[2]))
+                    sources = (self.node(ops.Mean(axes, True), sources, pooled),)
+                    op = ops.Reshape()
+            case ops.Add() if x.shape != self.graph.tensors[node.inputs[1]].shape:
+                raise UnsupportedError(f"{where}: a sum that repeats an axis was not shown equal to ONNX Runtime")
+            case ops.Add() if node.inputs[0] == node.inputs[1]:
+                raise UnsupportedError(f"{where}: a sum of a tensor with itself, which ONNX Runtime leaves in float")
+            case ops.Add() | ops.Concat() if len(x.shape) in (1, 3):
+                orders = {self._order(i) for i in node.inputs}
+                if len(orders) > 1 or (isinstance(op, ops.Concat) and orders != {None} and len(x.shape) == 1):
+                    raise UnsupportedError(
+                        f"{where}: its flattened inputs are stored in channel-first order, each its own"
+                    )
+            case ops.Relu() if x.quantised_like(out):
+                raise UnsupportedError(
+                    f"{where}: a ReLU of its own that keeps the scale; a fused one can be kept exact in ONNX"
+                )
+            case ops.Relu() if out.zero_point == INT8_MIN:
+                raise UnsupportedError(
+                    f"{where}: ONNX Runtime removes a ReLU to the lowest zero point, and a rounding with it"
+                )
+            case ops.Conv2d() | ops.DepthwiseConv2d() | ops.Dense() | ops.MaxPool() | ops.Reshape() | ops.Relu():
                 pass
             case ops.Quantize() | ops.Dequantize():
                 pass
@@ -94,6 +129,27 @@ class _Form:
                     f"{where} cannot be kept exact in ONNX: no form of it was shown equal to ONNX Runtime bit for bit",
                     hint="a .tflite file can hold it",
                 )
-        if isinstance(op, ops.Conv2d | ops.DepthwiseConv2d | ops.Dense | ops.MaxPool):
+        if isinstance(op, FUSING):
             check_activation(op.activation, out, where)
-        self.at[node.output] = self.node(op, (source,), out)
+        self.at[node.output] = self.node(op, sources, out)
+
+    def _only_joined(self, node: Node) -> bool:
+        """Whether a Requantize has no other readers than joins: ONNX Runtime's Concat rescales its inputs itself."""
+        readers = [n for n in self.graph.nodes if node.output in n.inputs]
+        return node.output not in self.graph.outputs and all(isinstance(n.op, ops.Concat) for n in readers)
+
+    def _source(self, tensor: int) -> int:
+        """The new tensor for an old one; a rescaling for a join stands right before it, once per use."""
+        node = self.rescaled.get(tensor)
+        if node is None:
+            return self.at[tensor]
+        source, out = self._source(node.inputs[0]), self.graph.tensors[tensor]
+        if self.tensors[source].quantised_like(out):
+            return source
+        return self.node(ops.Requantize(), (source,), out)
+
+    def _order(self, tensor: int) -> Image | None:
+        """The image in whose channel-first order the elements of a flat tensor are stored; None for our order, and for images."""
+        image = stored_image(self.graph, tensor)
+        flat = len(self.graph.tensors[tensor].shape) == 1
+        return image if flat and not keeps_order(image) else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import platform
 import tempfile
+from collections import Counter
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -23,7 +24,7 @@ from cactus_edge.formats.onnx.package import onnx_module
 from cactus_edge.ir import ops
 from cactus_edge.ir.graph import Graph
 from cactus_edge.verify.onnx_layout import our_columns, stored_image
-from cactus_edge.verify.onnx_proto import INT32, decode
+from cactus_edge.verify.onnx_proto import INT32, UINT8, decode
 from cactus_edge.verify.onnx_read import read_onnx
 from cactus_edge.verify.onnx_wire import parse_message
 
@@ -31,10 +32,19 @@ Array = npt.NDArray[Any]
 
 PROFILE, PACKAGE = "ort-x86", "onnxruntime"
 
-INTEGER_KERNELS = {("", "QLinearConv"): 8, ("com.microsoft", "QGemm"): 6, ("", "QLinearMatMul"): None}
+INTEGER_KERNELS: dict[tuple[str, str], int | None] = {
+    ("", "QLinearConv"): 8,
+    ("com.microsoft", "QGemm"): 6,
+    ("", "QLinearMatMul"): None,
+}
 """Kernels that accumulate in int32, and the input that is the bias (None: the kernel has none)."""
 
-PER_CODE = frozenset({"QuantizeLinear", "DequantizeLinear", "Relu", "Clip", "MaxPool", "Flatten", "Reshape"})
+OTHER_KERNELS: dict[type[ops.Op], str] = {ops.Add: "QLinearAdd", ops.Mean: "QLinearGlobalAveragePool"}
+"""Ops that must become this kernel of domain com.microsoft."""
+
+PER_CODE = frozenset(
+    {"QuantizeLinear", "DequantizeLinear", "Relu", "Clip", "MaxPool", "Flatten", "Reshape", "Concat", "QLinearConcat"}
+)
 """Operators that may stay as they are: on codes dequantised with one scale and quantised again with the same, exact."""
 
 PAIR_LIMIT = 32767
@@ -63,13 +73,18 @@ class OrtSession:
         out: Array = self._session.run(None, {self._input: stored})[0]
         return out.transpose(0, 2, 3, 1) if out.ndim == 4 else out
 
-    def tensor(self, index: int) -> Array:
-        """The int8 codes of graph tensor `index` for the last run, batch axis included: the file cut off behind it, run anew."""
+    def tensor(self, index: int) -> Array | None:
+        """The int8 codes of graph tensor `index` for the last run, batch axis included: the file cut off behind it, run anew.
+
+        None for a tensor that is in the graph alone.
+        """
         if self._last is None:
             raise ValueError("no run to look at: open the session with keep and run it first")
         tensor = self._graph.tensors[index]
         if index in self._graph.outputs or index in self._graph.inputs:
             raise ValueError(f"tensor {tensor.name!r} is float32")
+        if not tensor.name:
+            return None
         at = next(i for i, node in enumerate(self._graph.nodes) if node.output == index)
         before = replace(self._graph, nodes=self._graph.nodes[: at + 1])
         real = OrtSession(cut(self._data, index), before, False).run_batch(self._last)
@@ -132,6 +147,9 @@ def require_fused(optimised: bytes, graph: Graph) -> bytes:
     int32 = {t.name: decode(t, t.name).tobytes() for t in model.graph.initializer if t.data_type == INT32}
     affine = [n.op for n in graph.nodes if isinstance(n.op, ops.Conv2d | ops.DepthwiseConv2d | ops.Dense)]
     biases = {op.bias.tobytes() for op in affine}
+    wanted = Counter(kernel for n in graph.nodes for kind, kernel in OTHER_KERNELS.items() if isinstance(n.op, kind))
+    unsigned = {t.name for t in model.graph.initializer if t.data_type == UINT8}
+    others: Counter[str] = Counter()
     fused, floats = 0, []
     for node in model.graph.node:
         key = (node.domain, node.op_type)
@@ -141,8 +159,14 @@ def require_fused(optimised: bytes, graph: Graph) -> bytes:
             if bias and int32.get(bias) not in biases:
                 floats.append(f"{node.op_type} {node.output[0]!r} whose bias is not the network's int32 constant")
             fused += 1
-        elif node.domain not in ("", "ai.onnx") or node.op_type not in PER_CODE:
+        elif node.op_type in wanted:
+            others[node.op_type] += 1
+            if node.op_type == "QLinearAdd" and not unsigned.issuperset(node.input[i] for i in (2, 5, 7)):
+                floats.append(f"QLinearAdd {node.output[0]!r} on int8 codes, which are rounded in another way")
+        elif node.op_type not in PER_CODE:
             floats.append(f"{node.op_type} {node.output[0]!r}")
+    floats += [f"{n} of {kernel}, expected {wanted[kernel]}" for kernel, n in others.items() if n != wanted[kernel]]
+    floats += [f"no {kernel}" for kernel in wanted if kernel not in others]
     if floats or fused != len(affine):
         named = ", ".join(floats[:4]) or f"{fused} integer kernels for {len(affine)} convolutions and dense layers"
         raise UnsupportedError(
@@ -160,9 +184,11 @@ def cut(data: bytes, index: int) -> bytes:
     found = read_onnx(data)
     name, tensor = found.names[index], found.graph.tensors[index]
     at = next(i for i, n in enumerate(model.graph.node) if name in n.output)
-    parameters = list(model.graph.node[at].input[1:])
+    shift, dtype = (128, np.uint8) if found.unsigned else (0, np.int8)
+    values = {f"{name}_cut_scale": np.float32(tensor.scale), f"{name}_cut_zero": dtype(tensor.zero_point + shift)}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in values.items())
     kept = list(model.graph.node[: at + 1])
-    end = onnx.helper.make_node("DequantizeLinear", [name, *parameters], [f"{name}_cut"])
+    end = onnx.helper.make_node("DequantizeLinear", [name, *values], [f"{name}_cut"])
     axes: list[Any] = [None] * (len(tensor.shape) + 1)
     value = onnx.helper.make_tensor_value_info(f"{name}_cut", onnx.TensorProto.FLOAT, axes)
     del model.graph.node[:], model.graph.output[:], model.graph.value_info[:]

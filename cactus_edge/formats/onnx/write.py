@@ -9,6 +9,7 @@ which changes no code that it does not clamp. The bytes are a function of graph 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Literal, assert_never
 
@@ -29,7 +30,7 @@ from cactus_edge.verify.onnx_layout import (
     keeps_order,
     stored_columns,
 )
-from cactus_edge.verify.onnx_proto import FLOAT, INT8, INT32
+from cactus_edge.verify.onnx_proto import FLOAT, INT8, INT32, UINT8
 from cactus_edge.version import __version__
 
 OPSET, IR_VERSION = 17, 8
@@ -71,6 +72,9 @@ class _Writer:
         self.graph, self.bias, self.relu = graph, bias, relu
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
+        readers = Counter(i for node in graph.nodes for i in set(node.inputs))
+        # ONNX Runtime on x86-64 turns int8 codes to uint8 by itself, but leaves in float what reads a tensor with two readers.
+        self.unsigned = bias == "int32" and max(readers.values()) > 1
         self.taken: set[str] = set()
         # First, so that suffixed names make way for the graph's own.
         self.names = [self._unique(t.name or "tensor") for t in graph.tensors]
@@ -118,7 +122,7 @@ class _Writer:
 
     def _constant(self, wanted: str, values: npt.NDArray[Any], data_type: int) -> str:
         name = self._unique(wanted)
-        dtype = {FLOAT: "<f4", INT8: "i1", INT32: "<i4"}[data_type]
+        dtype = {FLOAT: "<f4", UINT8: "u1", INT8: "i1", INT32: "<i4"}[data_type]
         raw = np.ascontiguousarray(values, dtype).tobytes()
         self.initializers.append(self.onnx.TensorProto(name=name, data_type=data_type, dims=values.shape, raw_data=raw))
         return name
@@ -126,7 +130,8 @@ class _Writer:
     def _quantise(self, source: str, tensor: Tensor, code: str) -> str:
         """QuantizeLinear and DequantizeLinear around the codes of `tensor`, as value `code`; the dequantised value's name."""
         scale = self._constant(f"{code}_scale", np.array(tensor.scale), FLOAT)
-        zero_point = self._constant(f"{code}_zero_point", np.array(tensor.zero_point), INT8)
+        stored = tensor.zero_point - (INT8_MIN if self.unsigned else 0)
+        zero_point = self._constant(f"{code}_zero_point", np.array(stored), UINT8 if self.unsigned else INT8)
         self._emit("QuantizeLinear", [source, scale, zero_point], code)
         return self._emit("DequantizeLinear", [code, scale, zero_point], self._unique(f"{code}_dq"))
 
@@ -167,6 +172,21 @@ class _Writer:
                     strides=stride,
                     pads=_pads(padding),
                 )
+            case ops.Requantize():
+                # Concat rescales what it joins; the form admits no other.
+                self.real[out], self.image[out] = source, self.image[x]
+                return
+            case ops.Relu():
+                value = self._emit("Relu", [source], self._unique(f"{name}_relu"))
+            case ops.Mean():
+                value = self._emit("GlobalAveragePool", [source], self._unique(f"{name}_mean"))
+            case ops.Add(activation):
+                self.image[out] = self.image[x]
+                value = self._emit("Add", [self.real[i] for i in node.inputs], self._unique(f"{name}_sum"))
+            case ops.Concat(axis):
+                stored = {0: 2, 1: 3, 2: 1}[axis] if len(tensor.shape) == 3 else 1
+                sources = [self.real[i] for i in node.inputs]
+                value = self._emit("Concat", sources, self._unique(f"{name}_joined"), axis=stored)
             case ops.Conv2d() | ops.DepthwiseConv2d() | ops.Dense() as op:
                 activation = op.activation
                 value = self._affine(op, x, source, tensor, name)

@@ -1,0 +1,164 @@
+"""Nodes of ONNX's QOperator form -> ops of the graph: each computes from codes to codes, with scales and zero points as inputs.
+
+Source: onnx.ai QLinearConv, QLinearMatMul; onnxruntime docs/ContribOperators.md, domain com.microsoft.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from cactus_edge.ir import ops
+from cactus_edge.ir.graph import Tensor
+from cactus_edge.verify.onnx_layout import Image, as_image
+from cactus_edge.verify.onnx_nodes import (
+    conv_op,
+    dense_op,
+    max_pool_op,
+    parameters,
+    pending_add,
+    pending_concat,
+    pending_flat,
+    reshape_sizes,
+    rounded,
+)
+from cactus_edge.verify.onnx_values import Codes, Constant, Operator, Value
+
+
+def _codes(o: Operator, at: int) -> Codes:
+    """The codes that are operand `at`, whose scale and zero point are the two operands behind it."""
+    value = o.codes(at)
+    tensor = o.net.tensors[value.tensor]
+    if parameters(o, value.unsigned, at + 1) != (tensor.scale, tensor.zero_point, value.unsigned):
+        raise o.unsupported("a scale or zero point that differs from that of the tensor it reads")
+    return value
+
+
+def _weight(o: Operator, axis: int) -> Constant:
+    """Operands 3 to 5: int8 weights, scales along `axis` or one, zero points 0."""
+    scale, zero_point = o.plain(4, np.float32), o.plain(5, np.int8)
+    if zero_point.any() or zero_point.size not in (1, scale.size):
+        raise o.unsupported("a weight with a zero point other than 0")
+    if not (np.isfinite(scale).all() and (scale > 0).all() and scale.size and scale.ndim <= 1):
+        raise o.malformed("finite scales above zero", scale.ravel()[:4])
+    one = scale.size == 1
+    return Constant(o.plain(3, np.int8), ops.freeze(scale.reshape(-1), np.float32), None if one else axis)
+
+
+def _bias(at: int) -> Callable[[Operator, Constant, float, int], ops.Int32]:
+    def bias(o: Operator, weight: Constant, s_in: float, outputs: int) -> ops.Int32:
+        stored = o.plain(at, np.int32) if o.has(at) else np.zeros(outputs, np.int32)
+        if stored.shape != (outputs,):
+            raise o.malformed(f"a bias of shape {(outputs,)}", stored.shape)
+        return ops.freeze(stored, np.int32)
+
+    return bias
+
+
+def _result(
+    o: Operator,
+    op: ops.Op,
+    sources: tuple[Codes, ...],
+    shape: tuple[int, ...],
+    image: Image | None,
+    at: int,
+) -> Value:
+    """The op's output, whose scale and zero point are the operands `at` and behind it."""
+    scale, zero_point, unsigned = parameters(o, sources[0].unsigned, at)
+    out = Tensor(o.outputs[0], shape, "int8", scale, zero_point)
+    return rounded(o, op, tuple(s.tensor for s in sources), out, image, unsigned)
+
+
+def _conv(o: Operator) -> Value:
+    o.operands(8, 9)
+    x = _codes(o, 0)
+    op, shape = conv_op(o, o.net.tensors[x.tensor], _weight(o, 0), _bias(8))
+    return _result(o, op, (x,), shape, as_image(shape), 6)
+
+
+def _matmul(o: Operator) -> Value:
+    o.operands(8, 8)
+    x = _codes(o, 0)
+    op = dense_op(o, x.tensor, _weight(o, 1), 0, _bias(8))
+    return _result(o, op, (x,), (len(op.bias),), None, 6)
+
+
+def _gemm(o: Operator) -> Value:
+    o.operands(9, 9)
+    x, transposed = _codes(o, 0), o.attributes.integer("transB", 0)
+    o.attributes.expect("transA", 0)
+    if o.attributes.number("alpha", 1.0) != 1.0:
+        raise o.unsupported("alpha other than 1")
+    op = dense_op(o, x.tensor, _weight(o, 0 if transposed else 1), transposed, _bias(6))
+    return _result(o, op, (x,), (len(op.bias),), None, 7)
+
+
+def _add(o: Operator) -> Value:
+    o.operands(8, 8)
+    x, y = _codes(o, 0), _codes(o, 3)
+    if not x.unsigned:
+        raise o.unsupported("an int8 sum, which ONNX Runtime rounds in another way than a uint8 one,")
+    pending = pending_add(o, (x.tensor, y.tensor))
+    return _result(o, pending.op, (x, y), pending.shape, pending.image, 6)
+
+
+def _global_average(o: Operator) -> Value:
+    o.operands(5, 5)
+    o.attributes.expect("channels_last", 0)
+    x = _codes(o, 0)
+    shape = o.net.tensors[x.tensor].shape
+    if len(shape) != 3:
+        raise o.unsupported(f"a pool over {shape}: only images [N, channels, height, width] are")
+    return _result(o, ops.Mean((0, 1), True), (x,), (1, 1, shape[2]), (1, 1, shape[2]), 3)
+
+
+def _concat(o: Operator) -> Value:
+    if len(o.outputs) != 1 or len(o.inputs) < 5 or len(o.inputs) % 3 != 2:
+        raise o.malformed("a scale, a zero point and three inputs per tensor", len(o.inputs))
+    sources = tuple(_codes(o, at) for at in range(2, len(o.inputs), 3))
+    pending = pending_concat(o, tuple(s.tensor for s in sources))
+    return _result(o, pending.op, sources, pending.shape, pending.image, 0)
+
+
+def _copied(o: Operator, op: ops.Op, shape: tuple[int, ...], image: Image | None) -> Value:
+    """An op that keeps scale and zero point."""
+    x = o.codes(0)
+    like = o.net.tensors[x.tensor]
+    out = Tensor(o.outputs[0], shape, "int8", like.scale, like.zero_point)
+    return rounded(o, op, (x.tensor,), out, image, x.unsigned)
+
+
+def _max_pool(o: Operator) -> Value:
+    o.operands(1, 1)
+    op, shape = max_pool_op(o, o.net.tensors[o.codes(0).tensor])
+    return _copied(o, op, shape, as_image(shape))
+
+
+def _flatten(o: Operator) -> Value:
+    o.operands(1, 1)
+    o.attributes.expect("axis", 1)
+    pending = pending_flat(o, o.codes(0).tensor)
+    return _copied(o, pending.op, pending.shape, pending.image)
+
+
+def _reshape(o: Operator) -> Value:
+    o.operands(2, 2)
+    source = o.codes(0).tensor
+    reshape_sizes(o, source)
+    pending = pending_flat(o, source)
+    return _copied(o, pending.op, pending.shape, pending.image)
+
+
+ON_CODES: dict[tuple[str, str], Callable[[Operator], Value]] = {
+    ("", "QLinearConv"): _conv,
+    ("", "QLinearMatMul"): _matmul,
+    ("com.microsoft", "QGemm"): _gemm,
+    ("com.microsoft", "QLinearAdd"): _add,
+    ("com.microsoft", "QLinearGlobalAveragePool"): _global_average,
+    ("com.microsoft", "QLinearConcat"): _concat,
+    ("", "MaxPool"): _max_pool,
+    ("", "Flatten"): _flatten,
+    ("", "Reshape"): _reshape,
+}
+"""Every operator that is understood on codes, by domain and name."""

@@ -1,0 +1,234 @@
+"""Sums, joins, averages and rescalings in ONNX Runtime, both forms and both kinds of codes, bit for bit, or refused by name."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx_kit import branched, edit, node, real_inputs, residual
+from strategies import random_inputs
+
+from cactus_edge.errors import ModelError, UnsupportedError
+from cactus_edge.formats.agree import agree
+from cactus_edge.formats.onnx import onnx_form, read_onnx, write_onnx
+from cactus_edge.formats.onnx.runtime import OrtSession, has_vnni
+from cactus_edge.ir import ops
+from cactus_edge.ir import rules as rules_module
+from cactus_edge.ir.arithmetic import profile
+from cactus_edge.ir.binary import FusedAddRule
+from cactus_edge.ir.builder import GraphBuilder
+from cactus_edge.ir.evaluate import evaluate, trace
+from cactus_edge.ir.graph import Graph, Tensor
+from cactus_edge.verify.read import read_for
+
+vnni = pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64") or not has_vnni(), reason="the profile is that of x86-64 with VNNI"
+)
+
+
+def mismatches(data: bytes, x: Any) -> int:
+    """Output elements in which ONNX Runtime and the interpreter differ."""
+    graph = read_onnx(data).graph
+    got, want = OrtSession(data, graph, False).run_batch(x), evaluate(graph, x, profile("ort-x86"))
+    assert got.shape == want.shape
+    return int((got.view(np.uint32) != want.view(np.uint32)).sum())
+
+
+@vnni
+def test_random_networks_with_branches_agree() -> None:
+    kinds, elements = set(), 0
+    for graph, data in branched(0, 60):
+        assert read_onnx(data).graph.digest() == onnx_form(graph).digest()
+        x = random_inputs(np.random.default_rng(1), graph, 24)
+        x = x if graph.input.dtype == "float32" else real_inputs(graph, x)
+        assert mismatches(data, x[np.isfinite(x).reshape(len(x), -1).all(1)]) == 0
+        elements += len(x) * graph.output.size
+        kinds |= {type(n.op).__name__ for n in graph.nodes}
+    assert {"Add", "Concat", "Mean", "Relu", "MaxPool", "Dense", "Conv2d"} <= kinds
+    assert elements > 3000
+
+
+def pairs(scales: tuple[float, float, float], zero_points: tuple[int, int, int]) -> tuple[bytes, Any]:
+    """A network that adds channel 0 to channel 1 (cut out by convolutions), and all 65,536 pairs of input codes.
+
+    The convolutions scale by 1, so that every pair of codes is added that their zero points leave in range.
+    """
+    b = GraphBuilder()
+    x = b.input(Tensor("x", (256, 256, 2), "int8", 1.0, 0))
+    parts = []
+    for i in range(2):
+        weight = np.zeros((1, 1, 1, 2), np.int8)
+        weight[..., i] = 1
+        conv = ops.Conv2d(ops.freeze(weight, np.int8), ops.freeze([0], np.int32), ops.freeze([scales[i]], np.float32))
+        parts.append(b.node(conv, [x], Tensor(f"p{i}", (256, 256, 1), "int8", scales[i], zero_points[i])))
+    data = write_onnx(b.finish(b.node(ops.Add(), parts, Tensor("y", (256, 256, 1), "int8", scales[2], zero_points[2]))))
+    codes = np.arange(-128, 128, dtype=np.float32)
+    return data, np.stack(np.meshgrid(codes, codes, indexing="ij"), -1)[np.newaxis]
+
+
+@vnni
+def test_sums_agree_on_all_pairs() -> None:
+    rng = np.random.default_rng(2)
+    for _ in range(12):
+        s = [float(np.float32(np.exp(v))) for v in rng.uniform(-1, 1, 2)]
+        out = float(np.float32(max(s) * np.exp(rng.uniform(-1, 2))))
+        z = [int(v) for v in rng.integers(-128, 128, 3)]
+        assert mismatches(*pairs((s[0], s[1], out), (z[0], z[1], z[2]))) == 0
+
+
+@vnni
+def test_sums_on_signed_codes_would_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A planted fault: the same formula without the move to uint8. It rounds otherwise for a pair in some 100,000."""
+    rng = np.random.default_rng(0)
+    files = []
+    for _ in range(16):
+        s = [float(np.float32(np.exp(v))) for v in rng.uniform(-3, 0, 2)]
+        z = [int(v) for v in rng.integers(-128, 128, 3)]
+        files.append(pairs((s[0], s[1], float(np.float32(max(s) * np.exp(rng.uniform(-1, 2))))), (z[0], z[1], z[2])))
+    assert sum(mismatches(*f) for f in files) == 0
+
+    def signed(self: FusedAddRule, x1: Any, x2: Any) -> Any:
+        (r1, r2), (z1, z2) = self.ratios, self.zero_points
+        constant = float(np.float32(self.zero_point) - np.float32(z1 * r1 + float(np.float32(z2 * r2))))
+        inner = (np.asarray(x2, np.float64) * r2 + constant).astype(np.float32).astype(np.float64)
+        return np.rint(np.clip((np.asarray(x1, np.float64) * r1 + inner).astype(np.float32), -128, 127)).astype(
+            np.int64
+        )
+
+    monkeypatch.setattr(FusedAddRule, "apply", signed)
+    assert sum(mismatches(*f) for f in files) > 0
+
+
+def rescaled() -> tuple[bytes, Any]:
+    """A ReLU from step 1 to step 2, on all codes: every odd one is a tie."""
+    b = GraphBuilder()
+    x = b.input(Tensor("x", (16, 16, 1), "int8", 1.0, 0))
+    data = write_onnx(b.finish(b.node(ops.Relu(), [x], Tensor("y", (16, 16, 1), "int8", 2.0, 1))))
+    return data, np.arange(-128, 128, dtype=np.float32).reshape(1, 16, 16, 1)
+
+
+@vnni
+def test_a_rescaling_that_rounds_otherwise_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert mismatches(*rescaled()) == 0
+    monkeypatch.setattr(rules_module.np, "rint", lambda v: np.floor(v + np.float32(0.5)))
+    assert mismatches(*rescaled()) == 32
+
+
+@vnni
+def test_one_rounding_instead_of_two_is_refused() -> None:
+    """ONNX Runtime merges QuantizeLinear, DequantizeLinear and another QuantizeLinear behind them."""
+    b = GraphBuilder()
+    x = b.input(Tensor("x", (16, 16, 1), "int8", 1.0, 0))
+    graph = b.finish(b.node(ops.Requantize(), [x], Tensor("y", (16, 16, 1), "int8", 2.0, 1)))
+    with pytest.raises(UnsupportedError, match=r"Requantize .*cannot be kept exact"):
+        write_onnx(graph)
+
+    def drop(m: Any) -> None:
+        relu = node(m, "Relu")
+        reader = next(n for n in m.graph.node if relu.output[0] in n.input)
+        reader.input[0] = relu.input[0]
+        m.graph.node.remove(relu)
+
+    with pytest.raises(UnsupportedError, match="whose two roundings ONNX Runtime makes one"):
+        read_onnx(edit(rescaled()[0], drop))
+
+
+FORMS = [("QDQ", "QUInt8", True), ("QOperator", "QUInt8", True), ("QOperator", "QInt8", False)]
+
+
+@vnni
+@pytest.mark.parametrize(("form", "codes", "join"), FORMS, ids=lambda v: str(v))
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_residual_networks_quantised_by_onnx_runtime_agree(
+    tmp_path: Path, form: str, codes: str, join: bool, per_channel: bool
+) -> None:
+    data = residual(tmp_path, form, codes, join, per_channel=per_channel)
+    model = read_onnx(data)
+    kinds = {type(n.op).__name__ for n in model.graph.nodes}
+    assert {"Conv2d", "MaxPool", "Concat", "Mean", "Dense"} | ({"Add"} if join else set()) <= kinds
+    assert model.unsigned == (codes == "QUInt8")
+    x = np.random.default_rng(0).normal(0, 1.2, (1000, 8, 8, 2)).astype(np.float32)
+    assert mismatches(data, x) == 0
+    session = OrtSession(data, model.graph, True)
+    session.run_batch(x[:20])
+    for index, want in enumerate(trace(model.graph, x[:20], profile("ort-x86"))):
+        if want is not None and (got := session.tensor(index)) is not None:
+            assert np.array_equal(got, want), model.graph.tensors[index].name
+    assert agree(data, x[:5], "onnxruntime").exact
+
+
+@vnni
+def test_int8_branches_that_onnx_runtime_leaves_in_float_are_refused(tmp_path: Path) -> None:
+    data = residual(tmp_path, "QDQ", "QInt8")
+    with pytest.raises(UnsupportedError, match="in integers: Conv 'r1', Conv 'c2', Add 'r2'"):
+        OrtSession(data, read_onnx(data).graph, False)
+    written = write_onnx(read_onnx(data).graph)
+    assert mismatches(written, np.random.default_rng(0).normal(0, 1, (100, 8, 8, 2)).astype(np.float32)) == 0
+
+
+@vnni
+def test_both_kinds_of_codes_are_one_graph(tmp_path: Path) -> None:
+    """The same network in uint8 and, written by us, in int8: the same outputs."""
+    data = residual(tmp_path, "QOperator", "QUInt8")
+    graph = read_onnx(data).graph
+    written = write_onnx(graph)
+    x = np.random.default_rng(1).normal(0, 1, (200, 8, 8, 2)).astype(np.float32)
+    a, b = (OrtSession(d, read_onnx(d).graph, False).run_batch(x) for d in (data, written))
+    assert np.array_equal(a, b)
+
+
+def test_an_int8_sum_in_qoperator_form_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match=r"QLinearAdd .*int8 sum, which ONNX Runtime rounds in another way"):
+        read_onnx(residual(tmp_path, "QOperator", "QInt8"))
+
+
+def test_uint8_codes_are_refused_where_nothing_was_shown(tmp_path: Path) -> None:
+    data = residual(tmp_path, "QDQ", "QUInt8", join=False)
+    assert read_for(data, profile("ort-x86")).input.dtype == "float32"
+    with pytest.raises(UnsupportedError, match="activations are uint8"):
+        read_for(data, profile("ort-arm64"))
+
+
+def test_uint8_weights_are_refused(tmp_path: Path) -> None:
+    from onnxruntime.quantization import QuantType
+
+    data = residual(tmp_path, "QDQ", "QUInt8", weight_type=QuantType.QUInt8)
+    with pytest.raises(ModelError, match=r"dequantising uint8|uint8, expected int8"):
+        read_onnx(data)
+
+
+def as_average(m: Any) -> None:
+    node(m, "GlobalAveragePool").op_type = "AveragePool"
+
+
+def as_mean(m: Any) -> None:
+    node(m, "GlobalAveragePool").op_type = "ReduceMean"
+
+
+def as_difference(m: Any) -> None:
+    node(m, "Add").op_type = "Sub"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (as_average, "AveragePool.*which ONNX Runtime sums in float"),
+        (as_mean, "ReduceMean.*which ONNX Runtime computes in float"),
+        (as_difference, "Sub.*which ONNX Runtime computes in float"),
+    ],
+)
+def test_what_is_computed_in_float_is_refused(tmp_path: Path, change: Callable[[Any], None], message: str) -> None:
+    with pytest.raises(UnsupportedError, match=f"node .*{message}"):
+        read_onnx(edit(residual(tmp_path, "QDQ", "QInt8"), change))
+
+
+def test_ratios_beyond_what_was_shown_are_refused() -> None:
+    b = GraphBuilder()
+    x = b.input(Tensor("x", (2, 2, 2), "int8", 1.0, 0))
+    graph: Graph = b.finish(b.node(ops.Add(), [x, x], Tensor("y", (2, 2, 2), "int8", 4096.0, 0)))
+    with pytest.raises(UnsupportedError, match=r"Add.*ratios from"):
+        evaluate(graph, np.zeros((1, 2, 2, 2), np.int8), profile("ort-x86"))
