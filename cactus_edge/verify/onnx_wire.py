@@ -103,6 +103,9 @@ MESSAGES: Mapping[str, Schema] = {
 }
 """The messages that a model's meaning can be in."""
 
+KINDS = {message: dict(schema.values()) for message, schema in MESSAGES.items()}
+"""Per message, field name -> kind."""
+
 Packed = npt.NDArray[Any]
 
 
@@ -121,7 +124,7 @@ class Message:
             raise AttributeError(name)
         if name in self._held:
             return self._held[name]
-        kind = next(kind for field, kind in MESSAGES[self._kind].values() if field == name)
+        kind = KINDS[self._kind][name]
         if kind.startswith("*"):
             return np.zeros(0, np.int64) if kind == "*int" else np.zeros(0, np.float32) if kind == "*float" else []
         return SINGLE[kind] if kind in SINGLE else Message(kind, {})
@@ -158,7 +161,11 @@ def parse_message(data: memoryview, kind: str) -> Message:
 def _value(data: memoryview, start: int, end: int, wire: int, what: str, name: str, repeated: bool) -> Any:
     """One field's value; numbers of a repeated field are arrays, packed or single."""
     if what in (INT, REAL):
-        if wire == (VARINT if what == INT else FIXED32):
+        if what == INT and wire == VARINT:
+            number = _varint(data, start)[0] & (1 << 64) - 1
+            number -= (number >> 63) << 64
+            return np.array([number], np.int64) if repeated else number
+        if what == REAL and wire == FIXED32:
             piece = data[start:end]
         elif wire == LENGTH and repeated:
             piece = data[_varint(data, start)[1] : end]
@@ -181,6 +188,8 @@ def _value(data: memoryview, start: int, end: int, wire: int, what: str, name: s
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
     """The unsigned integer at `at`, and where it ends."""
+    if at < len(data) and data[at] < 128:
+        return data[at], at + 1
     value = 0
     for i in range(10):
         if at + i >= len(data):

@@ -370,15 +370,15 @@ def mutated(rng: np.random.Generator, data: bytes) -> bytes:
 
 
 def test_mutated_files_are_read_or_refused(tmp_path: Path) -> None:
-    """Nothing but a graph or a ModelError comes of 6,000 damaged files."""
+    """Nothing but a graph or a ModelError comes of 2,000 damaged files."""
     rng = np.random.default_rng(0)
     for data in (GOOD, quantized_by_ort(tmp_path)):
         outcomes = {"read": 0, "refused": 0}
-        for _ in range(3000):
+        for _ in range(1000):
             try:
                 read_onnx(mutated(rng, data))
             except ModelError:
                 outcomes["refused"] += 1
             else:
                 outcomes["read"] += 1
-        assert min(outcomes.values()) > 30, outcomes
+        assert min(outcomes.values()) > 10, outcomes

@@ -261,7 +261,7 @@ def test_files_that_survive_damage_mean_what_onnx_runtime_computes() -> None:
     """Bytes of written files are changed at random; whatever is still read must still agree."""
     rng, compared, changed = np.random.default_rng(0), 0, 0
     files = [write_onnx(graph) for graph in chains(50, 4)]
-    while compared < 60:
+    while compared < 30:
         raw = bytearray(files[int(rng.integers(len(files)))])
         for _ in range(rng.integers(1, 4)):
             raw[int(rng.integers(len(raw)))] = int(rng.integers(256))
@@ -274,7 +274,7 @@ def test_files_that_survive_damage_mean_what_onnx_runtime_computes() -> None:
         assert wrong == 0, rng.bit_generator.state
         compared += 1
         changed += graph.digest() not in {read_onnx(f).graph.digest() for f in files}
-    assert changed > 5
+    assert changed > 2
 
 
 # The proof that ONNX Runtime computes with integers
