@@ -59,7 +59,7 @@ def build(
     contradicts the interpreter.
     """
     from cactus_edge.board import Options
-    from cactus_edge.device.targets import SshTarget, Target, load_target
+    from cactus_edge.device.targets import JetsonTarget, SshTarget, Target, load_target
     from cactus_edge.recipe import Recipe, load_recipe
 
     for name, value, least, most in (
@@ -84,6 +84,10 @@ def build(
         from cactus_edge import linux
 
         return linux.build(chosen, folder, options, progress, _host(host))
+    if isinstance(board, JetsonTarget):
+        from cactus_edge import jetson
+
+        return jetson.build(chosen, folder, options, progress, _host(host))
     from cactus_edge import pipeline
 
     return pipeline.build(chosen, folder, options, progress)
@@ -176,6 +180,7 @@ class CertifyResult:
     total: int
     eps: str
     profile: str
+    conditional_on: str = ""
 
     def summary(self) -> Pairs:
         """In words."""
@@ -186,6 +191,7 @@ class CertifyResult:
             ),
             ("clean", f"{self.correct} of {self.total} ({self.correct / self.total:.2%})"),
             ("profile", self.profile),
+            *([("conditional on", self.conditional_on)] if self.conditional_on else []),
             ("certificate", str(self.path)),
         ]
 
@@ -208,9 +214,9 @@ def certify_files(
         if unit == "data"
         else f"{eps} {unit} = {float(Fraction(certificate.record['region']['eps'])):.6g} in the data's units"
     )
-    return CertifyResult(
-        out, int(d.certified.sum()), int(d.correct.sum()), len(y), radius, certificate.record["profile"]["name"]
-    )
+    row = certificate.record["profile"]
+    condition = row.get("conditional_on", "")
+    return CertifyResult(out, int(d.certified.sum()), int(d.correct.sum()), len(y), radius, row["name"], condition)
 
 
 def verify(
@@ -256,11 +262,11 @@ class TargetRow:
 
 def targets() -> list[TargetRow]:
     """Every board, and whether it can be reached now."""
-    from cactus_edge.device.targets import SshTarget, targets
+    from cactus_edge.device.targets import Target, targets
 
     rows = []
     for t in targets():
-        if isinstance(t, SshTarget):
+        if not isinstance(t, Target):
             rows.append(TargetRow(t.name, t.cpu, None, None, t.profile, "ssh: --host user@host", "when named"))
             continue
         how = "emulator (unicorn, qemu)" if t.emulated else "serial port"

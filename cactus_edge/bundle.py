@@ -59,10 +59,11 @@ class Built:
             ("attacked", f"{html.score(a.int8_attacked)} survive the attack"),
             ("certified", f"{html.score(a.int8_certified)} within eps {self.results.region.eps}"),
             ("profile", self.results.certificate.profile),
-            *([("conditional on", condition)] if (condition := self.results.certificate.conditional_on) else []),
             ("", f"(float network: {html.score(a.float_certified)}, measured, not proved)"),
             ("file", f"{self.results.model.path}, {self.results.model.bytes:,} bytes, sha256 {self.results.model.sha256[:16]}..."),
         ]  # fmt: skip
+        if condition := self.results.certificate.conditional_on:
+            rows.append(("conditional on", condition))
         rows += [(row.name, row.value) for row in self.results.twins]
         if self.results.remote:
             rows += [(row.name.lower(), row.value) for row in self.results.remote]

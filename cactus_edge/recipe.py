@@ -202,6 +202,11 @@ class QuantiseRecipe:
     train_clip: Annotated[float, _number(0.05, 4)] = 0.9
     symmetric: Annotated[bool, _flag] = False
 
+    @property
+    def levels(self) -> int:
+        """Steps of an activation that is never negative."""
+        return 127 if self.symmetric else 255
+
 
 @dataclass(frozen=True, kw_only=True)
 class CertifyRecipe:

@@ -31,4 +31,6 @@ def run(arguments: argparse.Namespace) -> int:
     report = api.verify(arguments.certificate, arguments.model, arguments.data, firmware=arguments.firmware)
     print(table(("check", "result", "detail"), [(c.name, c.state, c.detail) for c in report.checks]))
     print("accepted" if report.accepted else "REJECTED")
+    if report.accepted and (condition := report.condition):
+        print(f"on the condition that {condition}")
     return GOOD if report.accepted else NEGATIVE

@@ -1,8 +1,9 @@
 """Boards as data: `targets/<name>/target.toml`, read strictly.
 
 Adding a board edits no Python: a folder with a target.toml, and for bare metal a port.c. Its `family` says what kind of
-description it is: a microcontroller (`Target`) or a Linux computer that is reached by ssh (`SshTarget`). A key that is unknown,
-missing or of the wrong type is a TargetError with file, line and the nearest right key. No board inherits from another.
+description it is: a microcontroller (`Target`), a Linux computer that is reached by ssh (`SshTarget`), or one with a GPU that
+runs TensorRT (`JetsonTarget`). A key that is unknown, missing or of the wrong type is a TargetError with file, line and the
+nearest right key. No board inherits from another.
 """
 
 from __future__ import annotations
@@ -118,6 +119,34 @@ class SshTarget:
 
 
 @dataclass(frozen=True)
+class JetsonTarget:
+    """A Jetson, reached by ssh.
+
+    machine: what `uname -m` must say there. compute_capability: the GPU's, such as "8.7". jetpack, tensorrt: the newest releases
+    for it, "major.minor". profile: the arithmetic of TensorRT, which is conditional.
+    """
+
+    name: str
+    title: str
+    family: Literal["jetson"]
+    machine: str
+    cpu: str
+    gpu: str
+    compute_capability: str
+    jetpack: str
+    tensorrt: str
+    profile: str
+    evidence: str
+    note: str
+    ssh: Ssh
+
+    @property
+    def emulated(self) -> bool:
+        """Never."""
+        return False
+
+
+@dataclass(frozen=True)
 class Target:
     """A microcontroller board.
 
@@ -159,8 +188,12 @@ class Target:
         return data_path("targets", self.name, "port.c")
 
 
-AnyTarget = Target | SshTarget
-_FAMILIES: dict[str, type[Target] | type[SshTarget]] = {"mcu": Target, "linux-ssh": SshTarget}
+AnyTarget = Target | SshTarget | JetsonTarget
+_FAMILIES: dict[str, type[Target] | type[SshTarget] | type[JetsonTarget]] = {
+    "mcu": Target,
+    "linux-ssh": SshTarget,
+    "jetson": JetsonTarget,
+}
 _TABLES = (Memory, Serial, Flash, Ssh, Engine)
 
 
@@ -177,7 +210,7 @@ def load_board(name: str) -> Target:
         return target
     raise TargetError(
         f"{target.title} is a computer, reached by ssh: it has no firmware and no serial console",
-        hint=f"cactus-edge bench MODEL --target {name} --host user@host",
+        hint=f"cactus-edge {'build' if isinstance(target, JetsonTarget) else 'bench MODEL'} --target {name} --host user@host",
     )
 
 
@@ -279,6 +312,11 @@ class _Reader:
         if isinstance(target, SshTarget):
             if not target.engines:
                 raise self.error("", "name", "neither [tflite] nor [onnx]: nothing runs there", "add one of them")
+            return
+        if isinstance(target, JetsonTarget):
+            for key in ("compute_capability", "jetpack", "tensorrt"):
+                if not re.fullmatch(r"\d+\.\d+", getattr(target, key)):
+                    raise self.error("", key, f"{key} = {getattr(target, key)!r}: expected major.minor", "10.3")
             return
         memory = target.memory
         for kind in ("flash", "ram"):

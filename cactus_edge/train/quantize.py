@@ -78,7 +78,7 @@ def calibrate(net: Folded, dataset: Dataset, recipe: Recipe) -> Calibration:
     x, y = (t[:CALIBRATION_SAMPLES] for t in to_torch(dataset.validation))
     symmetric = recipe.quantise.symmetric
     steps = symmetric_steps(recipe) if symmetric else recipe.quantise.input_steps
-    levels = SYMMETRIC_LEVELS if symmetric else LEVELS
+    levels = recipe.quantise.levels
     with torch.no_grad():
         learned = tuple(affine.ceiling for affine in net[:-1] if affine.ceiling is not None)
         kept = len(learned) == len(net) - 1

@@ -90,11 +90,11 @@ def _objective(members: Callable[[Recipe], tuple[str, ...]]) -> Callable[[Recipe
 
     def of(recipe: Recipe) -> Objective:
         names, train = members(recipe), recipe.train
-        widths, clip = kept_widths(recipe), recipe.quantise.train_clip
+        widths, clip, levels = kept_widths(recipe), recipe.quantise.train_clip, recipe.quantise.levels
 
         def objective(network: Network, batch: cactus.Batch, step: Step) -> Terms:
             found, clean = cactus.members(
-                network.layers(), batch, names, widths=widths, clip=clip, weight=step.robust_weight
+                network.layers(), batch, names, widths=widths, clip=clip, levels=levels, weight=step.robust_weight
             )
             loss = torch.stack([m.mixed(step.robust_weight) for m in found.values()]).mean()
             first = next(iter(found.values()))

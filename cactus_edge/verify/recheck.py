@@ -17,6 +17,7 @@ from cactus_edge.errors import CactusError, InstallError, ModelError
 from cactus_edge.ir.arithmetic import profile as profile_by_name
 from cactus_edge.ir.arithmetic import profile_table_digest
 from cactus_edge.ir.blob_format import PROFILE
+from cactus_edge.ir.profile import Profile
 from cactus_edge.verify.certificate import (
     TFLITE,
     UNCHECKED,
@@ -66,6 +67,15 @@ class Report:
     @property
     def accepted(self) -> bool:
         return all(c.state != "failed" for c in self.checks)
+
+    @property
+    def condition(self) -> str:
+        """What has to be true of a run for the verdicts to hold for it; "" for nothing."""
+        match self.record:
+            case {"profile": {"conditional_on": str() as condition}}:
+                return condition
+            case _:
+                return ""
 
 
 def recheck(
@@ -117,19 +127,22 @@ def recheck(
             checks += [_compare(p, value, record, p) for p, value in _leaves(claims).items() if p not in done]
             checks += [Check(p, "failed", "no such field", _text(v)) for p, v in _unknown(claims, record)]
             checks += _firmware(record, firmware, blob)
-            checks += _confirmed(form, model, name)
+            checks += _confirmed(form, model, profile_by_name(name))
     else:
         checks.append(Check("the proof", "not checked", "", "not reached"))
     checks += [Check(key, "not checked", why, _text(record.get(key))) for key, why in UNCHECKED.items()]
     return Report(tuple(checks), record)
 
 
-def _confirmed(form: FileFormat, model: bytes, profile: str) -> Iterator[Check]:
-    """What the bytes do not tell, where the format has such a thing."""
+def _confirmed(form: FileFormat, model: bytes, profile: Profile) -> Iterator[Check]:
+    """What the bytes do not tell, where the format has such a thing; a condition is listed, since no proof covers it."""
+    if profile.assumption:
+        yield Check("the condition is true of a run", "not checked", "a run on the device", profile.assumption)
+        return
     if not form.trusted:
         return
     try:
-        form.confirm(model, profile_by_name(profile))
+        form.confirm(model, profile)
     except InstallError as error:
         yield Check(CONFIRMED, "not checked", "an answer of the runtime", error.message)
     except CactusError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cactus_edge.device.targets import SshTarget, Target, load_board, load_target, parse_target, targets
+from cactus_edge.device.targets import JetsonTarget, SshTarget, Target, load_board, load_target, parse_target, targets
 from cactus_edge.device.transport import parse_reset
 from cactus_edge.errors import TargetError
 from cactus_edge.formats.agree import RUNTIMES
@@ -37,6 +37,22 @@ def test_computers_name_profiles_and_runtimes_that_exist():
             assert profile(engine.profile).reads == form
             assert engine.host in RUNTIMES
             assert "not run on hardware" in target.evidence
+
+
+def test_jetsons_name_the_conditional_profile():
+    found = {t.name: t for t in targets() if isinstance(t, JetsonTarget)}
+    assert {"jetson", "jetson-orin-nano", "jetson-orin-nx", "jetson-agx-orin", "jetson-xavier-nx"} == set(found)
+    assert {profile(t.profile).name for t in found.values()} == {"tensorrt"}
+    assert [name for name, t in found.items() if float(t.tensorrt) < 10] == ["jetson-xavier-nx"]
+    with pytest.raises(TargetError, match="no firmware") as caught:
+        load_board("jetson")
+    assert caught.value.hint == "cactus-edge build --target jetson --host user@host"
+
+
+def test_a_jetsons_versions_are_numbers():
+    text = data_path("targets", "jetson", "target.toml").read_text()
+    with pytest.raises(TargetError, match=r"t:10: tensorrt = 'ten': expected major.minor"):
+        parse_target(text.replace('tensorrt = "10.3"', 'tensorrt = "ten"'), "t")
 
 
 def test_no_firmware_for_a_computer():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from cactus_edge.train.fakequant import fake_quantise, peaks, quantise_weight, w
 from cactus_edge.train.folded import Folded, detach, fold, forward, round_to_grid
 from cactus_edge.train.loop import train
 from cactus_edge.train.models import Network
-from cactus_edge.train.quantize import Calibration, calibrate, export, quantised, to_graph
+from cactus_edge.train.quantize import Calibration, calibrate, export, quantised, symmetric_steps, to_graph
 from cactus_edge.verify.decide import certify
 from cactus_edge.verify.regions import Region
 
@@ -138,6 +139,45 @@ def test_calibration_counts_what_verify_certifies(tiny: Recipe, few_digits: Data
         assert calibration.certified > 0
 
 
+def test_symmetric_calibration_counts_what_verify_certifies(tiny: Recipe, few_digits: Dataset, tmp_path: Path) -> None:
+    recipe = replace(tiny, quantise=replace(tiny.quantise, symmetric=True))
+    trained = train(recipe, few_digits, tmp_path, threads=1)
+    calibration = calibrate(trained.folded(), few_digits, recipe)
+    graph = export(trained.folded(), calibration, few_digits.shape)
+    assert {t.zero_point for t in graph.tensors} == {0} and calibration.levels == 127
+    program, split = lower(graph, profile("ort-x86")), few_digits.validation
+    decision = certify(program, Region((recipe.certify.eps,), few_digits.domain), split.x, split.y)
+    assert abs(int(decision.certified.sum()) - calibration.certified) <= 2
+    assert abs(int(decision.correct.sum()) - calibration.correct) <= 2
+
+
+def test_the_symmetric_graph_follows_the_fake_quantised_network(make_network: Make) -> None:
+    net = detach(fold(make_network(1).layers()))
+    codes = np.random.default_rng(1).integers(0, 128, (20, 7, 6, 2)).astype(np.int8)
+    x = torch.from_numpy((codes.astype(np.float32) * np.float32(1 / 127)).transpose(0, 3, 1, 2).copy())
+    ceilings = tuple(0.8 * float(p) for p in peaks(net, x))
+    calibration = Calibration(ceilings, (0.8,) * len(ceilings), float(np.float32(1 / 127)), 0.0625, 0, 0, 0, 0, True)
+    graph, z = export(net, calibration, (7, 6, 2)), x
+    arrays = trace(graph, codes, profile("ort-x86"))
+    for affine, node in zip(quantised(net, calibration)[:-1], graph.nodes, strict=False):
+        tensor, found = graph.tensors[node.output], arrays[node.output]
+        assert found is not None and found.min() >= 0
+        real = affine.post(affine.pre(z)).numpy()
+        expected = np.rint(real / tensor.scale)
+        expected = expected.reshape(20, -1) if affine.layer.dense else expected.transpose(0, 2, 3, 1)
+        assert expected.max() == 127 and np.abs(expected - found).max() <= 1
+        z = torch.from_numpy(np.float32(tensor.scale) * found.astype(np.float32))
+        z = z.reshape(20, -1, 1, 1) if affine.layer.dense else z.permute(0, 3, 1, 2).contiguous()
+
+
+@pytest.mark.parametrize(
+    ("eps", "steps"),
+    [("1/16", 112), ("1/10", 120), ("3/20", 120), ("1/50", 100), ("2/255", 127), ("1/90", 90), ("0", 127)],
+)
+def test_steps_of_a_symmetric_input(tiny: Recipe, eps: str, steps: int) -> None:
+    assert symmetric_steps(replace(tiny, certify=replace(tiny.certify, eps=Fraction(eps)))) == steps
+
+
 def test_the_exported_network_classifies_as_the_float_one(tiny: Recipe, few_digits: Dataset, tmp_path: Path) -> None:
     trained = train(tiny, few_digits, tmp_path, threads=1)
     graph = to_graph(trained, few_digits, tiny)
@@ -147,13 +187,14 @@ def test_the_exported_network_classifies_as_the_float_one(tiny: Recipe, few_digi
     assert (out.argmax(1) == forward(trained.folded(), x).argmax(1).numpy()).mean() > 0.85
 
 
+@pytest.mark.parametrize("levels", [255, 127])
 @pytest.mark.parametrize("ceiling", [0.3, 1.7, 5.0])
-def test_rounding_to_the_grid_is_torchs_fake_quantisation(ceiling: float) -> None:
+def test_rounding_to_the_grid_is_torchs_fake_quantisation(ceiling: float, levels: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    step, y = torch.tensor(ceiling / 255), torch.randn(20_000, generator=generator) * ceiling
+    step, y = torch.tensor(ceiling / levels), torch.randn(20_000, generator=generator) * ceiling
     ours, theirs = y.clone().requires_grad_(), y.clone().requires_grad_()
-    a = round_to_grid(ours, step)
-    b = torch.fake_quantize_per_tensor_affine(theirs, step, torch.zeros((), dtype=torch.int32), 0, 255)
+    a = round_to_grid(ours, step, levels)
+    b = torch.fake_quantize_per_tensor_affine(theirs, step, torch.zeros((), dtype=torch.int32), 0, levels)
     weight = torch.randn(20_000, generator=generator)
     for out in a, b:
         (out * weight).sum().backward()  # type: ignore[no-untyped-call]

@@ -56,9 +56,9 @@ def pruned(layers: Layers, batch: Batch, widths: tuple[int, ...]) -> MemberLoss:
     return full(fold_batch(take(layers, choose(layers, widths)), batch.x), batch)
 
 
-def quantised(net: Folded, batch: Batch, ceilings: Ceilings) -> MemberLoss:
+def quantised(net: Folded, batch: Batch, ceilings: Ceilings, levels: int = 255) -> MemberLoss:
     """The folded network in fake int8."""
-    return _of(fake_quantise(net, ceilings), batch)
+    return _of(fake_quantise(net, ceilings, levels), batch)
 
 
 def perturbed(net: Folded, batch: Batch, weight: float) -> MemberLoss:
@@ -82,12 +82,19 @@ def _of(net: Folded, batch: Batch) -> MemberLoss:
 
 
 def members(
-    layers: Layers, batch: Batch, names: tuple[str, ...], *, widths: tuple[int, ...], clip: float, weight: float
+    layers: Layers,
+    batch: Batch,
+    names: tuple[str, ...],
+    *,
+    widths: tuple[int, ...],
+    clip: float,
+    levels: int = 255,
+    weight: float,
 ) -> tuple[dict[str, MemberLoss], Pass]:
     """Each named member's loss, and the full network's clean pass (computed in any case).
 
     widths: channels that the pruned member keeps per hidden layer. clip: the quantised member's activation range as a part of
-    the batch's largest activation. weight: lambda, for the perturbation's ascent direction.
+    the batch's largest activation, in `levels` steps. weight: lambda, for the perturbation's ascent direction.
     """
     clean = fold_batch(layers, batch.x)
     found: dict[str, MemberLoss] = {}
@@ -98,7 +105,7 @@ def members(
             case "pruned":
                 found[name] = pruned(layers, batch, widths)
             case "quantised":
-                found[name] = quantised(clean.net, batch, tuple(clip * peak for peak in clean.peaks))
+                found[name] = quantised(clean.net, batch, tuple(clip * peak for peak in clean.peaks), levels)
             case "perturbed":
                 found[name] = perturbed(clean.net, batch, weight)
             case _:

@@ -1,0 +1,238 @@
+"""The chain for a Jetson: a symmetric QDQ ONNX file under TensorRT's rules, certified under its conditional profile.
+
+Two files hold one integer network. `model.onnx` is TensorRT's: float32 biases, ReLU on the sum, where TensorRT fuses it.
+`model-ort.onnx` says the same as ONNX Runtime's integer kernels take it; it is run here, bit for bit against the interpreter, and,
+where the processor allows, has a certificate of its own that assumes nothing. What TensorRT computes is measured on the device.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cactus_edge.board import Options
+from cactus_edge.errors import TargetError, UnsupportedError
+from cactus_edge.formats.onnx import read_onnx, write_onnx
+from cactus_edge.formats.onnx.certified import ONNX
+from cactus_edge.formats.onnx.runtime import PROFILE as HOST_PROFILE
+from cactus_edge.formats.onnx.runtime import OrtSession, check_runnable
+from cactus_edge.formats.onnx.tensorrt import RULES, require_tensorrt
+from cactus_edge.ir.arithmetic import profile as named_profile
+from cactus_edge.ir.atoms import Program, lower
+from cactus_edge.ir.evaluate import evaluate
+from cactus_edge.pipeline import AGREE_SAMPLES, METADATA, Advance, Chain, build_chain
+from cactus_edge.progress import SILENT, Progress
+from cactus_edge.recipe import Recipe
+from cactus_edge.resources import sha256, write_atomic
+from cactus_edge.samples import write_samples
+from cactus_edge.steps import Result
+from cactus_edge.verify.interval import propagate
+from cactus_edge.verify.regions import point_boxes
+
+if TYPE_CHECKING:
+    from cactus_edge.bundle import Built
+    from cactus_edge.computer import Host
+    from cactus_edge.device.jetson_run import JetsonReport, Work
+    from cactus_edge.device.targets import JetsonTarget
+
+TWIN, TWIN_CERTIFICATE = "model-ort.onnx", f"certificate-{HOST_PROFILE}.json"
+
+
+def build(
+    recipe: Recipe, folder: Path, options: Options, progress: Progress = SILENT, host: Host | None = None
+) -> Built:
+    """Builds `recipe`, quantised symmetrically, for the Jetson `options.target`; runs it at `host`, where there is one.
+
+    Raises TargetError where the Jetson's TensorRT is too old.
+    """
+    symmetric = replace(recipe, quantise=replace(recipe.quantise, symmetric=True))
+    return build_chain(JetsonChain(symmetric, folder, options, host), progress)
+
+
+class JetsonChain(Chain):
+    """`Chain` for a Jetson."""
+
+    model_name = "model.onnx"
+    form = ONNX
+    twins = (TWIN,)
+    sources: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
+
+    def __init__(self, recipe: Recipe, folder: Path, options: Options, host: Host | None = None) -> None:
+        super().__init__(recipe, folder, options)
+        self.host = host
+        from cactus_edge.device.tensorrt import OLDEST
+
+        if tuple(map(int, self.target.tensorrt.split("."))) < OLDEST:
+            raise TargetError(
+                f"{self.target.title}: JetPack {self.target.jetpack} is its last, whose TensorRT {self.target.tensorrt} takes no "
+                "quantised file with int8 weights",
+                hint="--target jetson for an Orin",
+            )
+
+    @cached_property
+    def target(self) -> JetsonTarget:  # type: ignore[override]
+        """The Jetson."""
+        from cactus_edge.device.targets import JetsonTarget, load_target
+
+        target = load_target(self.options.target)
+        assert isinstance(target, JetsonTarget)
+        return target
+
+    @cached_property
+    def program(self) -> Program:
+        """The integer program of model.onnx, read back from its bytes; its requantisations are envelopes."""
+        return lower(ONNX.read(self.model_bytes, self.profile), self.profile)
+
+    @cached_property
+    def runs_here(self) -> str:
+        """Why the twin cannot be run on this processor, or ""."""
+        try:
+            check_runnable(read_onnx(self.twin).graph)
+        except UnsupportedError as error:
+            return error.message
+        return ""
+
+    @property
+    def twin(self) -> bytes:
+        """model-ort.onnx."""
+        return (self.folder / TWIN).read_bytes()
+
+    @property
+    def certificates(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The certificates that this processor can make."""
+        return ("certificate.json",) if self.runs_here else ("certificate.json", TWIN_CERTIFICATE)
+
+    @cached_property
+    def board(self) -> Result:
+        """What a run depends on besides the model; who and where the device is stays out of the bundle."""
+        address = self.host.address if self.host else ""
+        return {"target": self.target.name, "host": sha256(address.encode()), "n": self.options.device_inputs}
+
+    def compress(self, advance: Advance) -> Result:
+        """Calibrates and quantises symmetrically; writes both files and the samples that they are certified for."""
+        from cactus_edge.train.quantize import to_graph
+
+        graph = to_graph(self.network, self.dataset, self.recipe)
+        metadata = {METADATA: self._metadata()}
+        data = write_onnx(graph, metadata=metadata, bias="float32", relu="sum")
+        write_atomic(self.folder / self.model_name, data)
+        write_atomic(self.folder / TWIN, write_onnx(graph, metadata=metadata))
+        write_samples(self.folder / "test.npz", self.test.x, self.test.y)
+        return {"bytes": len(data), "sha256": sha256(data)}
+
+    def lower(self, advance: Advance) -> Result:
+        """Checks TensorRT's rules on the file's bytes, and that its twin is the same network."""
+        require_tensorrt(self.model_bytes)
+        graph, twin = self.program.graph.digest(), read_onnx(self.twin).graph.digest()
+        if graph != twin:
+            raise UnsupportedError(f"{self.model_name} holds the network {graph}, {TWIN} another one: {twin}")
+        return {"blob": "", "model": sha256(self.model_bytes), "graph": graph, "rules": len(RULES)}
+
+    def lowered(self, result: Result) -> str:
+        """The result of `lower` in words."""
+        return f"obeys TensorRT's {result['rules']} rules; network {result['graph'][:16]}..., the same in {TWIN}"
+
+    def agree(self, advance: Advance) -> Result:
+        """Compares the twin in ONNX Runtime with the interpreter, bit for bit; nothing where this processor is not the profile's."""
+        if self.runs_here:
+            return {"runtimes": [], "why": self.runs_here}
+        from importlib import metadata
+
+        graph, rule = read_onnx(self.twin).graph, named_profile(HOST_PROFILE)
+        low, high = (float(d) for d in self.dataset.domain)
+        rng = np.random.default_rng(self.recipe.train.seed)
+        noise = rng.uniform(low, high, (AGREE_SAMPLES // 4, *self.test.x.shape[1:])).astype(np.float32)
+        x = np.concatenate([self.test.x[:AGREE_SAMPLES], noise])
+        expected = evaluate(graph, x, rule)
+        got = OrtSession(self.twin, graph, False).run_batch(x)
+        differ = (got.view(np.uint32) != expected.view(np.uint32)).reshape(len(x), -1).any(1)
+        name = f"onnxruntime {metadata.version('onnxruntime')} ({TWIN})"
+        if differ.any():
+            raise UnsupportedError(
+                f"{name} differs from profile {HOST_PROFILE!r} on {int(differ.sum())} of {len(x)} inputs"
+            )
+        return {"runtimes": [{"name": name, "inputs": len(x), "mismatches": 0}]}
+
+    def certify(self, advance: Advance) -> Result:
+        """As `Chain.certify`, under the condition; and the twin, without one, where this processor runs it."""
+        result = super().certify(advance)
+        if not self.runs_here:
+            from cactus_edge.certify.interval import certify as decide
+            from cactus_edge.verify.certificate import certify_file
+
+            certificate = certify_file(
+                self.twin,
+                self.test.x,
+                self.test.y,
+                eps=self.recipe.certify.eps,
+                domain=self.dataset.domain,
+                profile=HOST_PROFILE,
+                form=ONNX,
+                unit=self.dataset.preprocessing,
+                decide=partial(decide, threads=self.threads),
+            )
+            write_atomic(self.folder / TWIN_CERTIFICATE, certificate.to_bytes())
+            count = f"{int(certificate.decision.certified.sum()):,} of {len(self.test.y):,} certified"
+            result["twins"] = [(TWIN, f"{count} under profile {HOST_PROFILE}, unconditionally: {TWIN_CERTIFICATE}")]
+        return result
+
+    def run(self, advance: Advance) -> Result:
+        """Runs the file in TensorRT on the device at `host`; nothing without one."""
+        if self.host is None:
+            return {"measured": False}
+        from cactus_edge.device.jetson_run import measure
+        from cactus_edge.device.ssh import SshAddress
+
+        address = SshAddress.parse(self.host.address)
+        report = measure(self.target, address, self.work(), password=self.host.password, progress=advance)
+        write_atomic(self.folder / "device.json", json.dumps(report.to_json(), sort_keys=True, indent=1) + "\n")
+        return device_rows(report)
+
+    def work(self) -> Work:
+        """The file, the first listed inputs, and the envelope of each of their outputs."""
+        from cactus_edge.device.jetson_run import Work
+        from cactus_edge.verify.onnx_proto import parse
+
+        x = self.test.x[: min(self.options.device_inputs, len(self.test.y))]
+        program, file = self.program, parse(self.model_bytes).graph
+        low, high = propagate(program, *point_boxes(program, x))[program.output]
+        return Work(
+            self.model_bytes,
+            file.input[0].name,
+            file.output[0].name,
+            np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if x.ndim == 4 else x,
+            program.output_tensor.scale,
+            low,
+            high,
+            tuple(n.name for n in file.node if n.op_type in ("Conv", "Gemm")),
+        )
+
+
+def device_rows(report: JetsonReport) -> dict[str, Any]:
+    """A run as the JSON values of a step: lines for people, and what contradicts the certificate's condition."""
+    e, compute, latency = report.envelope, report.compute_ms, report.latency_ms
+    inside = (
+        f"{e.outputs - e.outside} of {e.outputs} inputs in their envelopes; {e.open} of these leave TensorRT a choice"
+    )
+    layers = (
+        f"{report.int8_layers} of {report.weighted_layers} convolutions and dense layers in int8, as the engine reports"
+    )
+    unknown = "; ".join(report.unknown)
+    rows = [
+        ("Device", ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in report.device.items())),
+        ("Outputs", inside),
+        ("Layers", f"{layers}; not told: {unknown}" if unknown else layers),
+        (
+            "Latency",
+            f"{latency['median']:.4g} ms median, {latency['p90']:.4g} p90, {latency['p99']:.4g} p99 of {report.runs} runs",
+        ),
+        ("Kernels", f"{compute['median']:.4g} ms median, {compute['p90']:.4g} p90, {compute['p99']:.4g} p99"),
+    ]
+    findings = [f"The run on the device breaks the certificate's condition: {problem}." for problem in report.problems]
+    return {"measured": True, "rows": rows, "findings": findings, "text": f"{inside}; {layers}"}
