@@ -97,7 +97,13 @@ def int32_weight(model: Any) -> None:
     constant("conv_weight_zero_point", np.zeros(3, np.int32))(model)
 
 
+def operator_on_codes(model: Any) -> None:
+    """The pool as one node on codes; its neighbours then hold nothing that needs a scale."""
+    node(model, "MaxPool").op_type = "QLinearMaxPool"
+
+
 SINS: dict[str, tuple[str, Change, bool]] = {
+    "operator on codes": ("QDQ form", operator_on_codes, False),
     "zero point": ("symmetric", constant("conv_zero_point", np.int8(3)), False),
     "weight zero point": ("symmetric", constant("conv_weight_zero_point", np.array([1, 0, 0], np.int8)), False),
     "int32 weight": ("dequantised type", int32_weight, False),

@@ -118,6 +118,12 @@ def _symmetric(file: _File) -> Iterator[str]:
             yield f"{file.label(node)}: a zero point other than 0"
 
 
+def _form(file: _File) -> Iterator[str]:
+    for node in file.nodes:
+        if node.op_type.startswith("QLinear") or node.domain not in ("", "ai.onnx"):
+            yield f"{file.label(node)}: an operator on codes, expected float ones between DequantizeLinear and QuantizeLinear"
+
+
 def _constant_zero_point(file: _File) -> Iterator[str]:
     for node in file.quantisers():
         if len(node.input) > 2 and node.input[2] and file.constant(node, 2) is None:
@@ -220,6 +226,7 @@ def _weight_range(file: _File) -> Iterator[str]:
 
 
 RULES: tuple[Rule, ...] = (
+    Rule("QDQ form", "operators are ONNX's own, on dequantised values", True, _form),
     Rule("symmetric", "no zero point is other than 0", True, _symmetric),
     Rule("dequantised type", "DequantizeLinear takes int8, never int32 or uint8", True, _dequantised_type),
     Rule("scale", "scales are above 0, and as many as zero points", True, _scales),
