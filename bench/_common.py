@@ -27,7 +27,17 @@ from cactus_edge.resources import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
-PACKAGES = ("cactus-edge", "numpy", "torch", "scikit-learn", "tflite-micro", "ai-edge-litert", "unicorn", "ziglang")
+PACKAGES = (
+    "cactus-edge",
+    "numpy",
+    "torch",
+    "scikit-learn",
+    "tflite-micro",
+    "ai-edge-litert",
+    "onnxruntime",
+    "unicorn",
+    "ziglang",
+)
 
 Row = dict[str, Any]
 

@@ -1,10 +1,11 @@
-"""The interpreter against the real TFLM wheel and the compiled C, bit for bit: how many output elements differ.
+"""The interpreter against the real TFLM wheel, the compiled C and ONNX Runtime, bit for bit: how many output elements differ.
 
-    python bench/agreement.py [--graphs 200] [--inputs 10000] [--build build] [--fresh]
+    python bench/agreement.py [--graphs 200] [--inputs 10000] [--onnx-inputs 1000] [--runtime TFLM C ONNX] [--build build] [--fresh]
 
-Sources: `--graphs` random networks over every op (together `--inputs` inputs), each build/*/model.tflite (`--inputs` random
-inputs each: uniform, constant, two-valued, at both ends), and the reference models where they are at hand
-(CACTUS_EDGE_MODELS; the keyword model on its 1,000 real inputs from CACTUS_EDGE_DATA). Writes bench/results/agreement.json.
+Sources: `--graphs` random networks over every op (together `--inputs` inputs; for ONNX Runtime over every op that its profile
+has, `--onnx-inputs` each), each build/*/model.tflite (`--inputs` random inputs each: uniform, constant, two-valued, at both
+ends), and the reference models where they are at hand (CACTUS_EDGE_MODELS; the keyword model on its 1,000 real inputs from
+CACTUS_EDGE_DATA). Writes bench/results/agreement.json.
 Exit code 1 where anything differs. A row that was measured with the same file, inputs and versions is kept.
 """
 
@@ -27,6 +28,7 @@ from _common import ROOT, Results, Row, Target, table, verdict
 
 sys.path.insert(0, str(ROOT / "tests"))
 
+from onnx_kit import branched, real_inputs
 from strategies import random_graph, random_inputs
 
 from cactus_edge.formats.agree import Agreement, agree
@@ -39,6 +41,8 @@ Array = npt.NDArray[Any]
 Comparison = Callable[[bytes, Graph, Array], Agreement]
 
 SEED = 20260101
+
+RUNTIMES = ("TFLM", "C", "ONNX")
 
 
 def total(found: Sequence[Agreement]) -> Row:
@@ -65,6 +69,18 @@ def random_networks(count: int, inputs: int, compare_one: Comparison) -> Row:
         x = random_inputs(rng, graph, -(-inputs // count))
         data = write_tflite(graph)
         found.append(compare_one(data, read_tflite(data).graph, x))
+    return total(found)
+
+
+def onnx_networks(count: int, inputs: int) -> Row:
+    """`count` random networks in ONNX Runtime, with `inputs` inputs each: codes, ties between them, and values out of range."""
+    found = []
+    for number, (graph, data) in enumerate(branched(SEED, count)):
+        x = random_inputs(np.random.default_rng([SEED, number]), graph, inputs)
+        if graph.input.dtype == "int8":
+            x = real_inputs(graph, x)
+            x[::3] += np.float32(graph.input.scale / 2)
+        found.append(agree(data, x, "onnxruntime"))
     return total(found)
 
 
@@ -104,12 +120,17 @@ def in_tflm(data: bytes, _: Graph, x: Array) -> Agreement:
     return agree(data, x)
 
 
+def sources(kit: str, *folders: str) -> list[bytes]:
+    """The code that a row depends on."""
+    paths = [ROOT / "tests" / kit]
+    for folder in ("cactus_edge/ir", *folders):
+        paths += [p for p in sorted((ROOT / folder).rglob("*")) if p.suffix in (".py", ".c", ".h")]
+    return [p.read_bytes() for p in paths]
+
+
 def compared(results: Results, name: str, one: Comparison, options: argparse.Namespace) -> dict[str, Row]:
     """Every source in one runtime; key -> row."""
-    sources = [ROOT / "tests" / "strategies.py"]
-    for folder in ("cactus_edge/ir", "cactus_edge/formats", "export/c"):
-        sources += [p for p in sorted((ROOT / folder).rglob("*")) if p.suffix in (".py", ".c", ".h")]
-    versions = digest(metadata.version("tflite-micro"), *(p.read_bytes() for p in sources))
+    versions = digest(metadata.version("tflite-micro"), *sources("strategies.py", "cactus_edge/formats", "export/c"))
     count, inputs = options.graphs, options.inputs
     key = f"{count} random networks, {name}"
     rows = {key: results.row(key, digest(versions, count, inputs), lambda: random_networks(count, inputs, one))}
@@ -121,15 +142,27 @@ def compared(results: Results, name: str, one: Comparison, options: argparse.Nam
     return rows
 
 
+def in_onnx_runtime(results: Results, options: argparse.Namespace) -> dict[str, Row]:
+    """Random networks in ONNX Runtime; key -> row."""
+    key = f"{options.graphs} random networks, ONNX Runtime"
+    code = sources("onnx_kit.py", "cactus_edge/formats/onnx", "cactus_edge/verify")
+    versions = digest(metadata.version("onnxruntime"), *code, options.graphs, options.onnx_inputs)
+    return {key: results.row(key, versions, partial(onnx_networks, options.graphs, options.onnx_inputs))}
+
+
 def one_file(compare_one: Comparison, data: bytes, x: Array) -> Row:
     """One file on its inputs."""
     return total([compare_one(data, read_tflite(data).graph, x)])
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Agreement of the interpreter with the TFLM wheel and the compiled C.")
+    parser = argparse.ArgumentParser(
+        description="Agreement of the interpreter with the TFLM wheel, the compiled C and ONNX Runtime."
+    )
     parser.add_argument("--graphs", type=int, default=200, help="random networks")
     parser.add_argument("--inputs", type=int, default=10_000, help="inputs over all random networks, and for each file")
+    parser.add_argument("--onnx-inputs", type=int, default=1000, help="inputs for each random network in ONNX Runtime")
+    parser.add_argument("--runtime", nargs="+", choices=RUNTIMES, default=RUNTIMES, help="compare with these only")
     parser.add_argument("--build", type=Path, default=ROOT / "build", help="folder of finished builds")
     parser.add_argument("--fresh", action="store_true", help="measure everything again")
     options = parser.parse_args()
@@ -143,7 +176,10 @@ def main() -> int:
             return compare(graph, x, tflm, blob_program(host, graph, tflm))
 
         for name, one in {"TFLM": in_tflm, "C": in_c}.items():
-            rows |= compared(results, name, one, options)
+            if name in options.runtime:
+                rows |= compared(results, name, one, options)
+    if "ONNX" in options.runtime:
+        rows |= in_onnx_runtime(results, options)
     lines = [["source", "networks", "inputs", "elements", "mismatches", "argmax flips"]]
     lines += [
         [key, *(str(row[c]) for c in ("networks", "inputs", "elements", "mismatches", "argmax_flips"))]

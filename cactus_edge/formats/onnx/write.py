@@ -72,7 +72,7 @@ class _Writer:
         self.graph, self.bias, self.relu = graph, bias, relu
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
-        readers = Counter(i for node in graph.nodes for i in set(node.inputs))
+        readers = Counter(i for node in graph.nodes for i in node.inputs)
         # ONNX Runtime on x86-64 turns int8 codes to uint8 by itself, but leaves in float what reads a tensor with two readers.
         self.unsigned = bias == "int32" and max(readers.values()) > 1
         self.taken: set[str] = set()
