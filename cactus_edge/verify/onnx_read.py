@@ -29,7 +29,8 @@ from cactus_edge.verify.onnx_values import Codes, Network, Operator, Real, Sourc
 class OnnxModel:
     """A file's graph, its metadata by name, the SHA-256 (hex) of its bytes, and the file's name of each graph tensor.
 
-    The file's images are [N, C, H, W], the graph's (H, W, C). unsigned: its codes are uint8, 128 above the graph's. A tensor that
+    The file's images are [N, C, H, W], the graph's (H, W, C). unsigned: its codes are uint8, 128 above the graph's. rounded: a
+    float32 bias of the file is not exactly the int32 one of the graph, which is what ONNX Runtime makes of it. A tensor that
     is in the graph alone has no name. `file_tensors` are graph indices, for `formats.agree`.
     """
 
@@ -38,6 +39,7 @@ class OnnxModel:
     sha256: str
     names: tuple[str, ...]
     unsigned: bool
+    rounded: bool
 
     @property
     def file_tensors(self) -> tuple[int, ...]:
@@ -82,7 +84,7 @@ def read_onnx(data: bytes) -> OnnxModel:
     graph = Graph(tuple(net.tensors), tuple(net.nodes), (0,), (len(net.tensors) - 1,))
     check(graph)
     names = tuple(t.name for t in net.tensors)
-    return OnnxModel(graph, _metadata(model), hashlib.sha256(data).hexdigest(), names, bool(net.unsigned))
+    return OnnxModel(graph, _metadata(model), hashlib.sha256(data).hexdigest(), names, bool(net.unsigned), net.rounded)
 
 
 FLOAT_THERE = {

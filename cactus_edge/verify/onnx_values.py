@@ -83,6 +83,7 @@ class Network:
         self.nodes: list[Node] = []
         self.writer: dict[int, int] = {}
         self.unsigned: bool | None = None
+        self.rounded = False
 
     def tensor(self, tensor: Tensor, image: Image | None) -> int:
         self.tensors.append(tensor)

@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx_kit import branched, edit, node, real_inputs, residual
+from onnx_kit import branched, classifier, edit, initializer, node, real_inputs, residual
 from strategies import random_inputs
+from test_formats_onnx_tensorrt import symmetric
 
 from cactus_edge.errors import ModelError, UnsupportedError
 from cactus_edge.formats.agree import agree
 from cactus_edge.formats.onnx import onnx_form, read_onnx, write_onnx
 from cactus_edge.formats.onnx.runtime import OrtSession, has_vnni
+from cactus_edge.formats.onnx.tensorrt import read_tensorrt
 from cactus_edge.ir import ops
 from cactus_edge.ir import rules as rules_module
 from cactus_edge.ir.arithmetic import profile
@@ -179,6 +181,24 @@ def test_both_kinds_of_codes_are_one_graph(tmp_path: Path) -> None:
     x = np.random.default_rng(1).normal(0, 1, (200, 8, 8, 2)).astype(np.float32)
     a, b = (OrtSession(d, read_onnx(d).graph, False).run_batch(x) for d in (data, written))
     assert np.array_equal(a, b)
+
+
+def odd_bias(m: Any) -> None:
+    """Half-way between two multiples of its scale, and anywhere."""
+    scale = np.float32(1 / 32) * np.float32([0.01, 0.02, 0.003])
+    initializer(m, "conv_bias").raw_data = (scale * np.float32([100.5, -51.5, 7.3])).astype(np.float32).tobytes()
+
+
+@vnni
+def test_a_float_bias_is_rounded_as_onnx_runtime_does_it() -> None:
+    data = edit(write_onnx(classifier(0), bias="float32"), odd_bias)
+    model = read_onnx(data)
+    assert model.rounded and not read_onnx(write_onnx(classifier(0), bias="float32")).rounded
+    op = model.graph.nodes[1].op
+    assert isinstance(op, ops.Conv2d) and op.bias.tolist() == [100, -52, 7]
+    assert mismatches(data, np.random.default_rng(0).normal(0, 2, (200, 4, 4, 2)).astype(np.float32)) == 0
+    with pytest.raises(UnsupportedError, match="TensorRT does not round it"):
+        read_tensorrt(edit(write_onnx(symmetric(classifier(0)), bias="float32"), odd_bias))
 
 
 def test_an_int8_sum_in_qoperator_form_is_refused(tmp_path: Path) -> None:

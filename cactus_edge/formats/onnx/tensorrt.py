@@ -265,4 +265,9 @@ def require_tensorrt(data: bytes) -> None:
 def read_tensorrt(data: bytes) -> OnnxModel:
     """`read_onnx` of a file that obeys TensorRT's rules. Raises what the two raise."""
     require_tensorrt(data)
-    return read_onnx(data)
+    model = read_onnx(data)
+    if model.rounded:
+        raise UnsupportedError(
+            "a float32 bias is no multiple of input scale times weight scale: TensorRT does not round it"
+        )
+    return model
