@@ -76,7 +76,11 @@ def interval_speed(rows: Values) -> Iterator[Line]:
 def agreement(rows: Values) -> Iterator[Line]:
     inputs = sum(row["inputs"] for row in rows.values())
     different = sum(row["mismatches"] for row in rows.values())
-    yield f"agreement with the TFLM wheel and the host C, {inputs:,} comparisons", f"{different} mismatches", "0"
+    yield (
+        f"agreement with the TFLM wheel, the host C and ONNX Runtime, {inputs:,} comparisons",
+        f"{different} mismatches",
+        "0",
+    )
 
 
 def device_agree(rows: Values) -> Iterator[Line]:
