@@ -16,6 +16,7 @@ import numpy as np
 from cactus_edge.comparison import C_PROFILE, Table
 from cactus_edge.errors import InstallError, ModelError
 from cactus_edge.formats.agree import RUNTIMES, Runtime
+from cactus_edge.formats.onnx.tensorrt import require_tensorrt
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import PROFILES, profile
 from cactus_edge.ir.atoms import lower
@@ -23,6 +24,7 @@ from cactus_edge.ir.blob import build
 from cactus_edge.ir.graph import Graph, Node, Tensor
 from cactus_edge.ir.plan import plan
 from cactus_edge.ir.profile import Profile
+from cactus_edge.ir.tensorrt import TENSORRT
 from cactus_edge.report.table import Column
 from cactus_edge.verify.overflow import Fact, prove
 from cactus_edge.verify.read import format_of, read_model
@@ -154,7 +156,8 @@ class Inspection:
         for p in self.profiles:
             named = [f"{r.name} {r.version or '(not installed)'}" for r in p.runtimes]
             why = p.reason or self._headroom(p.facts)
-            rows.append((p.profile.name, "yes" if p.runs else "no", ", ".join(named) or "-", why))
+            runs = ("conditionally" if p.profile.assumption else "yes") if p.runs else "no"
+            rows.append((p.profile.name, runs, ", ".join(named) or "-", why))
         return ["profile", "runs it", "compare with", "why"], rows
 
     def _headroom(self, facts: Sequence[Fact]) -> str:
@@ -168,7 +171,7 @@ def inspect_model(data: bytes) -> Inspection:
     """Reads the file `data`, .tflite or .onnx, and says what is in it. Raises ModelError where it cannot be read, naming the operator."""
     model, kind = read_model(data), format_of(data)
     graph, layout = model.graph, plan(model.graph)
-    profiles = tuple(_profile(graph, p) for p in PROFILES.values() if p.reads == kind)
+    profiles = tuple(_profile(graph, p, data) for p in PROFILES.values() if p.reads == kind)
     facts = [fact for p in profiles for fact in p.facts]
     try:
         c_bytes, c_refusal = len(build(graph, profile(C_PROFILE)).data), ""
@@ -231,11 +234,13 @@ def _detail(op: ops.Op) -> str:
     return _times(kernel) + ("" if stride == (1, 1) else f"/{_times(stride)}")
 
 
-def _profile(graph: Graph, rules: Profile) -> ProfileFacts:
+def _profile(graph: Graph, rules: Profile, data: bytes) -> ProfileFacts:
     """The profile's own refusal or an overflow comes first; then that of its runtimes, where all of them refuse."""
     facts: tuple[Fact, ...] = ()
     reason = ""
     try:
+        if rules.name == TENSORRT.name:
+            require_tensorrt(data)
         facts = prove(lower(graph, rules))
     except ModelError as error:
         reason = error.message

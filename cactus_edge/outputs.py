@@ -65,6 +65,10 @@ class Outputs:
             ("ran", f"{len(self.values):,} inputs, outputs {self.values.dtype} [{shape}]"),
             ("profile", self.profile),
         ]
+        if profile_by_name(self.profile).assumption:
+            rows.append(
+                ("", "conditional: these are one of the results that it allows, ONNX Runtime's, and not the only one")
+            )
         if self.labels is not None and self.right is not None and self.strict is not None:
             n = len(self.labels)
             ties = self.right - self.strict

@@ -99,6 +99,17 @@ def test_certify_says_the_condition(jetson: Path, tmp_path: Path, capsys: pytest
     assert first == again
 
 
+def test_the_verbs_for_any_file_say_conditional(jetson: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(jetson / "model.onnx")]) == 0
+    assert "tensorrt   conditionally" in capsys.readouterr().out
+    assert main(["inspect", str(jetson / "model-ort.onnx")]) == 0
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("tensorrt"))
+    assert row.split()[1] == "no" and "breaks TensorRT's rules" in row
+    words = ["run", str(jetson / "model.onnx"), "--data", str(jetson / "test.npz"), "--profile", "tensorrt"]
+    assert main(words) == 0
+    assert "conditional: these are one of the results that it allows" in capsys.readouterr().out
+
+
 def test_a_file_that_is_spoiled_is_made_again(jetson: Path, recipe: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(jetson, folder)
