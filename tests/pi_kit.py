@@ -70,12 +70,18 @@ def _stamp() -> dict[str, object]:
     return {"format": FORMAT, "packages": list(PACKAGES), "wheels": list(WHEELS), "boards": sorted(BOARDS)}
 
 
-def python(board: str) -> str:
-    """A shell command, to be followed by arguments: the board's Python."""
+def python(board: str, *path: Path) -> str:
+    """A shell command, to be followed by arguments: the board's Python, with `path` in its search path as well."""
     where = folder()
     words = [str(where / "qemu-aarch64-static"), "-cpu", BOARDS[board].cpu, "-L", str(where / board)]
     words.append(str(where / board / "usr" / "bin" / "python3.11"))
-    environment = ["env", "-u", "PYTHONHOME", f"PYTHONPATH={where / 'site'}", "OMP_NUM_THREADS=1"]
+    environment = [
+        "env",
+        "-u",
+        "PYTHONHOME",
+        f"PYTHONPATH={':'.join(map(str, (where / 'site', *path)))}",
+        "OMP_NUM_THREADS=1",
+    ]
     return "exec " + shlex.join([*environment, *words])
 
 

@@ -14,9 +14,11 @@ per channel; residual sums and joins of earlier tensors. No accumulator of their
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -442,3 +444,24 @@ def regions(graph: Graph, max_radius: int = 32) -> st.SearchStrategy[tuple[Array
         return (np.clip(centre - reach, -128, 127).astype(np.int8), np.clip(centre + reach, -128, 127).astype(np.int8))
 
     return st.builds(box, st.integers(0, 2**32 - 1), st.integers(0, max_radius))
+
+
+@contextmanager
+def ties() -> Iterator[None]:
+    """Scales whose quotients are small fractions up to float32's rounding: exact ties, and near misses, in every op."""
+    real = Maker.affine
+
+    def scale(self: Maker, low: float = 2.0**-8, high: float = 1.0) -> float:
+        power = 2.0 ** np.floor(self.rng.uniform(np.log2(low), np.log2(high)))
+        return float(np.float32(power * self.rng.integers(8, 16) / self.choose.pick([8, 11, 7, 13])))
+
+    def affine(self: Maker, weight: Any, taps: Any, x: Tensor, per_channel: bool) -> dict[str, Any]:
+        made = real(self, weight, taps, x, per_channel)
+        multiplier = made["weight_scale"].astype(np.float64) * x.scale / made["out_scale"]
+        power = 2.0 ** np.floor(np.log2(multiplier))
+        tied = np.where(self.rng.integers(0, 2, power.shape) == 0, power, 0.75 * power)
+        weight_scale = np.asarray(tied * made["out_scale"] / x.scale, np.float32)
+        return made | {"weight_scale": ops.freeze(np.maximum(weight_scale, np.float32(1e-30)), np.float32)}
+
+    with mock.patch.object(Maker, "scale", scale), mock.patch.object(Maker, "affine", affine):
+        yield

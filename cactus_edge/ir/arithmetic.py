@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping
 
 from cactus_edge.errors import InputError
-from cactus_edge.ir.profile import BLOCKS, DISTINCT, EQUAL_SHAPES, NARROW, SIXTEEN_BITS, UINT8, Profile
+from cactus_edge.ir.profile import BLOCKS, DISTINCT, NARROW, SIXTEEN_BITS, UINT8, Profile
 from cactus_edge.ir.tensorrt import TENSORRT
 
 Rules = Mapping[str, tuple[str, ...]]
@@ -91,6 +91,7 @@ contrib_ops/cpu/quantization/quant_gemm.cc, providers/cpu/quantization/qlinearco
 
 XNNPACK: Rules = {
     **COPIES,
+    **MOVES,
     "Conv2d": ("F", "float32"),
     "Conv2d.activation": ("half_even_sum",),
     "GroupedConv2d": ("F", "float32"),
@@ -106,7 +107,13 @@ XNNPACK: Rules = {
     # Not in XNNPACK for int8: average pool, RELU, RELU6, softmax. LiteRT's optimised kernels run there.
     "AvgPool": ("half_away",),
     "MaxPool.activation": ("half_even_sum",),
+    "Sub": ("xnnpack",),
+    "Sub.activation": ("half_even_sum",),
     "Mean": ("F", "float32_reciprocal"),
+    "Sum": ("F", "float32_reciprocal"),
+    "LeakyRelu": ("fraction8",),
+    "Logistic": ("xnnpack",),
+    "Tanh": ("xnnpack",),
     "Relu": ("D", "float32_ratio"),
     "Relu6": ("D", "float32_ratio"),
     "Requantize": ("S", "fraction8"),
@@ -114,33 +121,27 @@ XNNPACK: Rules = {
     "Dequantize": ("float32",),
     "Softmax": ("float32_table",),
 }
-"""LiteRT behind the XNNPACK delegate on x86-64, its default; what XNNPACK leaves runs in the optimised kernels."""
+"""LiteRT behind the XNNPACK delegate, its default; what XNNPACK leaves runs in the optimised kernels."""
 
 XNNPACK_X86: Rules = {
-    **MOVES,
-    "Sub": ("xnnpack",),
-    "Sub.activation": ("half_even_sum",),
+    **XNNPACK,
     # XNNPACK src/subgraph.c replaces x * x by a square computed in floats.
     "Mul": ("F", "float32", DISTINCT),
     "Mul.activation": ("half_even_sum",),
-    "Sum": ("F", "float32_reciprocal"),
-    "LeakyRelu": ("fraction8",),
     "HardSwish": ("int16",),
-    "Logistic": ("xnnpack",),
-    "Tanh": ("xnnpack",),
 }
-"""What was shown on x86-64 only. On aarch64 XNNPACK's MUL and LiteRT's HARD_SWISH are other kernels."""
+"""What was shown on x86-64 only as well. On aarch64 XNNPACK's MUL and LiteRT's HARD_SWISH are other kernels, seen to differ."""
 
 _WRAPPING = ("Conv2d", "GroupedConv2d", "DepthwiseConv2d", "Dense", "DensePerChannel")
 
 XNNPACK_ARM64: Rules = {
     **XNNPACK,
     **{kind: (*XNNPACK[kind], NARROW) for kind in _WRAPPING},
-    "Add": ("xnnpack", EQUAL_SHAPES),
     "Mean": ("F", "float32_fused"),
+    "Sum": ("F", "float32_fused"),
     "Softmax": ("uint16_table",),
 }
-"""The same on aarch64: MEAN is fused, LiteRT's softmax is in integers, and a weight of -128 wraps in the kernels for
+"""The same on aarch64: MEAN and SUM are fused, LiteRT's softmax is in integers, and a weight of -128 wraps in the kernels for
 processors without dot products and in the depthwise ones."""
 
 PROFILES: Mapping[str, Profile] = {
@@ -199,7 +200,7 @@ PROFILES: Mapping[str, Profile] = {
         versions="2.3 (wheel ai-edge-litert 2.3.0)",
         cpu="x86-64",
         reads="tflite",
-        rules={**XNNPACK, **XNNPACK_X86},
+        rules=XNNPACK_X86,
         source="XNNPACK src/{operators,microparams-init.c,qs8-*}, LiteRT tflite/delegates/xnnpack; vectors in tests/formats",
     ),
     "litert-xnnpack-arm64": Profile(

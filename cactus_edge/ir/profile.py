@@ -91,9 +91,6 @@ ENVELOPE = "envelope"
 NARROW = "weights above -128"
 """Marks a rule that holds for weights in [-127, 127] only: kernels that add two int8 products in 16 bits wrap at (-128)^2 * 2."""
 
-EQUAL_SHAPES = "equal shapes"
-"""Marks a rule of two operands that was not shown where one of them is repeated."""
-
 DISTINCT = "distinct"
 """Marks a rule that does not hold where both operands are one tensor, possibly reshaped."""
 
@@ -179,7 +176,7 @@ class Profile:
         """`check_size` for an op of two operands, which a vector kernel must not broadcast either; same: they are one tensor."""
         if same and DISTINCT in self.rule(kind):
             raise UnsupportedError(f"{kind} of a tensor with itself: {self.runtime} puts another op in its place")
-        if x != y and {BLOCKS, EQUAL_SHAPES} & set(self.rule(kind)):
+        if x != y and BLOCKS in self.rule(kind):
             raise UnsupportedError(f"{kind} of shapes {x} and {y} was not shown equal to {self.runtime}")
         self.check_size(kind, math.prod(x))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,25 +26,10 @@ LITERT = ("litert-ref", "litert-builtin", "litert-xnnpack")
 
 
 @pytest.fixture
-def ties(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scales whose quotients are small fractions up to float32's rounding: exact ties, and near misses, in every op."""
-
-    def scale(self: Any, low: float = 2.0**-8, high: float = 1.0) -> float:
-        power = 2.0 ** np.floor(self.rng.uniform(np.log2(low), np.log2(high)))
-        return float(np.float32(power * self.rng.integers(8, 16) / self.choose.pick([8, 11, 7, 13])))
-
-    real = strategies.Maker.affine
-
-    def affine(self: Any, weight: Any, taps: Any, x: Tensor, per_channel: bool) -> dict[str, Any]:
-        made = real(self, weight, taps, x, per_channel)
-        multiplier = made["weight_scale"].astype(np.float64) * x.scale / made["out_scale"]
-        power = 2.0 ** np.floor(np.log2(multiplier))
-        tied = np.where(self.rng.integers(0, 2, power.shape) == 0, power, 0.75 * power)
-        weight_scale = np.asarray(tied * made["out_scale"] / x.scale, np.float32)
-        return made | {"weight_scale": ops.freeze(np.maximum(weight_scale, np.float32(1e-30)), np.float32)}
-
-    monkeypatch.setattr(strategies.Maker, "scale", scale)
-    monkeypatch.setattr(strategies.Maker, "affine", affine)
+def ties() -> Iterator[None]:
+    """Scales whose quotients are small fractions."""
+    with strategies.ties():
+        yield
 
 
 def agreed(name: str, make: Callable[[int], Graph], count: int) -> int:
