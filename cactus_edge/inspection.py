@@ -16,7 +16,7 @@ import numpy as np
 from cactus_edge.comparison import C_PROFILE, Table
 from cactus_edge.errors import InstallError, ModelError
 from cactus_edge.formats.agree import RUNTIMES, Runtime
-from cactus_edge.formats.onnx.tensorrt import require_tensorrt
+from cactus_edge.formats.onnx.tensorrt import read_tensorrt
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import PROFILES, profile
 from cactus_edge.ir.atoms import lower
@@ -240,7 +240,7 @@ def _profile(graph: Graph, rules: Profile, data: bytes) -> ProfileFacts:
     reason = ""
     try:
         if rules.name == TENSORRT.name:
-            require_tensorrt(data)
+            read_tensorrt(data)
         facts = prove(lower(graph, rules))
     except ModelError as error:
         reason = error.message
