@@ -1,11 +1,11 @@
-"""The interpreter against the real TFLM wheel, the compiled C and ONNX Runtime, bit for bit: how many output elements differ.
+"""The interpreter against TFLM, LiteRT, the compiled C and ONNX Runtime, bit for bit: how many output elements differ.
 
-    python bench/agreement.py [--graphs 200] [--inputs 10000] [--onnx-inputs 1000] [--runtime TFLM C ONNX] [--build build] [--fresh]
+    python bench/agreement.py [--graphs 200] [--inputs 10000] [--onnx-inputs 1000] [--runtime TFLM litert-ref C ONNX ...] [--build build] [--fresh]
 
-Sources: `--graphs` random networks over every op (together `--inputs` inputs; for ONNX Runtime over every op that its profile
-has, `--onnx-inputs` each), each build/*/model.tflite (`--inputs` random inputs each: uniform, constant, two-valued, at both
-ends), and the reference models where they are at hand (CACTUS_EDGE_MODELS; the keyword model on its 1,000 real inputs from
-CACTUS_EDGE_DATA). Writes bench/results/agreement.json.
+Sources: `--graphs` random networks over every op that the profile runs (together `--inputs` inputs, those that it refuses
+replaced and counted; for ONNX Runtime `--onnx-inputs` each), each build/*/model.tflite (`--inputs` random inputs each: uniform,
+constant, two-valued, at both ends), and the reference models where they are at hand (CACTUS_EDGE_MODELS; the keyword model on
+its 1,000 real inputs from CACTUS_EDGE_DATA). Writes bench/results/agreement.json.
 Exit code 1 where anything differs. A row that was measured with the same file, inputs and versions is kept.
 """
 
@@ -29,8 +29,9 @@ from _common import ROOT, Results, Row, Target, table, verdict
 sys.path.insert(0, str(ROOT / "tests"))
 
 from onnx_kit import branched, real_inputs
-from strategies import random_graph, random_inputs
+from strategies import IN_C, MIDDLE, random_graph, random_inputs
 
+from cactus_edge.errors import UnsupportedError
 from cactus_edge.formats.agree import Agreement, agree
 from cactus_edge.formats.c.host import HostRuntime, blob_program, compare
 from cactus_edge.formats.tflite import read_tflite, write_tflite
@@ -42,7 +43,10 @@ Comparison = Callable[[bytes, Graph, Array], Agreement]
 
 SEED = 20260101
 
-RUNTIMES = ("TFLM", "C", "ONNX")
+WHEELS = ("TFLM", "litert-ref", "litert-builtin", "litert-xnnpack")
+RUNTIMES = ("C", *WHEELS, "ONNX")
+KINDS = {"C": IN_C, "litert-builtin": [k for k in MIDDLE if k not in ("add", "requantize", "concat")]}
+"""Ops of the random networks, all of them elsewhere: few networks with those three have tensors of whole blocks of 16 only."""
 
 
 def total(found: Sequence[Agreement]) -> Row:
@@ -60,16 +64,21 @@ def total(found: Sequence[Agreement]) -> Row:
     }
 
 
-def random_networks(count: int, inputs: int, compare_one: Comparison) -> Row:
-    """`count` random networks with `inputs` inputs in all."""
-    found = []
-    for number in range(count):
+def random_networks(count: int, inputs: int, compare_one: Comparison, kinds: Sequence[str]) -> Row:
+    """`count` random networks of `kinds` with `inputs` inputs in all. "refused": networks passed over until there were as many."""
+    found: list[Agreement] = []
+    number = 0
+    while len(found) < count:
         rng = np.random.default_rng([SEED, number])
-        graph = random_graph(rng, 6)
+        number += 1
+        graph = random_graph(rng, 6, kinds)
         x = random_inputs(rng, graph, -(-inputs // count))
         data = write_tflite(graph)
-        found.append(compare_one(data, read_tflite(data).graph, x))
-    return total(found)
+        try:
+            found.append(compare_one(data, read_tflite(data).graph, x))
+        except UnsupportedError:
+            continue
+    return total(found) | {"refused": number - count}
 
 
 def onnx_networks(count: int, inputs: int) -> Row:
@@ -115,9 +124,9 @@ def digest(*parts: object) -> str:
     return h.hexdigest()
 
 
-def in_tflm(data: bytes, _: Graph, x: Array) -> Agreement:
-    """The file in the TFLM wheel."""
-    return agree(data, x)
+def in_wheel(runtime: str) -> Comparison:
+    """The file in a runtime of `formats.agree`."""
+    return lambda data, _, x: agree(data, x, runtime)
 
 
 def sources(kit: str, *folders: str) -> list[bytes]:
@@ -128,17 +137,23 @@ def sources(kit: str, *folders: str) -> list[bytes]:
     return [p.read_bytes() for p in paths]
 
 
-def compared(results: Results, name: str, one: Comparison, options: argparse.Namespace) -> dict[str, Row]:
+def compared(
+    results: Results, name: str, one: Comparison, kinds: Sequence[str], options: argparse.Namespace
+) -> dict[str, Row]:
     """Every source in one runtime; key -> row."""
-    versions = digest(metadata.version("tflite-micro"), *sources("strategies.py", "cactus_edge/formats", "export/c"))
+    wheels = [metadata.version(wheel) for wheel in ("tflite-micro", "ai-edge-litert")]
+    versions = digest(*wheels, *sources("strategies.py", "cactus_edge/formats", "export/c"))
     count, inputs = options.graphs, options.inputs
     key = f"{count} random networks, {name}"
-    rows = {key: results.row(key, digest(versions, count, inputs), lambda: random_networks(count, inputs, one))}
+    rows = {key: results.row(key, digest(versions, count, inputs), lambda: random_networks(count, inputs, one, kinds))}
     for source, (data, x) in files(options.build, inputs).items():
         measure = partial(one_file, one, data, x)
         digests = {"model": hashlib.sha256(data).hexdigest()}
         key = f"{source}, {name}"
-        rows[key] = results.row(key, digest(versions, data, x.tobytes()), measure, digests)
+        try:
+            rows[key] = results.row(key, digest(versions, data, x.tobytes()), measure, digests)
+        except UnsupportedError as error:
+            print(f"{key}: {error.message}")
     return rows
 
 
@@ -157,7 +172,7 @@ def one_file(compare_one: Comparison, data: bytes, x: Array) -> Row:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description="Agreement of the interpreter with the TFLM wheel, the compiled C and ONNX Runtime."
+        description="Agreement of the interpreter with TFLM, LiteRT, the compiled C and ONNX Runtime."
     )
     parser.add_argument("--graphs", type=int, default=200, help="random networks")
     parser.add_argument("--inputs", type=int, default=10_000, help="inputs over all random networks, and for each file")
@@ -175,16 +190,15 @@ def main() -> int:
         def in_c(_: bytes, graph: Graph, x: Array) -> Agreement:
             return compare(graph, x, tflm, blob_program(host, graph, tflm))
 
-        for name, one in {"TFLM": in_tflm, "C": in_c}.items():
+        runtimes: dict[str, Comparison] = {"C": in_c} | {n: in_wheel(n.lower()) for n in WHEELS}
+        for name, one in runtimes.items():
             if name in options.runtime:
-                rows |= compared(results, name, one, options)
+                rows |= compared(results, name, one, KINDS.get(name, MIDDLE), options)
     if "ONNX" in options.runtime:
         rows |= in_onnx_runtime(results, options)
-    lines = [["source", "networks", "inputs", "elements", "mismatches", "argmax flips"]]
-    lines += [
-        [key, *(str(row[c]) for c in ("networks", "inputs", "elements", "mismatches", "argmax_flips"))]
-        for key, row in rows.items()
-    ]
+    columns = ("networks", "refused", "inputs", "elements", "mismatches", "argmax_flips")
+    lines = [["source", *(c.replace("_", " ") for c in columns)]]
+    lines += [[key, *(str(row.get(c, "")) for c in columns)] for key, row in rows.items()]
     print(table(lines))
     for key, row in rows.items():
         if row["first_layer"]:

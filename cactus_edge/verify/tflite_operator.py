@@ -21,6 +21,8 @@ class Operator:
 
     first = 0
     """The operand that is the first activation."""
+    copies = 1
+    """How often its activations are read, one after the other."""
 
     def __init__(self, tensors: Tensors, codes: Tables, table: Table, index: int, known: Collection[str]) -> None:
         self.tensors = tensors

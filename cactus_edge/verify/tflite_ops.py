@@ -14,9 +14,13 @@ import numpy as np
 from cactus_edge.ir import graph as ir
 from cactus_edge.ir import ops
 from cactus_edge.verify import tflite_schema as fb
+from cactus_edge.verify import tflite_shapes
 from cactus_edge.verify.flatbuffer import Table, Tables
 from cactus_edge.verify.tflite_operator import Operator
 from cactus_edge.verify.tflite_tensors import Tensors, quantization
+
+MAX_COPIES = 64
+"""Of one tensor in TILE: each becomes an input of a node, and a file must not grow much by being read."""
 
 BIAS_SCALE_TOLERANCE = 0.02
 """|S_in * S_w - S_bias| <= 0.02 * S_out. Source: kernels/kernel_util.cc GetQuantizedConvolutionMultipler."""
@@ -256,6 +260,19 @@ def _strided_slice(o: Operator) -> ops.Op:
     return ops.Slice(tuple(begin[1:]), tuple(size[1:]), tuple(stride[1:]))
 
 
+def _tile(o: Operator) -> ops.Op:
+    """Copies along one axis are a tensor joined with itself."""
+    times = o.vector(1)
+    repeated = [axis for axis, n in enumerate(times) if n != 1]
+    if len(times) != len(o.x().shape) + 1 or min(times) < 1:
+        raise o.malformed(f"{len(o.x().shape) + 1} positive multiples", times[:8])
+    if len(repeated) > 1 or max(times) > MAX_COPIES:
+        raise o.unsupported(f"repeating more than one axis or more than {MAX_COPIES} times, {times[:8]},")
+    axis = o.axis(repeated[0] if repeated else len(times) - 1)
+    o.copies = times[axis + 1]
+    return ops.Concat(axis)
+
+
 def _resize(o: Operator) -> ops.Op:
     f = fb.ResizeNearestNeighborOptions
     if o.vector(1) != list(o.output().shape[:2]):
@@ -307,6 +324,7 @@ READ: dict[str, Reading] = {
     "SPLIT": Reading(2, 2, 1, _split, first=1),
     "SPLIT_V": Reading(3, 3, 1, _split_v),
     "UNPACK": Reading(1, 1, 1, _unpack),
+    "TILE": Reading(2, 2, 1, _tile),
     "RESIZE_NEAREST_NEIGHBOR": Reading(2, 2, 1, _resize),
     "RELU": Reading(1, 1, 1, lambda _: ops.Relu()),
     "RELU6": Reading(1, 1, 1, lambda _: ops.Relu6()),
@@ -325,8 +343,12 @@ SEVERAL = frozenset({"SPLIT", "SPLIT_V", "UNPACK"})
 
 
 def read_nodes(tensors: Tensors, codes: Tables, table: Table, index: int) -> list[ir.Node]:
-    """Operator `index` of the file as one node per output; its outputs become activations."""
-    operator = Operator(tensors, codes, table, index, READ)
+    """Operator `index` of the file as one node per output, which become activations; none for shape arithmetic."""
+    operator = Operator(tensors, codes, table, index, READ.keys() | tflite_shapes.NAMES)
+    if operator.name in tflite_shapes.NAMES and tflite_shapes.fold(operator):
+        return []
+    if operator.name not in READ:
+        raise operator.unsupported("an operator on values that are no shapes")
     reading = READ[operator.name]
     operator.operands(reading.least, reading.most, len(operator.outputs) if operator.name in SEVERAL else 1)
     operator.first = reading.first
@@ -338,6 +360,6 @@ def read_nodes(tensors: Tensors, codes: Tables, table: Table, index: int) -> lis
         inputs = tuple(tensors.use(t, role) for t, role in roles)
     found = reading.read(operator)
     return [
-        ir.Node(op, inputs, tensors.define(output, f"the output of {operator.what}"))
+        ir.Node(op, inputs * operator.copies, tensors.define(output, f"the output of {operator.what}"))
         for op, output in zip(found if isinstance(found, list) else [found], operator.outputs, strict=True)
     ]

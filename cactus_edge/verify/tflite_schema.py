@@ -100,6 +100,14 @@ class SplitOptions(IntEnum):
     NUM_SPLITS = 0
 
 
+class ShapeOptions(IntEnum):
+    OUT_TYPE = 0
+
+
+class PackOptions(IntEnum):
+    VALUES_COUNT, AXIS = range(2)
+
+
 class UnpackOptions(IntEnum):
     NUM, AXIS = range(2)
 
@@ -133,6 +141,8 @@ OPTIONS: dict[str, tuple[int, type[IntEnum]]] = {
     "SQUEEZE": (30, SqueezeOptions),
     "STRIDED_SLICE": (32, StridedSliceOptions),
     "SPLIT": (35, SplitOptions),
+    "SHAPE": (55, ShapeOptions),
+    "PACK": (59, PackOptions),
     "UNPACK": (64, UnpackOptions),
     "RESIZE_NEAREST_NEIGHBOR": (74, ResizeNearestNeighborOptions),
     "LEAKY_RELU": (75, LeakyReluOptions),

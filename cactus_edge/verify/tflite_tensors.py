@@ -38,6 +38,7 @@ class Tensors:
         self.activations: list[ir.Tensor] = []
         self.graph_index: dict[int, int] = {}
         self.constants: dict[int, ops.Int8] = {}
+        self.folded: dict[int, npt.NDArray[Any]] = {}
 
     def buffer(self, index: int) -> npt.NDArray[np.uint8]:
         """The bytes of buffer `index`, a view of the file."""
@@ -86,6 +87,19 @@ class Tensors:
             for (i, role), fixed in zip(operands, constant, strict=True)
         )
 
+    def fold(self, index: int, values: npt.NDArray[Any], role: str) -> None:
+        """Makes the file's tensor `index` a constant of the int32 `values`."""
+        table = self._tensors[index]
+        if index in self.folded or index in self.graph_index or self._is_constant(index):
+            raise ModelError(
+                f"malformed .tflite: {role} is {table.what}: expected a tensor that was not written before"
+            )
+        if (_type(table), _shape(table)) != ("INT32", values.shape):
+            raise ModelError(
+                f"malformed .tflite: {role} is {table.what}: expected INT32 {values.shape}, got {_type(table)} {_shape(table)}"
+            )
+        self.folded[index] = values
+
     def _is_constant(self, index: int) -> bool:
         return bool(len(self.buffer(self._tensors[index].number(fb.Tensor.BUFFER, "I", 0))))
 
@@ -113,6 +127,8 @@ class Tensors:
         shape, found = _shape(table), _type(table)
         if found != type_name:
             raise UnsupportedError(f"{role}, {table.what}, is {found}; expected {type_name}")
+        if index in self.folded:
+            return self.folded[index], table
         data = self.buffer(table.number(fb.Tensor.BUFFER, "I", 0))
         dtype = np.dtype(fb.DTYPES[type_name])
         if not len(data):

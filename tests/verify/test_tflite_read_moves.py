@@ -21,7 +21,7 @@ from cactus_edge.ir.graph import Graph
 
 SHAPE = (1, 4, 6, 3)
 LITERT_AND_TFLM = ("tflm", "litert-ref", "litert-builtin", "litert-xnnpack")
-UNVERSIONED = ("SQUEEZE", "EXPAND_DIMS")
+UNVERSIONED = ("SQUEEZE", "EXPAND_DIMS", "TILE")
 
 
 @dataclass
@@ -107,6 +107,8 @@ READ: dict[str, tuple[File, Any]] = {
         X[:, :, -2],
     ),
     "strided_slice_of_few_axes": (File("STRIDED_SLICE", [(1, 3, 6, 3)], [[0, 1], [1, 99], [1, 1]]), X[:, 1:]),
+    "tile": (File("TILE", [(1, 4, 18, 3)], [[1, 1, 3, 1]]), np.tile(X, (1, 1, 3, 1))),
+    "tile_once": (File("TILE", [SHAPE], [[1, 1, 1, 1]]), X),
     "resize": (
         File("RESIZE_NEAREST_NEIGHBOR", [(1, 8, 12, 3)], [[8, 12]]),
         X.repeat(2, 1).repeat(2, 2),
@@ -129,8 +131,8 @@ def test_an_operator_means_what_numpy_does(case: str) -> None:
 @pytest.mark.parametrize("case", READ)
 def test_the_runtime_reads_it_so_too(case: str, name: str) -> None:
     file, _ = READ[case]
-    if name == "tflm" and case == "strided_slice_of_few_axes":
-        pytest.skip("TFLM wants one entry for each axis and says so")
+    if name == "tflm" and case in ("strided_slice_of_few_axes", "tile", "tile_once"):
+        pytest.skip("TFLM has no TILE and wants one entry for each axis of a slice, and says so")
     agree(file.data(), X.reshape(file.input_shape), name).require()
 
 
@@ -153,6 +155,10 @@ REFUSED: dict[str, tuple[File, str]] = {
     "squeezed_wide_axis": (File("SQUEEZE", [SHAPE], options={"squeezeDims": np.array([1], np.int32)}), "axes of size 1"),
     "squeezed_batch": (File("SQUEEZE", [(4, 6, 3)]), "first .batch. axis of size 1"),
     "expanded_elsewhere": (File("EXPAND_DIMS", [(1, 4, 6, 1, 3)], [2]), "an output of shape"),
+    "tiled_twice": (File("TILE", [(1, 8, 12, 3)], [[1, 2, 2, 1]]), "repeating more than one axis"),
+    "tiled_often": (File("TILE", [(1, 4, 6, 3 << 28)], [[1, 1, 1, 1 << 28]]), "more than 64 times"),
+    "tiled_batch": (File("TILE", [(2, 4, 6, 3)], [[2, 1, 1, 1]]), "axis 0"),
+    "tiled_away": (File("TILE", [SHAPE], [[1, 0, 1, 1]]), "4 positive multiples"),
     "resized_otherwise": (File("RESIZE_NEAREST_NEIGHBOR", [(1, 8, 12, 3)], [[8, 11]]), "the output's size"),
     "negative_slope_infinite": (File("LEAKY_RELU", [SHAPE], options={"alpha": float("inf")}), "a finite float32"),
     "logistic_scale": (File("LOGISTIC", [SHAPE]), "expected 1/256 and -128"),
