@@ -1,6 +1,6 @@
 """The interpreter against TFLM, LiteRT, the compiled C and ONNX Runtime, bit for bit: how many output elements differ.
 
-    python bench/agreement.py [--graphs 200] [--inputs 10000] [--onnx-inputs 1000] [--runtime TFLM litert-ref C ONNX ...] [--build build] [--fresh]
+    python bench/agreement.py [--graphs 200] [--inputs 10000] [--onnx-inputs 1000] [--runtime NAME ...] [--build build] [--fresh]
 
 Sources: `--graphs` random networks over every op that the profile runs (together `--inputs` inputs, those that it refuses
 replaced and counted; for ONNX Runtime `--onnx-inputs` each), each build/*/model.tflite (`--inputs` random inputs each: uniform,

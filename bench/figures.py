@@ -77,7 +77,7 @@ def agreement(rows: Values) -> Iterator[Line]:
     inputs = sum(row["inputs"] for row in rows.values())
     different = sum(row["mismatches"] for row in rows.values())
     yield (
-        f"agreement with the TFLM wheel, the host C and ONNX Runtime, {inputs:,} comparisons",
+        f"agreement with TFLM, LiteRT, the host C and ONNX Runtime, {inputs:,} comparisons",
         f"{different} mismatches",
         "0",
     )
