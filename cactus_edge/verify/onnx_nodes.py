@@ -47,10 +47,7 @@ def _constant(o: Operator) -> None:
     found = o.attributes.constant("value")
     if found is None:
         raise o.unsupported("a constant without a tensor `value`")
-    name = o.outputs[0]
-    if not name or name in o.net.values or name in o.net.constants:
-        raise o.malformed("an output name of its own", repr(name))
-    o.net.constants[name] = found
+    o.define_constant(found)
 
 
 def _quantisation(o: Operator) -> bool:
@@ -79,9 +76,12 @@ def parameters(o: Operator, unsigned: bool, at: int = 1) -> tuple[float, int, bo
     return scale, int(stored) + (INT8_MIN if stored.dtype == np.uint8 else 0), stored.dtype == np.uint8
 
 
-def _quantize_linear(o: Operator) -> Value:
+def _quantize_linear(o: Operator) -> Value | None:
     o.operands(2, 3)
-    o.attributes.integer("axis", 1)
+    axis = o.attributes.integer("axis", 1)
+    if o.inputs[0] in o.net.constants:
+        _quantised_weight(o, axis)
+        return None
     scale, zero_point, unsigned = parameters(o, _quantisation(o))
     net, name, value = o.net, o.outputs[0], o.value(0)
     match value:
@@ -111,6 +111,27 @@ def _quantize_linear(o: Operator) -> Value:
                 return Codes(tensor, unsigned)
             raise o.unsupported("another scale right behind the first, whose two roundings ONNX Runtime makes one,")
     raise o.unsupported("quantising a value that is neither the graph's input nor an operator's result")
+
+
+def _quantised_weight(o: Operator, axis: int) -> None:
+    """int8 codes RNE(f32(w / scale)) of a float32 constant, which ONNX Runtime computes once: torch and NNCF write weights so."""
+    _quantisation(o)
+    weight, scale, zero_point = (
+        o.plain(0, np.float32),
+        o.plain(1, np.float32),
+        o.plain(2, np.int8) if o.has(2) else None,
+    )
+    if zero_point is None or zero_point.any() or zero_point.size not in (1, scale.size):
+        raise o.unsupported("a quantised constant other than int8 with zero point 0")
+    if not (np.isfinite(scale).all() and (scale > 0).all() and scale.size and np.isfinite(weight).all()):
+        raise o.malformed("finite values, and scales above zero", scale.ravel()[:4])
+    axis += weight.ndim if axis < 0 else 0
+    if scale.size > 1 and not (scale.ndim == 1 and 0 <= axis < weight.ndim and scale.size == weight.shape[axis]):
+        raise o.malformed(f"scales along one axis of {weight.shape}", f"{scale.shape} along {axis}")
+    along = [-1 if i == axis and scale.size > 1 else 1 for i in range(weight.ndim)]
+    with np.errstate(over="ignore"):
+        steps = np.rint(weight / scale.reshape(along))
+    o.define_constant(ops.freeze(np.clip(steps, -128, 127), np.int8))
 
 
 def rounded(

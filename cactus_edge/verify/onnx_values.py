@@ -208,6 +208,13 @@ class Operator:
             raise UnsupportedError(f"{self.what}: input {index} is {value.integers.dtype}, expected {np.dtype(dtype)}")
         return value
 
+    def define_constant(self, values: Array) -> None:
+        """Makes `values` the constant that the node writes."""
+        name = self.outputs[0]
+        if not name or name in self.net.values or name in self.net.constants:
+            raise self.malformed("an output name of its own", repr(name))
+        self.net.constants[name] = values
+
     def malformed(self, expected: str, got: object) -> ModelError:
         return ModelError(f"malformed ONNX: {self.what}: expected {expected}, got {got}")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import platform
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -181,6 +183,61 @@ def test_both_kinds_of_codes_are_one_graph(tmp_path: Path) -> None:
     x = np.random.default_rng(1).normal(0, 1, (200, 8, 8, 2)).astype(np.float32)
     a, b = (OrtSession(d, read_onnx(d).graph, False).run_batch(x) for d in (data, written))
     assert np.array_equal(a, b)
+
+
+def exported_by_torch(per_channel: bool) -> bytes:
+    """A small CNN with simulated quantisation as torch's exporter writes it: weights and biases in float32."""
+    torch = pytest.importorskip("torch", reason="the exporter is torch's")
+    functional, generator = torch.nn.functional, torch.Generator().manual_seed(0)
+
+    class Network(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.dense = torch.nn.Conv2d(2, 4, 3), torch.nn.Linear(36, 5)
+            with torch.no_grad():
+                for p in self.parameters():
+                    p.copy_(torch.randn(p.shape, generator=generator) * 0.4)
+            # Fixed numbers, so that the exporter writes them as constants.
+            self.scales = [
+                w.detach().abs().flatten(1).max(1).values / 127 for w in (self.conv.weight, self.dense.weight)
+            ]
+
+        def weight(self, w: Any, scale: Any) -> Any:
+            if per_channel:
+                return torch.fake_quantize_per_channel_affine(
+                    w, scale, torch.zeros(len(w), dtype=torch.int32), 0, -128, 127
+                )
+            return torch.fake_quantize_per_tensor_affine(w, 0.011, 0, -128, 127)
+
+        def forward(self, x: Any) -> Any:
+            x = torch.fake_quantize_per_tensor_affine(x, 0.03, 3, -128, 127)
+            x = torch.relu(functional.conv2d(x, self.weight(self.conv.weight, self.scales[0]), self.conv.bias))
+            x = functional.max_pool2d(torch.fake_quantize_per_tensor_affine(x, 0.02, -128, -128, 127), 2)
+            x = torch.flatten(torch.fake_quantize_per_tensor_affine(x, 0.02, -128, -128, 127), 1)
+            x = torch.fake_quantize_per_tensor_affine(x, 0.02, -128, -128, 127)
+            x = functional.linear(x, self.weight(self.dense.weight, self.scales[1]), self.dense.bias)
+            return torch.fake_quantize_per_tensor_affine(x, 0.1, -7, -128, 127)
+
+    written = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # this exporter is the old one, which needs no further package
+        torch.onnx.export(
+            *(Network().eval(), torch.zeros(1, 2, 8, 8), written),
+            opset_version=13,
+            dynamo=False,
+            input_names=["x"],
+            dynamic_axes={"x": {0: "N"}},
+        )
+    return written.getvalue()
+
+
+@vnni
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_networks_exported_by_torch_agree(per_channel: bool) -> None:
+    data = exported_by_torch(per_channel)
+    graph = read_onnx(data).graph
+    assert [type(n.op).__name__ for n in graph.nodes][1:-1] == ["Conv2d", "MaxPool", "Reshape", "Dense"]
+    assert mismatches(data, np.random.default_rng(0).normal(0, 1.2, (2000, 8, 8, 2)).astype(np.float32)) == 0
 
 
 def odd_bias(m: Any) -> None:
