@@ -92,6 +92,15 @@ def device_agree(rows: Values) -> Iterator[Line]:
     )
 
 
+def pi_emulator(rows: Values) -> Iterator[Line]:
+    inputs, different = (sum(row[k] for row in rows.values()) for k in ("inputs", "different"))
+    yield (
+        "LiteRT-XNNPACK and ONNX Runtime for aarch64, emulated as a Raspberry Pi 4 and 5, random and built networks",
+        f"{different:,} differ in {inputs:,} inputs",
+        "0",
+    )
+
+
 SECTIONS: dict[str, Callable[[Values], Iterator[Line]]] = {
     "demo": demo,
     "startup": startup,
@@ -101,6 +110,7 @@ SECTIONS: dict[str, Callable[[Values], Iterator[Line]]] = {
     "interval_speed": interval_speed,
     "agreement": agreement,
     "device_agree": device_agree,
+    "pi_emulator": pi_emulator,
 }
 
 
