@@ -47,7 +47,7 @@ def _integer(low: int, high: int = 10**9) -> Parse:
 
 def _number(low: float, high: float) -> Parse:
     def parse(value: Any) -> float:
-        number = float(value) if isinstance(value, int | Decimal) and not isinstance(value, bool) else math.nan
+        number = float(Decimal(value)) if isinstance(value, int | Decimal) and not isinstance(value, bool) else math.nan
         if not low <= number <= high:
             raise _BadValueError(f"expected a number in [{low:g}, {high:g}]")
         return number
@@ -58,7 +58,8 @@ def _number(low: float, high: float) -> Parse:
 def _rational(low: int, high: int) -> Parse:
     def parse(value: Any) -> Fraction:
         try:
-            number = Fraction(value) if isinstance(value, str | int | Decimal) and not isinstance(value, bool) else None
+            sensible = isinstance(value, str | int | Decimal) and not isinstance(value, bool) and _short(str(value))
+            number = Fraction(value) if sensible else None
         except (ValueError, ZeroDivisionError, OverflowError):
             number = None
         if number is None or not low <= number <= high:
@@ -66,6 +67,11 @@ def _rational(low: int, high: int) -> Parse:
         return number
 
     return parse
+
+
+def _short(text: str) -> bool:
+    """Whether a fraction of these digits is worked out at once: "1e999999999" has a billion of them."""
+    return re.fullmatch(r"[^eE]{1,400}([eE][+-]?\d\d?)?", text) is not None
 
 
 def _text(value: Any) -> str:
@@ -303,7 +309,7 @@ def parse_recipe(content: str, where: str) -> Recipe:
     """The recipe written in the TOML text `content`; `where` names it in messages. Raises InputError."""
     try:
         table = tomllib.loads(content, parse_float=Decimal)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # besides TOMLDecodeError: a number of thousands of digits, nesting
         line = re.search(r"line (\d+)", str(error))
         raise InputError(
             f"{where}:{line.group(1) if line else content.count(chr(10)) + 1}: not TOML: {error}",
@@ -363,7 +369,7 @@ class _Reader:
                 raise _BadValueError("expected a table")
             return self.record(section, value, path)
         except _BadValueError as error:
-            shown = str(value) if isinstance(value, Decimal) else repr(value)
+            shown = _shown(value)
             raise self.error(path, f"{path[-1]} = {shown}: {error}", "change it there") from error
 
     def cross_check(self, recipe: Recipe) -> None:
@@ -402,6 +408,13 @@ def _parsers(kind: type[Any]) -> dict[str, Parse]:
     """What each key of the record takes; keys that hold tables have no entry."""
     hints = get_type_hints(kind, include_extras=True)
     return {name: hint.__metadata__[0] for name, hint in hints.items() if hasattr(hint, "__metadata__")}
+
+
+def _shown(value: Any) -> str:
+    try:
+        return str(value) if isinstance(value, Decimal) else repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, lists in lists
+        return "something too long to show"
 
 
 _HEADER = re.compile(r"^\s*(\[\[?)\s*([A-Za-z0-9_.\- ]+?)\s*\]\]?")

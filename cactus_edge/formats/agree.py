@@ -5,6 +5,7 @@ A runtime is a row of `RUNTIMES`: its name, the profile it should equal, its pac
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -248,6 +249,9 @@ class _Tflm:
                 return
             except RuntimeError as error:
                 refusal = error
+            except (struct.error, TypeError, ValueError, IndexError) as error:
+                # The wheel's Python half reads names and descriptions too, and looks wherever they point.
+                raise ModelError(f"the tflite-micro wheel cannot parse the model: {error}") from error
         raise ModelError(
             f"the tflite-micro wheel does not accept the model, even with {arena << ARENA_DOUBLINGS} bytes of arena: {refusal}",
             hint="its reason stands on stderr, above",

@@ -283,7 +283,10 @@ def lower(graph: Graph, profile: Profile) -> Program:
             profile.check_size(type(node.op).__name__, graph.tensors[node.output].size)
             continue
         try:
-            _expand(builder, index, node)
+            with np.errstate(over="raise", divide="raise", invalid="raise"):
+                _expand(builder, index, node)
+        except FloatingPointError as error:
+            raise UnsupportedError(f"{graph.label(index)}: a constant made of its scales is no float32") from error
         except UnsupportedError as error:
             raise UnsupportedError(f"{graph.label(index)}: {error.message}", hint=error.hint) from error
     last = graph.nodes[-1] if graph.nodes else None

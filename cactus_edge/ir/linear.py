@@ -206,12 +206,18 @@ class WindowSum:
 
     def reach(self) -> Int64:
         """Taps inside the image per output position, int64 [OH, OW, 1]: also the pool's divisor."""
-        h, w, _ = self.in_shape
-        taps: Int64 = WindowSum((h, w, 1), self.kernel, self.stride, self.padding).apply(
-            np.ones((1, h, w, 1), np.int64)
-        )
-        first: Int64 = taps[0]
-        return first
+        h, w, p = *self.in_shape[:2], self.padding
+        rows = _taps(h, self.kernel[0], self.stride[0], p.top, self.out_shape[0])
+        columns = _taps(w, self.kernel[1], self.stride[1], p.left, self.out_shape[1])
+        taps: Int64 = np.multiply.outer(rows, columns)[..., np.newaxis]
+        return taps
+
+
+def _taps(size: int, kernel: int, stride: int, before: int, count: int) -> Int64:
+    """How many of the `kernel` positions from stride * i - before on lie in 0..size-1, for i < count."""
+    first = stride * np.arange(count, dtype=np.int64) - before
+    inside: Int64 = np.maximum(np.minimum(first + kernel, size) - np.maximum(first, 0), 0)
+    return inside
 
 
 @dataclass(frozen=True, eq=False)

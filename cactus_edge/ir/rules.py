@@ -286,12 +286,18 @@ class FloatSoftmaxRule:
         return np.clip(rounded + INT8_MIN, INT8_MIN, INT8_MAX)
 
 
+LARGEST_EXPONENT = 1e38
+"""Below the largest float32; from there on products are infinite, and 0 times them is no number."""
+
+
 def float_softmax_rule(beta: float, scale: float) -> FloatSoftmaxRule:
     """table[255 - d] = expf(f32(f32(-scale * beta) * d)).
 
     exp is rounded here from double precision. A C library's expf may differ in the last place; verify leaves room for that.
     """
     difference = np.arange(-255, 1).astype(np.float32)
+    if not scale * beta * 255 < LARGEST_EXPONENT:
+        raise UnsupportedError(f"a softmax of scale {scale} and beta {beta}: its exponents are no float32")
     step = np.float32(scale) * np.float32(beta)
     with np.errstate(under="ignore"):
         return FloatSoftmaxRule(np.exp((step * difference).astype(np.float64)).astype(np.float32))

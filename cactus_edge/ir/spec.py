@@ -20,6 +20,9 @@ from cactus_edge.ir.linear import AxisSum, output_size
 MAX_ELEMENTS = 1 << 26
 """Elements of one tensor; larger ones are refused rather than allocated."""
 
+MAX_DIVISORS = 1 << 20
+"""Positions of an average pool."""
+
 MAX_FAN_IN = 1 << 16
 """Taps per accumulator: |w * x| <= 128 * 255 each, so 2^16 of them stay below 2^31 (the exact proof is verify's)."""
 
@@ -112,6 +115,7 @@ def _check_node(graph: Graph, index: int, node: Node) -> None:
             h, w, c = _image(x)
             _expect_like(x, out)
             _check_window((h, w), op.kernel, op, c, out, (1, 1))
+            _check_average(op, out)
             _every_window_reads((h, w), op)
         case ops.Mean(axes, keep_dims) | ops.Sum(axes, keep_dims):
             if not axes or list(axes) != sorted(set(axes)) or not (axes[0] >= 0 and axes[-1] < len(x.shape)):
@@ -182,6 +186,9 @@ def _check_dtypes(graph: Graph, index: int, op: ops.Op, inputs: list[Tensor], ou
         raise ModelError("quantises in the middle of the graph: a float island")
     if isinstance(op, ops.Dequantize) and index != len(graph.nodes) - 1:
         raise ModelError("dequantises in the middle of the graph: a float island")
+    # Else a program would end in what the DEQUANTIZE reads, and not in the model's output.
+    if isinstance(op, ops.Dequantize) and graph.nodes[index].output != graph.outputs[0]:
+        raise ModelError(f"dequantises {out.name!r}, which is not the model's output")
 
 
 def _check_affine(
@@ -220,6 +227,15 @@ def _check_window(
     if h <= 0 or w <= 0:
         raise ModelError(f"a kernel of {kernel} does not fit an image of {size}")
     _expect_shape(out, (h, w, channels))
+
+
+def _check_average(op: ops.AvgPool | ops.MaxPool, out: Tensor) -> None:
+    """Each position of an average has a divisor of its own."""
+    taps, positions = math.prod(op.kernel), math.prod(out.shape[:2])
+    if isinstance(op, ops.AvgPool) and (taps > MAX_FAN_IN or positions > MAX_DIVISORS):
+        raise ModelError(
+            f"{positions} averages of {taps} elements, expected at most {MAX_DIVISORS} of at most {MAX_FAN_IN}"
+        )
 
 
 def _every_window_reads(size: tuple[int, int], op: ops.AvgPool | ops.MaxPool) -> None:

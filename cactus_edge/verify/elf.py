@@ -93,6 +93,7 @@ def read_elf(data: bytes, source: str = "the firmware") -> Elf:
         raise refuse("program headers", f"inside the {len(data)} bytes", f"{count} at offset {offset}")
 
     segments = []
+    unread = len(data)  # 256 segments that share one range of the file would be 256 copies of it
     for i in range(count):
         kind, start, address, load, file_bytes, memory_bytes, flags, _ = _PROGRAM_HEADER.unpack_from(
             data, offset + i * entry_bytes
@@ -101,6 +102,9 @@ def read_elf(data: bytes, source: str = "the firmware") -> Elf:
             continue
         if start + file_bytes > len(data):
             raise refuse(f"segment {i}", f"inside the {len(data)} bytes", f"{file_bytes} bytes at offset {start}")
+        unread -= file_bytes
+        if unread < 0:
+            raise refuse("segments", f"at most the {len(data)} bytes of the file together", "more: they share bytes")
         if file_bytes > memory_bytes:
             raise refuse(f"segment {i} memory size", f"at least its {file_bytes} bytes in the file", memory_bytes)
         if address + memory_bytes > _ADDRESSES or load + file_bytes > _ADDRESSES:

@@ -6,7 +6,8 @@ field's distance from `p`, 0 where absent. Strings, vectors and sub-tables are r
 its own position, so each reference leads strictly forward and no chain of them can loop.
 
 Many references may share one target. A file of a few kilobytes could in that way describe gigabytes, so a `Reader`
-also counts what it has handed out and stops at `SHARING` times the file's size.
+also counts what it has handed out and stops at `SHARING` times the size of a small file, `LARGE_SHARING` times that of a
+large one.
 """
 
 from __future__ import annotations
@@ -24,13 +25,16 @@ from cactus_edge.errors import ModelError, UnsupportedError
 SHARING = 8
 """How often, on average, a byte may be read. Files of converters need 1 to 3: few weights and many operators with shared vtables."""
 
+LARGE_SHARING, SHARED_BYTES = 2, 1 << 26
+"""A file that is large is so by its weights, which are read once: beyond SHARED_BYTES each byte may be read twice."""
+
 
 class Reader:
     """The file's bytes and the number of bytes that may still be handed out."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
-        self._left = SHARING * len(data)
+        self._left = min(SHARING * len(data), LARGE_SHARING * len(data) + SHARED_BYTES)
 
     def claim(self, at: int, count: int, what: str) -> int:
         """`at`, once bytes [at, at + count) are known to lie in the file and within the budget. Raises ModelError."""

@@ -166,6 +166,8 @@ def _dequantize_linear(o: Operator) -> Value:
         return Real(value.tensor)
     if value is not None:
         raise o.unsupported("dequantising what is no int8 code")
+    if not o.has(0):
+        raise o.malformed("something to dequantise", "no name")
     integers = o.net.constants[o.inputs[0]]
     if integers.dtype not in (np.int8, np.int32):
         raise o.unsupported(f"dequantising {integers.dtype}")

@@ -92,8 +92,8 @@ def decode(t: Any, what: str) -> Array:
         )
     if t.data_type not in DTYPES:
         raise UnsupportedError(f"{what} has data type {t.data_type}, expected int8, uint8, int32, int64 or float32")
-    dims = tuple(int(n) for n in t.dims)
-    if len(dims) > 8 or any(n < 0 for n in dims) or math.prod(dims) > MAX_ELEMENTS:
+    dims = tuple(int(n) for n in t.dims[:9])
+    if len(dims) > 8 or any(not 0 <= n <= MAX_ELEMENTS for n in dims) or math.prod(dims) > MAX_ELEMENTS:
         raise ModelError(f"malformed ONNX: {what}: shape {dims}, expected at most {MAX_ELEMENTS} elements")
     dtype, field = DTYPES[t.data_type]
     stored = {
@@ -153,7 +153,7 @@ class Attributes:
     def integers(self, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
         """As many integers as `default` has."""
         a = self._take(name, ATTRIBUTE_INTS)
-        found = default if a is None else tuple(int(i) for i in a.ints)
+        found = default if a is None else tuple(a.ints[: len(default) + 1].tolist())
         if len(found) != len(default):
             raise ModelError(
                 f"malformed ONNX: {self._what}: attribute {name!r} has {len(found)} values, expected {len(default)}"

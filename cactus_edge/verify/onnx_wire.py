@@ -21,6 +21,10 @@ VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
 MOST = 1 << 16
 """Entries of one repeated message or string field; more are refused before the objects for them exist."""
 
+MOST_FIELDS, MOST_PACKED = 100_000, 1 << 21
+"""Fields of one file, and bytes of its integers: what takes two bytes there becomes an object of hundreds, a number of one byte
+one of eight. A network of a thousand nodes has 30,000 fields; weights stand in raw_data, byte by byte."""
+
 INT, REAL, BYTES, TEXT, SKIPPED = "int", "float", "bytes", "text", "skipped"
 SINGLE = {INT: 0, REAL: 0.0, BYTES: b"", TEXT: ""}
 """What a single field is where it is absent."""
@@ -130,11 +134,30 @@ class Message:
         return SINGLE[kind] if kind in SINGLE else Message(kind, {})
 
 
-def parse_message(data: memoryview, kind: str) -> Message:
+class Allowance:
+    """How much one file may still describe."""
+
+    def __init__(self) -> None:
+        self.fields, self.packed = MOST_FIELDS, MOST_PACKED
+
+    def take(self, packed: int) -> None:
+        """Counts a field, or `packed` bytes of integers. Raises UnsupportedError where a file has more than any network."""
+        self.fields -= not packed
+        self.packed -= packed
+        if self.fields < 0 or self.packed < 0:
+            raise UnsupportedError(
+                f"it has more than {MOST_FIELDS} fields or {MOST_PACKED} bytes of integers",
+                hint="store weights as raw_data, as onnx.numpy_helper.from_array does",
+            )
+
+
+def parse_message(data: memoryview, kind: str, left: Allowance | None = None) -> Message:
     """The message of `kind` in `data`. Raises ModelError for bytes that are none, UnsupportedError for fields without a table entry."""
     schema, held = MESSAGES[kind], dict[str, Any]()
+    left = left or Allowance()
     at = 0
     while at < len(data):
+        left.take(0)
         key, at = _varint(data, at)
         number, wire = key >> 3, key & 7
         start, at = at, _end(data, at, wire)
@@ -147,18 +170,20 @@ def parse_message(data: memoryview, kind: str) -> Message:
             listed = held.setdefault(name, [])
             if len(listed) >= MOST:
                 raise UnsupportedError(f"the ONNX {kind.lower()} has more than {MOST} of {name}")
-            listed.append(_value(data, start, at, wire, what[1:], name, True))
+            listed.append(_value(data, start, at, wire, what[1:], name, True, left))
             continue
         if name in held:
             raise ModelError(f"malformed ONNX: {kind.lower()} with two of {name}, expected one")
-        held[name] = _value(data, start, at, wire, what, name, False)
+        held[name] = _value(data, start, at, wire, what, name, False, left)
     for name, what in schema.values():
         if what in ("*int", "*float") and name in held:
             held[name] = np.concatenate(held[name])
     return Message(kind, held)
 
 
-def _value(data: memoryview, start: int, end: int, wire: int, what: str, name: str, repeated: bool) -> Any:
+def _value(
+    data: memoryview, start: int, end: int, wire: int, what: str, name: str, repeated: bool, left: Allowance
+) -> Any:
     """One field's value; numbers of a repeated field are arrays, packed or single."""
     if what in (INT, REAL):
         if what == INT and wire == VARINT:
@@ -171,6 +196,8 @@ def _value(data: memoryview, start: int, end: int, wire: int, what: str, name: s
             piece = data[_varint(data, start)[1] : end]
         else:
             raise ModelError(f"malformed ONNX: {name} has wire type {wire}")
+        if what == INT and len(piece):
+            left.take(len(piece))
         numbers = _varints(piece) if what == INT else _floats(piece, name)
         return numbers if repeated else numbers[0].item()
     if wire != LENGTH:
@@ -183,7 +210,7 @@ def _value(data: memoryview, start: int, end: int, wire: int, what: str, name: s
             return str(piece, "utf-8")
         except UnicodeDecodeError:
             raise ModelError(f"malformed ONNX: the {name} {bytes(piece[:40])!r} is not UTF-8") from None
-    return parse_message(piece, what)
+    return parse_message(piece, what, left)
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:

@@ -154,14 +154,16 @@ def _confirmed(form: FileFormat, model: bytes, profile: Profile) -> Iterator[Che
 def _unknown(claims: Mapping[str, Any], record: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The fields that no certificate has: refused, since nobody would have checked them."""
     known = {*_leaves(claims), *UNCHECKED, "format", "version", "firmware", "sha256"}
-    return [(path, value) for path, value in _leaves(record).items() if path not in known]
+    # A key that is written as a path would stand for the field that the path names.
+    dotted = [(key, value) for key, value in record.items() if "." in key]
+    return dotted + [(path, value) for path, value in _leaves(record).items() if path not in known]
 
 
 def _leaves(record: Mapping[str, Any]) -> dict[str, Any]:
     """Values by path: "group.key" for what stands in an object, except in the free notes."""
     leaves: dict[str, Any] = {}
     for key, value in record.items():
-        if isinstance(value, dict) and key != "notes":
+        if isinstance(value, dict) and value and key != "notes":
             leaves |= {f"{key}.{inner}": v for inner, v in value.items()}
         else:
             leaves[key] = value

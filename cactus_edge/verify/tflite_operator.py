@@ -13,7 +13,7 @@ from cactus_edge.ir import graph as ir
 from cactus_edge.ir import ops
 from cactus_edge.verify import tflite_schema as fb
 from cactus_edge.verify.flatbuffer import Table, Tables
-from cactus_edge.verify.tflite_tensors import Tensors, indices, refuse
+from cactus_edge.verify.tflite_tensors import MAX_INDICES, Tensors, indices, refuse
 
 
 class Operator:
@@ -121,7 +121,11 @@ class Operator:
 
     def vector(self, index: int) -> list[int]:
         """The int32 elements of the constant operand `index`."""
-        return [int(v) for v in self.constant(index, "INT32")[0].ravel()]
+        found = self.constant(index, "INT32")[0]
+        if found.size > MAX_INDICES:
+            raise self.unsupported(f"input {index} with {found.size} entries, more than {MAX_INDICES},")
+        listed: list[int] = found.ravel().tolist()
+        return listed
 
     def output(self, index: int = 0) -> ir.Tensor:
         """The activation that it writes as output `index`, before it is defined."""

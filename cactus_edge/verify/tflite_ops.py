@@ -17,7 +17,7 @@ from cactus_edge.verify import tflite_schema as fb
 from cactus_edge.verify import tflite_shapes
 from cactus_edge.verify.flatbuffer import Table, Tables
 from cactus_edge.verify.tflite_operator import Operator
-from cactus_edge.verify.tflite_tensors import Tensors, quantization
+from cactus_edge.verify.tflite_tensors import MAX_INDICES, Tensors, indices, quantization
 
 MAX_COPIES = 64
 """Of one tensor in TILE: each becomes an input of a node, and a file must not grow much by being read."""
@@ -136,9 +136,10 @@ def _concat(o: Operator) -> ops.Op:
 
 def _reshape(o: Operator) -> ops.Op:
     """The output tensor's shape counts; the operand or option that repeats it must agree (-1 stands for any size)."""
-    stored = None if o.options is None else o.options.vector(fb.ReshapeOptions.NEW_SHAPE, "<i4")
+    field = fb.ReshapeOptions.NEW_SHAPE
+    stored = indices(o.options, field) if o.options is not None and o.options.has(field) else None
     shape = (1, *o.output().shape)
-    for target in (o.vector(1) if len(o.inputs) == 2 else None, None if stored is None else stored.tolist()):
+    for target in (o.vector(1) if len(o.inputs) == 2 else None, stored):
         if target is not None and not (
             len(target) == len(shape)
             and target.count(-1) <= 1
@@ -314,7 +315,7 @@ READ: dict[str, Reading] = {
     "MEAN": Reading(2, 2, 1, lambda o: _reduction(o, ops.Mean)),
     "SUM": Reading(2, 2, 1, lambda o: _reduction(o, ops.Sum)),
     "PAD": Reading(2, 2, 1, _pad),
-    "CONCATENATION": Reading(1, 1 << 16, 0, _concat),
+    "CONCATENATION": Reading(1, MAX_INDICES, 0, _concat),
     "RESHAPE": Reading(1, 2, 1, _reshape),
     "SQUEEZE": Reading(1, 1, 1, _squeeze),
     "EXPAND_DIMS": Reading(2, 2, 1, _expand_dims),

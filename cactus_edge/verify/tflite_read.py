@@ -20,6 +20,9 @@ from cactus_edge.verify.flatbuffer import Reader, Table
 from cactus_edge.verify.tflite_ops import read_nodes
 from cactus_edge.verify.tflite_tensors import Tensors, indices, refuse
 
+MAX_OPERATORS = 2048
+"""Operators of one file: a few bytes each could otherwise cost a thousand times their size in memory, and minutes."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -45,6 +48,8 @@ def read_tflite(data: bytes) -> Model:
     subgraph = subgraphs[0]
     codes = model.tables(fb.Model.OPERATOR_CODES, fb.OperatorCode, "operator code")
     operators = subgraph.tables(fb.SubGraph.OPERATORS, fb.Operator, "operator")
+    if len(operators) > MAX_OPERATORS:
+        raise UnsupportedError(f"the model has {len(operators)} operators, at most {MAX_OPERATORS} are supported")
     tensors = Tensors(
         subgraph.tables(fb.SubGraph.TENSORS, fb.Tensor, "tensor"), model.tables(fb.Model.BUFFERS, fb.Buffer, "buffer")
     )

@@ -18,6 +18,9 @@ from cactus_edge.verify.flatbuffer import Table, Tables
 
 MAX_RANK = 8
 
+MAX_INDICES = 256
+"""Entries of a vector of sizes, axes or operands: each becomes an object of many times its bytes."""
+
 
 @dataclass(frozen=True)
 class Quantization:
@@ -149,8 +152,13 @@ def refuse(table: Table, *fields: IntEnum) -> None:
 
 
 def indices(table: Table, field: IntEnum) -> list[int]:
+    """A short vector of int32: sizes of axes, operands. Raises UnsupportedError for a long one."""
     found = table.vector(field, "<i4")
-    return [] if found is None else [int(i) for i in found]
+    if found is not None and len(found) > MAX_INDICES:
+        raise UnsupportedError(
+            f"{table.what}: {field.name.lower()} has {len(found)} entries, at most {MAX_INDICES} are"
+        )
+    return [] if found is None else found.tolist()
 
 
 def _type(table: Table) -> str:
@@ -206,13 +214,15 @@ def quantization(table: Table) -> Quantization | None:
     if scale is None or not scale.size:
         return None
     stored = params.vector(fb.Quantization.ZERO_POINT, "<i8")
-    zero_point = np.zeros(scale.size, np.int64) if stored is None or not stored.size else stored
+    # LiteRT refuses a scale without a zero point, and TFLM computes with whatever lies in memory there.
+    zero_point = np.zeros(0, np.int64) if stored is None else stored
     if not (np.isfinite(scale).all() and (scale > 0).all()):
         raise ModelError(f"malformed .tflite: {table.what}: expected finite scales above zero, got {_first_bad(scale)}")
-    if zero_point.size != scale.size or zero_point.min() < -128 or zero_point.max() > 127:
+    least, most = (int(zero_point.min()), int(zero_point.max())) if zero_point.size else (0, 0)
+    if zero_point.size != scale.size or least < -128 or most > 127:
         raise ModelError(
             f"malformed .tflite: {table.what}: expected {scale.size} zero points in [-128, 127], got {zero_point.size} "
-            f"in [{zero_point.min()}, {zero_point.max()}]"
+            f"in [{least}, {most}]"
         )
     return Quantization(scale, zero_point, params.number(fb.Quantization.QUANTIZED_DIMENSION, "i", 0))
 
