@@ -101,6 +101,27 @@ def pi_emulator(rows: Values) -> Iterator[Line]:
     )
 
 
+def fuzz(rows: Values) -> Iterator[Line]:
+    files = sum(row["mutants"] for name, row in rows.items() if name in ("tflite", "onnx"))
+    others = sum(row["mutants"] for name, row in rows.items() if name not in ("tflite", "onnx", "runtimes"))
+    slowest = max(row["slowest_s"] for name, row in rows.items() if name != "runtimes")
+    memory = max(row["memory_mib"] for name, row in rows.items() if name != "runtimes")
+    yield (
+        f"hostile files: {files:,} mutated .tflite and .onnx, {others:,} data files, certificates, firmwares and recipes",
+        f"{sum(row['defects'] for row in rows.values())} defects, at most {slowest:.2f} s and {memory:.0f} MiB",
+        "0 of 100,000; 1 s, 256 MiB",
+    )
+    compared = sum(n for outcome, n in rows["runtimes"]["outcomes"].items() if outcome.startswith("equal"))
+    yield f"accepted mutants in real runtimes ({compared:,})", f"{rows['runtimes']['defects']} differ", "0"
+
+
+def run_speed(rows: Values) -> Iterator[Line]:
+    for key, row in rows.items():
+        where = f"({key}, {row['inputs']:,} inputs, one thread; LiteRT's optimised kernels, one Invoke each)"
+        yield f"exact run against LiteRT {where}", f"{row['run_ratio']:.1f} times", "10 times"
+        yield f"interval certification against LiteRT {where}", f"{row['certify_ratio']:.1f} times", "25 times"
+
+
 SECTIONS: dict[str, Callable[[Values], Iterator[Line]]] = {
     "demo": demo,
     "startup": startup,
@@ -111,6 +132,8 @@ SECTIONS: dict[str, Callable[[Values], Iterator[Line]]] = {
     "agreement": agreement,
     "device_agree": device_agree,
     "pi_emulator": pi_emulator,
+    "fuzz": fuzz,
+    "run_speed": run_speed,
 }
 
 
