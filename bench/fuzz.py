@@ -94,7 +94,10 @@ ATTACKS: dict[str, Callable[[], Attack]] = {
 
 
 def work(name: str, first: int, end: int, limited: bool, out: Connection) -> None:
-    """Examines mutants first..end-1 and sends (number, outcome, seconds, bytes of memory above the start) for each."""
+    """Examines mutants first..end-1 and sends (number, outcome, seconds, bytes of memory above the start) for each.
+
+    limited: in time and memory, where no runtime but ours is at work.
+    """
     warnings.simplefilter("error")  # a warning is a line that no user understands
     attack = ATTACKS[name]()
     if not limited:  # the runtimes write why they refuse a file to the process's stderr
@@ -114,7 +117,7 @@ def work(name: str, first: int, end: int, limited: bool, out: Connection) -> Non
         except Exception:  # noqa: BLE001 - whatever it is, it is the finding
             outcome = "DEFECT " + traceback.format_exc(limit=-3)
         seconds = time.process_time() - before
-        if seconds > SECONDS:
+        if limited and seconds > SECONDS:
             outcome = f"DEFECT {seconds:.1f} s of processor time"
         out.send((number, outcome, seconds, peak_bytes() - peak))
     out.send((end, "", 0.0, 0))
