@@ -22,6 +22,7 @@ from cactus_edge.ir.graph import Graph, Tensor
 from cactus_edge.ir.rules import SoftmaxRule
 from cactus_edge.verify import decide as decide_module
 from cactus_edge.verify import overflow
+from cactus_edge.verify import tail as tail_module
 from cactus_edge.verify.decide import BATCH, Decider, certify, decide
 from cactus_edge.verify.interval import Engine, propagate
 from cactus_edge.verify.overflow import prove
@@ -139,7 +140,7 @@ def test_check_sees_forgotten_saturation(monkeypatch: pytest.MonkeyPatch) -> Non
         twice = (rows * (lower[i] + upper[i] + 2 * self.offset) - np.abs(rows) * (upper - lower)[i]).sum(1)
         return (twice + 2 * (self.bias[y] - self.bias[j]) > 0).astype(np.int64)
 
-    monkeypatch.setattr(decide_module._Tail, "_pairs", naive)
+    monkeypatch.setattr(tail_module.Tail, "_pairs", naive)
     with pytest.raises(AssertionError):
         for k, program in enumerate(classifiers(5, 60, max_nodes=1, middle=("dense",), ends=("",))):
             check_certified(program, k)
@@ -153,12 +154,12 @@ def test_check_sees_a_softmax_taken_for_the_identity(monkeypatch: pytest.MonkeyP
 
 
 def test_check_sees_a_radius_without_its_sign(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = decide_module._Tail._pairs
+    real = tail_module.Tail._pairs
 
     def middle(self: Any, i: Array, y: Array, j: Array, lower: Array, upper: Array, *rest: Array) -> Array:
         return real(self, i, y, j, (lower + upper) // 2, (lower + upper) // 2, *rest)
 
-    monkeypatch.setattr(decide_module._Tail, "_pairs", middle)
+    monkeypatch.setattr(tail_module.Tail, "_pairs", middle)
     with pytest.raises(AssertionError):
         for k, program in enumerate(classifiers(5, 40, max_nodes=1, middle=("dense",), ends=("",))):
             check_certified(program, k)

@@ -24,6 +24,7 @@ from cactus_edge.ir.rules import QuantizeRule
 from cactus_edge.ir.tensorrt import TENSORRT
 from cactus_edge.verify import decide as decide_module
 from cactus_edge.verify import interval as interval_module
+from cactus_edge.verify import tail as tail_module
 from cactus_edge.verify.decide import Decider, decide
 from cactus_edge.verify.interval import Engine, propagate
 from cactus_edge.verify.overflow import prove
@@ -268,17 +269,17 @@ def test_the_last_layer_is_fused_with_the_margin_under_an_envelope() -> None:
 
 
 def no_sign(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = decide_module._apply
-    monkeypatch.setattr(decide_module, "_apply", lambda atoms, acc, shape, sign: real(atoms, acc, shape, 1))
+    real = tail_module._apply
+    monkeypatch.setattr(tail_module, "_apply", lambda atoms, acc, shape, sign: real(atoms, acc, shape, 1))
 
 
 def member_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = decide_module._apply
-    monkeypatch.setattr(decide_module, "_apply", lambda atoms, acc, shape, sign: real(atoms, acc, shape, -sign))
+    real = tail_module._apply
+    monkeypatch.setattr(tail_module, "_apply", lambda atoms, acc, shape, sign: real(atoms, acc, shape, -sign))
 
 
 def sample_as_one_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decide_module._Tail, "highest", decide_module._Tail.lowest)
+    monkeypatch.setattr(tail_module.Tail, "highest", tail_module.Tail.lowest)
 
 
 def narrow_interval(monkeypatch: pytest.MonkeyPatch) -> None:
