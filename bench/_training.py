@@ -12,7 +12,7 @@ from pathlib import Path
 from _common import Results, Row, Target, arguments, median, percent, table, verdict
 
 from cactus_edge.ir.arithmetic import profile
-from cactus_edge.ir.atoms import lower
+from cactus_edge.ir.lowering import lower
 from cactus_edge.recipe import Recipe, load_recipe
 from cactus_edge.train.data import Dataset, load_dataset
 

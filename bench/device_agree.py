@@ -33,10 +33,10 @@ from cactus_edge.device.measure import bench
 from cactus_edge.device.targets import load_target
 from cactus_edge.formats.c.write import write_c
 from cactus_edge.ir.arithmetic import profile
-from cactus_edge.ir.atoms import lower
 from cactus_edge.ir.evaluate import quantised
 from cactus_edge.ir.evaluate import run as interpret
 from cactus_edge.ir.graph import Graph
+from cactus_edge.ir.lowering import lower
 from cactus_edge.verify.tflite_read import read_tflite
 
 Array = npt.NDArray[Any]

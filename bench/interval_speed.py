@@ -31,10 +31,10 @@ from _common import Results
 from cactus_edge.certify.interval import certify
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import profile
-from cactus_edge.ir.atoms import lower
 from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.evaluate import evaluate
 from cactus_edge.ir.graph import Graph, Tensor
+from cactus_edge.ir.lowering import lower
 from cactus_edge.process import settle
 from cactus_edge.verify import decide
 from cactus_edge.verify.regions import region

@@ -154,7 +154,7 @@ def _steps(
 ) -> tuple[list[Fraction], dict[str, str]]:
     """eps in steps of the input quantisation as exact radii in the units of the data, and a note that says so."""
     from cactus_edge.ir.arithmetic import profile as profile_by_name
-    from cactus_edge.ir.atoms import lower
+    from cactus_edge.ir.lowering import lower
     from cactus_edge.verify.read import read_for
     from cactus_edge.verify.regions import exact
 
@@ -349,8 +349,8 @@ def bench(
     from cactus_edge.device.targets import SshTarget, load_board, load_target
     from cactus_edge.formats.c.write import write_c
     from cactus_edge.ir.arithmetic import profile
-    from cactus_edge.ir.atoms import lower
     from cactus_edge.ir.evaluate import quantised
+    from cactus_edge.ir.lowering import lower
     from cactus_edge.verify.read import read_for
 
     path, computer = Path(model), load_target(target)

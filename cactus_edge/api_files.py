@@ -162,7 +162,7 @@ def _file(folder: Path, name: str, form: str) -> Path:
 def _exact_under(graph: Graph, form: str) -> str:
     """Which profiles compute `graph` from a file of this form, in words. Raises UnsupportedError, with the first one's reason, for none."""
     from cactus_edge.ir.arithmetic import PROFILES
-    from cactus_edge.ir.atoms import lower
+    from cactus_edge.ir.lowering import lower
 
     able, refusals = [], []
     for name, rules in PROFILES.items():

@@ -18,9 +18,9 @@ import numpy.typing as npt
 from cactus_edge.errors import InputError
 from cactus_edge.formats.agree import RUNTIMES, Agreement, LayerDifference, agree, layer_difference
 from cactus_edge.ir.arithmetic import profile
-from cactus_edge.ir.atoms import lower
 from cactus_edge.ir.evaluate import evaluate, quantised, run, trace
 from cactus_edge.ir.graph import Graph
+from cactus_edge.ir.lowering import lower
 from cactus_edge.report.table import Column
 from cactus_edge.verify.read import read_model, require_format
 

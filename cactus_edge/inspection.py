@@ -19,9 +19,9 @@ from cactus_edge.formats.agree import RUNTIMES, Runtime
 from cactus_edge.formats.onnx.tensorrt import read_tensorrt
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import PROFILES, profile
-from cactus_edge.ir.atoms import lower
 from cactus_edge.ir.blob import build
 from cactus_edge.ir.graph import Graph, Node, Tensor
+from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.plan import plan
 from cactus_edge.ir.profile import Profile
 from cactus_edge.ir.tensorrt import TENSORRT

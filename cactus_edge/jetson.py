@@ -23,8 +23,9 @@ from cactus_edge.formats.onnx.runtime import PROFILE as HOST_PROFILE
 from cactus_edge.formats.onnx.runtime import OrtSession, check_runnable
 from cactus_edge.formats.onnx.tensorrt import RULES, require_tensorrt
 from cactus_edge.ir.arithmetic import profile as named_profile
-from cactus_edge.ir.atoms import Program, lower
+from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.evaluate import evaluate
+from cactus_edge.ir.lowering import lower
 from cactus_edge.pipeline import AGREE_SAMPLES, METADATA, Advance, Chain, build_chain
 from cactus_edge.progress import SILENT, Progress
 from cactus_edge.recipe import Recipe

@@ -19,7 +19,8 @@ import numpy as np
 from cactus_edge import assess
 from cactus_edge.board import Options, device_result, run_on_board
 from cactus_edge.ir.arithmetic import profile as named_profile
-from cactus_edge.ir.atoms import Program, lower
+from cactus_edge.ir.atoms import Program
+from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.profile import Profile
 from cactus_edge.progress import SILENT, Progress
 from cactus_edge.recipe import Recipe, load_recipe

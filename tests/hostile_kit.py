@@ -24,9 +24,9 @@ from tflite_edit import every_op_file
 from cactus_edge.errors import CertificateError, InputError, ModelError
 from cactus_edge.formats.tflite import write_tflite
 from cactus_edge.ir.arithmetic import PROFILES, profile
-from cactus_edge.ir.atoms import lower
 from cactus_edge.ir.evaluate import run
 from cactus_edge.ir.graph import Graph
+from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.plan import plan
 from cactus_edge.recipe import BUILT_IN, parse_recipe
 from cactus_edge.samples import read_inputs

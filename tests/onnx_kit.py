@@ -15,10 +15,10 @@ from cactus_edge.errors import UnsupportedError
 from cactus_edge.formats.onnx import onnx_form, write_onnx
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import profile
-from cactus_edge.ir.atoms import lower
 from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.evaluate import dequantize, evaluate
 from cactus_edge.ir.graph import Graph, Node, Tensor
+from cactus_edge.ir.lowering import lower
 
 CHAIN = ("conv2d", "conv2d", "depthwise_conv2d", "dense", "max_pool")
 """The ops that were shown equal to ONNX Runtime, convolutions twice as often."""

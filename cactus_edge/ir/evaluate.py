@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.errors import InputError
-from cactus_edge.ir.atoms import Affine, Program, lower
+from cactus_edge.ir.atoms import Affine, Program
 from cactus_edge.ir.graph import Graph
 from cactus_edge.ir.linear import Conv
+from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.ops import Int8, Int64
 from cactus_edge.ir.profile import Profile
 

@@ -1,7 +1,7 @@
 """What is legal: the rules every graph obeys before anything computes with it.
 
 `check` raises ModelError naming the op. It validates structure, shapes, dtypes and quantisation parameters; whether a
-runtime can execute the graph is the profile's question (`atoms.lower`).
+runtime can execute the graph is the profile's question (`lowering.lower`).
 """
 
 from __future__ import annotations

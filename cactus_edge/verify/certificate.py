@@ -20,10 +20,11 @@ import numpy.typing as npt
 from cactus_edge.errors import CertificateError, MismatchError
 from cactus_edge.ir.arithmetic import profile as profile_by_name
 from cactus_edge.ir.arithmetic import profile_table_digest
-from cactus_edge.ir.atoms import Program, lower
+from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.blob import to_blob
 from cactus_edge.ir.blob_format import PROFILE
 from cactus_edge.ir.graph import Graph
+from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.profile import Profile
 from cactus_edge.verify.decide import RULE, Bools, Decision, certify
 from cactus_edge.verify.elf import find_blob

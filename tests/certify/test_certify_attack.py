@@ -9,10 +9,11 @@ import numpy as np
 from cactus_edge.certify.attack import attack, margin_gradient, strict_win
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import profile
-from cactus_edge.ir.atoms import Program, lower
+from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.evaluate import run
 from cactus_edge.ir.graph import Tensor
+from cactus_edge.ir.lowering import lower
 
 
 def dense(rng: np.random.Generator, inputs: int, outputs: int, activation: ops.Activation) -> ops.Dense:

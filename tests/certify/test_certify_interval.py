@@ -16,7 +16,8 @@ from cactus_edge.certify.interval import TILE, TorchAccumulate, TorchEngine, Tor
 from cactus_edge.errors import InternalError, UnsupportedError
 from cactus_edge.ir import evaluate
 from cactus_edge.ir.arithmetic import profile
-from cactus_edge.ir.atoms import Program, lower
+from cactus_edge.ir.atoms import Program
+from cactus_edge.ir.lowering import lower
 from cactus_edge.verify import decide
 from cactus_edge.verify.interval import Engine, propagate
 from cactus_edge.verify.regions import region

@@ -21,7 +21,7 @@ from cactus_edge.errors import InputError, InstallError, UnsupportedError
 from cactus_edge.formats.agree import RUNTIMES
 from cactus_edge.formats.tflite import read_tflite
 from cactus_edge.ir.arithmetic import profile
-from cactus_edge.ir.atoms import lower
+from cactus_edge.ir.lowering import lower
 from cactus_edge.samples import read_inputs
 from cactus_edge.verify.regions import box, region
 

@@ -14,9 +14,9 @@ from cactus_edge.errors import MismatchError, ModelError, UnsupportedError
 from cactus_edge.formats.onnx import write_onnx
 from cactus_edge.formats.onnx.certified import ONNX
 from cactus_edge.ir.arithmetic import PROFILES, profile
-from cactus_edge.ir.atoms import lower
 from cactus_edge.ir.evaluate import run
 from cactus_edge.ir.graph import Graph
+from cactus_edge.ir.lowering import lower
 from cactus_edge.verify.certificate import TFLITE, certify_file, decode, encode, seal
 from cactus_edge.verify.recheck import Report, recheck
 from cactus_edge.verify.regions import points

@@ -11,9 +11,9 @@ import pytest
 from cactus_edge.errors import InputError, ModelError, UnsupportedError
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import PROFILES, profile
-from cactus_edge.ir.atoms import lower
 from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.graph import Graph, Node, Tensor
+from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.rules import activation_range
 from cactus_edge.ir.spec import check
 

@@ -13,8 +13,8 @@ import torch
 
 from cactus_edge.errors import ModelError
 from cactus_edge.ir.arithmetic import profile
-from cactus_edge.ir.atoms import lower
 from cactus_edge.ir.evaluate import evaluate, trace
+from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.ops import Conv2d, Dense
 from cactus_edge.recipe import Recipe
 from cactus_edge.train.data import Dataset

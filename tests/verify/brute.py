@@ -12,7 +12,8 @@ from strategies import random_graph
 from cactus_edge.errors import UnsupportedError
 from cactus_edge.ir import evaluate
 from cactus_edge.ir.arithmetic import profile
-from cactus_edge.ir.atoms import Monotone, Program, lower
+from cactus_edge.ir.atoms import Monotone, Program
+from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.profile import Profile
 from cactus_edge.ir.rules import Requantise
 

@@ -16,9 +16,10 @@ from strategies import graphs
 from cactus_edge.certify.attack import attack
 from cactus_edge.errors import ModelError, UnsupportedError
 from cactus_edge.ir import evaluate, ops
-from cactus_edge.ir.atoms import Affine, Program, Softmax, lower
+from cactus_edge.ir.atoms import Affine, Program, Softmax
 from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.graph import Graph, Tensor
+from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.rules import SoftmaxRule
 from cactus_edge.verify import decide as decide_module
 from cactus_edge.verify import overflow

@@ -26,10 +26,10 @@ from cactus_edge.ir.atoms import (
     Step,
     Table,
     Value,
-    lower,
 )
 from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.graph import Tensor
+from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.rules import Clamp, Requantise, RoundDivide
 from cactus_edge.verify import interval
 from cactus_edge.verify.interval import Engine, accumulate, full_range, propagate, staircase, step_bounds, thresholds

@@ -15,8 +15,9 @@ from test_verify_interval import check_engine, check_sound
 from cactus_edge.errors import ModelError, UnsupportedError
 from cactus_edge.ir import evaluate
 from cactus_edge.ir.arithmetic import PROFILES, profile
-from cactus_edge.ir.atoms import Affine, Isotone, Monotone, Program, Softmax, lower
+from cactus_edge.ir.atoms import Affine, Isotone, Monotone, Program, Softmax
 from cactus_edge.ir.binary import FixedPointAddRule, FusedAddRule
+from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.rules import (
     FloatAffine,
     FloatRequantise,

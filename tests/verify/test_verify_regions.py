@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from cactus_edge.errors import DataError, InputError
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import profile
-from cactus_edge.ir.atoms import Program, lower
+from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.graph import Tensor
+from cactus_edge.ir.lowering import lower
 from cactus_edge.verify import regions
 from cactus_edge.verify.regions import (
     Boxes,

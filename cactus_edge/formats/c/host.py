@@ -21,11 +21,11 @@ from cactus_edge.errors import InternalError, MismatchError
 from cactus_edge.formats.agree import Agreement, LayerDifference
 from cactus_edge.formats.c.compiler import STRICT, Compiler, compile_c, zig
 from cactus_edge.formats.c.write import CSources
-from cactus_edge.ir.atoms import lower
 from cactus_edge.ir.blob import build, op_nodes
 from cactus_edge.ir.blob_format import Blob
 from cactus_edge.ir.evaluate import quantised, run, trace
 from cactus_edge.ir.graph import Graph
+from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.ops import Int8
 from cactus_edge.ir.profile import Profile
 from cactus_edge.resources import data_path

@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from cactus_edge.errors import InputError
-from cactus_edge.ir.atoms import lower
 from cactus_edge.ir.blob import build
 from cactus_edge.ir.blob_format import Blob, Kind
 from cactus_edge.ir.evaluate import quantised, run
 from cactus_edge.ir.graph import Graph
+from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.ops import Int8
 from cactus_edge.ir.profile import Profile
 from cactus_edge.resources import data_path, write_atomic

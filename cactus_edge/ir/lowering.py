@@ -1,0 +1,233 @@
+"""From a checked graph to its `Program` under a profile: which atoms, with which rules, each op is."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+import numpy as np
+
+from cactus_edge.errors import UnsupportedError
+from cactus_edge.ir import linear, ops
+from cactus_edge.ir.arith import INT8_MAX, INT8_MIN
+from cactus_edge.ir.atoms import (
+    Affine,
+    Atom,
+    Between,
+    Gather,
+    Isotone,
+    Join,
+    Max,
+    Monotone,
+    PadWith,
+    Program,
+    ReshapeTo,
+    Softmax,
+    Step,
+    Table,
+    Take,
+    Value,
+)
+from cactus_edge.ir.binary import MulRule
+from cactus_edge.ir.graph import Graph, Node
+from cactus_edge.ir.linear import Linear
+from cactus_edge.ir.profile import Profile
+from cactus_edge.ir.rules import (
+    Clamp,
+    FloatRescale,
+    RoundDivide,
+    activation_range,
+)
+from cactus_edge.ir.tables import code_table, source_index
+
+
+class _Builder:
+    def __init__(self, graph: Graph, profile: Profile) -> None:
+        self.graph, self.profile = graph, profile
+        self.values: list[Value] = []
+        self.steps: list[Step] = []
+        self.of_tensor: dict[int, int] = {}
+
+    def value(self, shape: tuple[int, ...], tensor: int | None, name: str) -> int:
+        self.values.append(Value(shape, tensor, name))
+        if tensor is not None:
+            self.of_tensor[tensor] = len(self.values) - 1
+        return len(self.values) - 1
+
+    def accumulator(self, atom: Affine, args: tuple[int, ...], node: int) -> int:
+        name = f"{self.graph.tensors[self.graph.nodes[node].output].name}.acc"
+        out = self.value(atom.linear.out_shape, None, name)
+        self.steps.append(Step(atom, args, out, node))
+        return out
+
+    def result(self, atom: Atom, args: tuple[int, ...], node: int) -> None:
+        index = self.graph.nodes[node].output
+        tensor = self.graph.tensors[index]
+        self.steps.append(Step(atom, args, self.value(tensor.shape, index, tensor.name), node))
+
+
+def lower(graph: Graph, profile: Profile) -> Program:
+    """The program of `graph` under `profile`. Raises UnsupportedError, naming the op, for what the profile was not shown to run."""
+    profile.admit(graph)
+    builder = _Builder(graph, profile)
+    first = graph.nodes[0] if graph.nodes else None
+    starts_float = first is not None and isinstance(first.op, ops.Quantize)
+    core = first.output if starts_float and first is not None else graph.inputs[0]
+    source = graph.tensors[core]
+    start = builder.value(source.shape, core, source.name)
+    constants = {
+        builder.value(codes.shape, index, graph.tensors[index].name): codes.astype(np.int64)
+        for index, codes in graph.constants.items()
+    }
+    for index, node in enumerate(graph.nodes):
+        if isinstance(node.op, ops.Quantize | ops.Dequantize):
+            profile.check_size(type(node.op).__name__, graph.tensors[node.output].size)
+            continue
+        try:
+            with np.errstate(over="raise", divide="raise", invalid="raise"):
+                _expand(builder, index, node)
+        except FloatingPointError as error:
+            raise UnsupportedError(f"{graph.label(index)}: a constant made of its scales is no float32") from error
+        except UnsupportedError as error:
+            raise UnsupportedError(f"{graph.label(index)}: {error.message}", hint=error.hint) from error
+    last = graph.nodes[-1] if graph.nodes else None
+    ends_float = last is not None and isinstance(last.op, ops.Dequantize)
+    end = last.inputs[0] if ends_float and last is not None else graph.outputs[0]
+    return Program(
+        graph,
+        profile,
+        tuple(builder.values),
+        tuple(builder.steps),
+        start,
+        builder.of_tensor[end],
+        profile.quantize(source.scale, source.zero_point),
+        starts_float,
+        ends_float,
+        constants,
+    )
+
+
+def _expand(b: _Builder, index: int, node: Node) -> None:
+    """Appends the steps of one node."""
+    profile, kind = b.profile, type(node.op).__name__
+    args = tuple(b.of_tensor[i] for i in node.inputs)
+    x = b.graph.tensors[node.inputs[0]]
+    out = b.graph.tensors[node.output]
+    match node.op:
+        case ops.Conv2d() | ops.DepthwiseConv2d() | ops.Dense() as op:
+            kind = profile.kind(op, x.shape)
+            profile.check_weight(kind, op.weight)
+            clamp = profile.clamp(kind, op.activation, out.scale, out.zero_point)
+            rule = profile.requantise(kind, x.scale, op.weight_scale, out.scale, out.zero_point, clamp)
+            affine = Affine(linear_map(op, x.shape), -x.zero_point, op.bias.astype(np.int64))
+            ends = profile.ends(kind, op, x, out, clamp)
+            scaled = Monotone(rule) if ends is None else Between(ends[0], rule, ends[1])
+            b.result(scaled, (b.accumulator(affine, args, index),), index)
+        case ops.Add(activation) | ops.Sub(activation) | ops.Mul(activation):
+            y = b.graph.tensors[node.inputs[1]]
+            same = len({_origin(b.graph, i) for i in node.inputs}) == 1
+            profile.check_operands(kind, x.shape, y.shape, same)
+            scales, zero_points = (x.scale, y.scale), (x.zero_point, y.zero_point)
+            clamp = profile.clamp(kind, activation, out.scale, out.zero_point)
+            if isinstance(node.op, ops.Mul):
+                product = profile.requantise(kind, x.scale, y.scale, out.scale, out.zero_point, clamp)
+                if isinstance(product, FloatRescale):
+                    raise UnsupportedError(f"{kind} as a rescaling of codes: it scales a product of two")
+                b.result(Isotone(MulRule(zero_points, product), (0, 0)), args, index)
+            else:
+                sign = -1 if isinstance(node.op, ops.Sub) else 1
+                total = profile.add(kind, scales, zero_points, sign, out.scale, out.zero_point, clamp)
+                b.result(Isotone(total, (1, sign)), args, index)
+        case ops.AvgPool(kernel, stride, padding, activation):
+            profile.rule(kind)
+            pool = linear.WindowSum(_image(x.shape), kernel, stride, padding)
+            acc = b.accumulator(Affine(pool, 0, np.zeros(1, np.int64)), args, index)
+            clamp = profile.clamp(kind, activation, out.scale, out.zero_point)
+            b.result(Monotone(RoundDivide(pool.reach(), *clamp)), (acc,), index)
+        case ops.MaxPool(kernel, stride, padding, activation):
+            profile.rule(kind)
+            lo, hi = profile.clamp(kind, activation, out.scale, out.zero_point)
+            maximum = Max(kernel, stride, padding)
+            if (lo, hi) == (INT8_MIN, INT8_MAX):
+                b.result(maximum, args, index)
+            else:
+                inner = b.value(out.shape, None, f"{out.name}.max")
+                b.steps.append(Step(maximum, args, inner, index))
+                b.result(Monotone(Clamp(lo, hi)), (inner,), index)
+        case ops.Mean(axes, keep_dims) | ops.Sum(axes, keep_dims):
+            axis_sum = linear.AxisSum(x.shape, axes, keep_dims)
+            acc = b.accumulator(Affine(axis_sum, 0, np.zeros(1, np.int64)), args, index)
+            image_channels = x.shape[2] if len(x.shape) == 3 and axes == (0, 1) and keep_dims else 0
+            reduced = profile.reduce(
+                kind, x.scale, x.zero_point, out.scale, out.zero_point, axis_sum.count, image_channels
+            )
+            b.result(Monotone(reduced), (acc,), index)
+        case ops.Pad(pads):
+            profile.rule(kind)
+            b.result(Gather(PadWith(pads, out.zero_point)), args, index)
+        case ops.Concat(axis):
+            profile.rule(kind)
+            b.result(Gather(Join(axis)), args, index)
+        case ops.Reshape():
+            profile.rule(kind)
+            b.result(Gather(ReshapeTo(out.shape)), args, index)
+        case ops.Transpose() | ops.Slice() | ops.ResizeNearest() as op:
+            profile.rule(kind)
+            b.result(Gather(Take(source_index(op, x.shape, out.shape))), args, index)
+        case ops.LeakyRelu() | ops.HardSwish() | ops.Logistic() | ops.Tanh() as op:
+            profile.check_size(kind, out.size)
+            b.result(Table(code_table(op, profile.rule(kind), x, out)), args, index)
+        case ops.Relu():
+            profile.check_size(kind, out.size)
+            clamp = activation_range(ops.Activation.RELU, out.scale, out.zero_point)
+            rule = profile.requantise(kind, x.scale, 1.0, out.scale, out.zero_point, clamp, x.zero_point)
+            b.result(Monotone(rule), args, index)
+        case ops.Relu6():
+            clamp = activation_range(ops.Activation.RELU6, out.scale, out.zero_point)
+            if x.quantised_like(out):
+                profile.rule(kind)
+                b.result(Monotone(Clamp(*clamp)), args, index)
+            elif profile.rule(kind) == ("clamp",):
+                raise UnsupportedError(
+                    "RELU6 with different input and output scales: this runtime only clamps, others rescale"
+                )
+            else:
+                rule = profile.requantise(kind, x.scale, 1.0, out.scale, out.zero_point, clamp, x.zero_point)
+                b.result(Monotone(rule), args, index)
+        case ops.Requantize():
+            profile.check_size(kind, out.size)
+            clamp = activation_range(ops.Activation.NONE, out.scale, out.zero_point)
+            rule = profile.requantise(kind, x.scale, 1.0, out.scale, out.zero_point, clamp, x.zero_point)
+            b.result(Monotone(rule), args, index)
+        case ops.Softmax(beta):
+            b.result(Softmax(profile.softmax(beta, x.scale, x.shape[-1])), args, index)
+        case ops.Quantize() | ops.Dequantize():
+            raise UnsupportedError("a float island inside the graph")
+        case _:
+            assert_never(node.op)
+
+
+def linear_map(op: ops.Conv2d | ops.DepthwiseConv2d | ops.Dense, in_shape: tuple[int, ...]) -> Linear:
+    """The op's integer linear map for one input shape, weight int8 unchanged."""
+    match op:
+        case ops.Conv2d():
+            return linear.Conv(op.weight, _image(in_shape), op.stride, op.padding, op.dilation)
+        case ops.DepthwiseConv2d():
+            weight = np.ascontiguousarray(op.weight.transpose(2, 0, 1))[..., None]
+            return linear.Conv(weight, _image(in_shape), op.stride, op.padding, op.dilation)
+        case ops.Dense():
+            return linear.Dense(op.weight, in_shape)
+        case _:
+            assert_never(op)
+
+
+def _origin(graph: Graph, tensor: int) -> int:
+    """The tensor whose elements `tensor` has, in the same order: itself, or what RESHAPE made it from."""
+    reshaped = {n.output: n.inputs[0] for n in graph.nodes if isinstance(n.op, ops.Reshape)}
+    while tensor in reshaped:
+        tensor = reshaped[tensor]
+    return tensor
+
+
+def _image(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    h, w, c = shape
+    return h, w, c
