@@ -60,7 +60,7 @@ def certify(
             x,
             labels,
             threads=threads,
-            batch=2 * TILE,
+            batch=4 * TILE,
             progress=progress,
             engine=TorchEngine,
             each_worker=each_worker,
@@ -129,7 +129,7 @@ def _in_torch(rule: Callable[..., Array] | None, in_place: bool) -> Callable[...
 def _random_boxes(shape: tuple[int, ...]) -> tuple[Int8, Int8]:
     """(lower, upper) int8 [TILE, *shape]: a quarter points, a quarter everything, the rest random boxes."""
     rng = np.random.default_rng(1)
-    ends = np.sort(rng.integers(INT8_MIN, INT8_MAX + 1, (2, TILE, *shape)), axis=0).astype(np.int8)
+    ends = np.sort(rng.integers(INT8_MIN, INT8_MAX + 1, (2, TILE, *shape), np.int8), axis=0)
     ends[1, : TILE // 4] = ends[0, : TILE // 4]
     ends[0, TILE // 4 : TILE // 2], ends[1, TILE // 4 : TILE // 2] = INT8_MIN, INT8_MAX
     return ends[0], ends[1]
@@ -161,11 +161,7 @@ class TorchAccumulate:
         if p == Padding2d():
             return operation(a, b)
         n, h, w, c = a.shape
-        image = a.new_empty((n, h + p.top + p.bottom, w + p.left + p.right, c))
-        image[:, : p.top] = border
-        image[:, p.top + h :] = border
-        image[:, :, : p.left] = border
-        image[:, :, p.left + w :] = border
+        image = a.new_full((n, h + p.top + p.bottom, w + p.left + p.right, c), border)
         operation(a, b, out=image[:, p.top : p.top + h, p.left : p.left + w])
         return image
 
