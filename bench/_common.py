@@ -169,7 +169,10 @@ def arguments(description: str, *, seeds: int) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--seeds", type=int, default=seeds, help=f"how many training seeds, from 0 (default {seeds})")
     parser.add_argument(
-        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="threads for training and certification"
+        "--threads",
+        type=int,
+        default=0,
+        help="threads for training and certification (default: the recipe's, else all)",
     )
     parser.add_argument(
         "--split", choices=("test", "validation"), default="test", help="validation: for choosing a recipe"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -62,7 +63,9 @@ class Job:
         count = min(self.recipe.certify.samples or len(split.y), len(split.y))
         x, y, eps = split.x[:count], split.y[:count], self.recipe.certify.eps
         start = time.monotonic()
-        decision = certify(program, Region((eps,), self.dataset.domain), x, y, threads=self.threads)
+        decision = certify(
+            program, Region((eps,), self.dataset.domain), x, y, threads=self.threads or len(os.sched_getaffinity(0))
+        )
         certifying = time.monotonic() - start
         return {
             "samples": count,
@@ -79,7 +82,7 @@ class Job:
             "training_cpu_s": round(sum(s.cpu_seconds for s in trained.history), 1),
             "calibrating_s": round(calibrating, 1),
             "certifying_s": round(certifying, 2),
-            "threads": self.threads,
+            "threads": self.threads or self.recipe.train.threads,
         }
 
 

@@ -28,6 +28,9 @@ Parse = Callable[[Any], Any]
 Member = Literal["full", "pruned", "quantised", "perturbed"]
 
 
+_UNDIGESTED = {"undigested": True}
+"""Marks a key that is no part of digests: how much of the machine is used, not what is asked for."""
+
 _LATER = {"later": True}
 """Marks a key that recipes did not have from the start: at its default it is left out of digests, which so stay as they were."""
 
@@ -156,7 +159,7 @@ class TrainRecipe:
     For `warmup_epochs` the radius is 0, over the next `ramp_epochs` it grows linearly to `eps`, and robust_weight (lambda
     of CACTUS, kappa of IBP) grows with it from 0. The learning rate is constant until decay_from of the stage, then
     falls linearly to one hundredth. shift_pixels, rotate_degrees and zoom (a part of the size) bound the random movement of
-    each training sample.
+    each training sample. threads: torch's while training (0: all processors), since sums in another order are other weights.
     """
 
     eps: Annotated[Fraction, _rational(0, 1)]
@@ -175,6 +178,7 @@ class TrainRecipe:
     zoom: Annotated[float, _number(0, 0.5)] = 0.0
     members: Annotated[tuple[Member, ...], _list_of(_one_of("full", "pruned", "quantised", "perturbed"))] = ("full",)
     seed: Annotated[int, _integer(0, 2**31 - 1)] = 0
+    threads: Annotated[int, _integer(0, 4096)] = field(default=0, metadata=_UNDIGESTED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +262,7 @@ def _plain(value: Any) -> Any:
 
 
 def _left_out(f: Field[Any], record: Any) -> bool:
-    return "later" in f.metadata and getattr(record, f.name) == f.default
+    return "undigested" in f.metadata or ("later" in f.metadata and getattr(record, f.name) == f.default)
 
 
 _SECTIONS: dict[tuple[str, ...], type[Any]] = {

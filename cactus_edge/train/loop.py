@@ -108,14 +108,14 @@ def train(
 ) -> TrainedModel:
     """Trains and compresses as the recipe says; continues where an interrupted run with the same inputs stopped.
 
-    threads: torch's for the time of the call (default: as set). seed: instead of the recipe's. The checkpoint lies in
-    `workdir` under a name that hashes recipe, data, method and seed, so runs never mix. Ctrl-C leaves the last finished
-    epoch there. on_epoch is called after each epoch that this call runs. Same inputs and threads give the same weights, bit
-    for bit. Raises InputError for an unknown method or an unwritable folder.
+    threads: torch's for the time of the call (default: the recipe's, else as set). seed: instead of the recipe's. The
+    checkpoint lies in `workdir` under a name that hashes recipe, data, method and seed, so runs never mix. Ctrl-C leaves the
+    last finished epoch there. on_epoch is called after each epoch that this call runs. Same inputs and threads give the same
+    weights, bit for bit. Raises InputError for an unknown method or an unwritable folder.
     """
     if method not in METHODS:
         raise InputError(f"no training method is called {method!r}", hint=f"one of {', '.join(METHODS)}")
-    with _threads(threads):
+    with _threads(threads or recipe.train.threads or None):
         return _Run(recipe, dataset, workdir, method, recipe.train.seed if seed is None else seed).finish(on_epoch)
 
 

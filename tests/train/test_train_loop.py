@@ -30,6 +30,19 @@ from cactus_edge.train.updates import clipped
 Make = Callable[..., Network]
 
 
+def test_the_recipe_says_how_many_threads_unless_the_caller_does(
+    tiny: Recipe, few_digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned = replace(tiny, train=replace(tiny.train, threads=3))
+    assert pinned.digest() == tiny.digest() and run_key(pinned, few_digits) == run_key(tiny, few_digits)
+    asked: list[int] = []
+    monkeypatch.setattr(loop.torch, "set_num_threads", asked.append)
+    for recipe, threads in ((tiny, None), (pinned, None), (pinned, 2)):
+        train(recipe, few_digits, tmp_path, threads=threads)
+    before = torch.get_num_threads()
+    assert asked == [before, 3, before, 2, before]
+
+
 def test_same_seed_same_bytes_other_seed_other_bytes(tiny: Recipe, few_digits: Dataset, tmp_path: Path) -> None:
     first = train(tiny, few_digits, tmp_path / "a", threads=1)
     assert first.digest() == train(tiny, few_digits, tmp_path / "b", threads=1).digest()
