@@ -244,25 +244,25 @@ class Recipe:
 
     def digest(self, *sections: str) -> str:
         """SHA-256 (hex) of the named sections, of all of them by default."""
-        content = {s: _plain(getattr(self, s)) for s in sections or [f.name for f in fields(self)]}
+        content = {s: _plain(getattr(self, s), _in_digest) for s in sections or [f.name for f in fields(self)]}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """The recipe as JSON values; rationals are strings."""
-        plain: dict[str, Any] = _plain(self)
+        plain: dict[str, Any] = _plain(self, lambda field, record: True)
         return plain
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, kept: Callable[[Field[Any], Any], bool]) -> Any:
     if is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value) if not _left_out(f, value)}
+        return {f.name: _plain(getattr(value, f.name), kept) for f in fields(value) if kept(f, value)}
     if isinstance(value, tuple):
-        return [_plain(v) for v in value]
+        return [_plain(v, kept) for v in value]
     return str(value) if isinstance(value, Fraction) else value
 
 
-def _left_out(f: Field[Any], record: Any) -> bool:
-    return "undigested" in f.metadata or ("later" in f.metadata and getattr(record, f.name) == f.default)
+def _in_digest(f: Field[Any], record: Any) -> bool:
+    return not ("undigested" in f.metadata or ("later" in f.metadata and getattr(record, f.name) == f.default))
 
 
 _SECTIONS: dict[tuple[str, ...], type[Any]] = {

@@ -92,6 +92,7 @@ def test_json_form_has_only_json_values() -> None:
     record = parse_recipe(GOOD, "x").to_json()
     assert record["train"]["eps"] == "1/16"
     assert record["model"]["layer"][0]["channels"] == 8
+    assert record["train"]["threads"] == 0  # no part of digests, but of what decides the weights
 
 
 @pytest.mark.parametrize(
