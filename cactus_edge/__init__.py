@@ -21,7 +21,8 @@ from cactus_edge.version import __version__ as __version__
 import_module("cactus_edge.certify")
 import_module("cactus_edge.verify")
 
-from cactus_edge.api import bench, build, certify, flash, targets, verify  # noqa: E402
+from cactus_edge.api import build, certify, verify  # noqa: E402
+from cactus_edge.api_boards import bench, flash, targets  # noqa: E402
 from cactus_edge.api_files import agree, convert, inspect, run  # noqa: E402
 
 __all__ = ["agree", "bench", "build", "certify", "convert", "flash", "inspect", "run", "targets", "verify"]

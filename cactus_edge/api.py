@@ -1,4 +1,4 @@
-"""The verbs as functions: what `import cactus_edge as ce` offers and what the command line calls.
+"""The verbs of the chain as functions: build, certify, verify. `api_boards` and `api_files` hold the others.
 
 Each function imports what it needs when it is called: `verify` runs on numpy alone, and importing this imports nothing heavy.
 """
@@ -15,8 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from cactus_edge.api_files import content
-from cactus_edge.errors import DeviceError, InputError, InstallError, ModelError
+from cactus_edge.api_boards import CompilerName, Emulator, host_at
+from cactus_edge.api_files import Pairs, content
+from cactus_edge.errors import InputError, ModelError
 from cactus_edge.progress import SILENT, Progress
 from cactus_edge.resources import require_file, require_folder, write_atomic
 
@@ -24,18 +25,12 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from cactus_edge.bundle import Built
-    from cactus_edge.computer import ComputerResult, Host
-    from cactus_edge.device.measure import DeviceReport
-    from cactus_edge.device.targets import SshTarget, Target
     from cactus_edge.recipe import Recipe
     from cactus_edge.verify.certificate import Certificate
     from cactus_edge.verify.recheck import Report
 
 Exact = str | Fraction | int | float
 Unit = Literal["data", "lsb"]
-Pairs = list[tuple[str, str]]
-Emulator = Literal["unicorn", "qemu"]
-CompilerName = Literal["zig", "gcc"]
 
 
 def build(
@@ -83,27 +78,14 @@ def build(
     if isinstance(board, SshTarget):
         from cactus_edge import linux
 
-        return linux.build(chosen, folder, options, progress, _host(host))
+        return linux.build(chosen, folder, options, progress, host_at(host))
     if isinstance(board, JetsonTarget):
         from cactus_edge import jetson
 
-        return jetson.build(chosen, folder, options, progress, _host(host))
+        return jetson.build(chosen, folder, options, progress, host_at(host))
     from cactus_edge import pipeline
 
     return pipeline.build(chosen, folder, options, progress)
-
-
-def _host(text: str) -> Host | None:
-    """The computer of that address, None for "". A password is asked for on a terminal, where keys are refused."""
-    from getpass import getpass
-
-    from cactus_edge.computer import Host
-    from cactus_edge.device.ssh import SshAddress
-
-    if not text:
-        return None
-    SshAddress.parse(text)  # refused before anything is trained
-    return Host(text, (lambda who: getpass(f"password of {who}: ")) if sys.stdin.isatty() else None)
 
 
 def certify(
@@ -240,209 +222,6 @@ def verify(
     formats = tuple(file_formats().values())
     elf = None if firmware is None else content(firmware, "firmware")
     return recheck(content(certificate, "certificate"), content(model, "model"), x, y, firmware=elf, formats=formats)
-
-
-@dataclass(frozen=True)
-class TargetRow:
-    """One board as `targets` lists it; None where memory is no limit of ours."""
-
-    name: str
-    core: str
-    flash_bytes: int | None
-    ram_bytes: int | None
-    profile: str
-    reached_by: str
-    reachable: str
-
-    def cells(self) -> tuple[str, ...]:
-        """As a row of text."""
-        sizes = ("-" if n is None else f"{n // 1024} KiB" for n in (self.flash_bytes, self.ram_bytes))
-        return (self.name, self.core, *sizes, self.profile, self.reached_by, self.reachable)
-
-
-def targets() -> list[TargetRow]:
-    """Every board, and whether it can be reached now."""
-    from cactus_edge.device.targets import Target, targets
-
-    rows = []
-    for t in targets():
-        if not isinstance(t, Target):
-            rows.append(TargetRow(t.name, t.cpu, None, None, t.profile, "ssh: --host user@host", "when named"))
-            continue
-        how = "emulator (unicorn, qemu)" if t.emulated else "serial port"
-        rows.append(TargetRow(t.name, t.cpu, t.memory.flash_bytes, t.memory.ram_bytes, t.profile, how, _reachable(t)))
-    return rows
-
-
-def _reachable(target: Target) -> str:
-    from importlib.util import find_spec
-
-    from cactus_edge.device.transport import resolve
-
-    if target.emulated:
-        missing = [name for name in ("unicorn", "serial", "ziglang") if find_spec(name) is None]
-        return f"no: {', '.join(missing)} not installed" if missing else "yes"
-    try:
-        return f"yes: {resolve('auto', target.serial.usb).url}"
-    except InstallError as error:
-        return f"unknown: {error.message}"
-    except DeviceError:
-        return "no"
-
-
-@dataclass(frozen=True)
-class BenchResult:
-    """What a board did with a model."""
-
-    report: DeviceReport
-
-    @property
-    def compared(self) -> int:
-        """Inputs whose outputs were compared."""
-        return self.report.compared
-
-    @property
-    def equal(self) -> int:
-        """Inputs whose outputs were equal in every bit."""
-        return self.report.equal
-
-    def summary(self) -> Pairs:
-        """In words."""
-        r = self.report
-        rows = [
-            ("board", f"{r.board}, {r.reached_by}"),
-            ("model", f"blob {r.blob_sha256}, as the board reports it"),
-            ("outputs", f"{r.equal} of {r.compared} equal to the interpreter's"),
-        ]
-        if r.first_difference:
-            rows.append(("first difference", r.first_difference))
-        if r.instructions:
-            rows.append(("cost", f"{r.instructions.median:,.0f} emulated instructions per inference (no latency)"))
-        if r.latency_us:
-            rows.append(("cost", f"{r.latency_us.median:,.1f} us per inference, IQR {r.latency_us.iqr:,.1f}"))
-        memory = f"{r.arena_bytes:,} arena + {r.static_bytes:,} static, {r.stack_used_bytes:,} of {r.stack_bytes:,} stack used"
-        return [*rows, ("RAM bytes", memory), ("session", r.session)]
-
-
-def bench(
-    model: str | Path,
-    *,
-    target: str = "mcu",
-    port: str = "",
-    host: str = "",
-    data: Path | None = None,
-    inputs: int = 100,
-    emulator: Emulator = "unicorn",
-    compiler: CompilerName = "zig",
-    out: Path | None = None,
-    progress: Progress = SILENT,
-) -> BenchResult | ComputerResult:
-    """Runs `model` on the target and compares every output with the interpreter's, bit for bit.
-
-    An emulated board is built and booted here; a real one must carry this model's firmware already (`flash`); a computer is
-    reached by ssh at `host`, user@host[:port]. Results are kept input by input in `out`, and a second run continues there.
-    """
-    import time
-
-    from cactus_edge.board import Options, run_on_board
-    from cactus_edge.device.firmware import build_firmware
-    from cactus_edge.device.targets import SshTarget, load_board, load_target
-    from cactus_edge.formats.c.write import write_c
-    from cactus_edge.ir.arithmetic import profile
-    from cactus_edge.ir.evaluate import quantised
-    from cactus_edge.ir.lowering import lower
-    from cactus_edge.verify.read import read_for
-
-    path, computer = Path(model), load_target(target)
-    if isinstance(computer, SshTarget):
-        return _bench_computer(path, computer, host, data, inputs, out, progress)
-    board = load_board(target)
-    if host:
-        raise InputError(f"{board.title} is not reached by ssh", hint="--port for a real board")
-    program = lower(read_for(content(path, "model"), profile(board.profile)), profile(board.profile))
-    samples = quantised(program, _bench_inputs(path, data, inputs, program.values[program.input].shape))
-    folder = require_folder(out or path.parent / f"bench-{target}", "--out")
-    elf = None
-    if board.emulated and not port:
-        elf = folder / "firmware.elf"
-        build_firmware(write_c(program.graph, program.profile, folder / "c").folder, board, elf, compiler)
-    options = Options(target, emulator, compiler, port, inputs)
-    start = time.perf_counter()
-    progress.begin("bench", 1, 1)
-    report = run_on_board(
-        program, samples, folder, board, options, elf, lambda done, total: progress.advance(done, total)
-    )
-    progress.end(time.perf_counter() - start, cached=False, text=f"{report.equal} of {report.compared} outputs equal")
-    return BenchResult(report)
-
-
-def _bench_computer(
-    path: Path, target: SshTarget, host: str, data: Path | None, inputs: int, out: Path | None, progress: Progress
-) -> ComputerResult:
-    """`bench` by ssh; random float inputs are codes of a random int8 input."""
-    import time
-
-    from cactus_edge.computer import ComputerResult, run_on_computer
-    from cactus_edge.ir.evaluate import dequantize
-    from cactus_edge.verify.read import read_model
-
-    where = _host(host)
-    if where is None:
-        raise InputError(f"{target.title} is reached by ssh, and no address was given", hint="--host user@host")
-    file = content(path, "model")
-    graph = read_model(file).graph
-    x = _bench_inputs(path, data, inputs, graph.input.shape)
-    if x.dtype == "int8" and graph.input.dtype == "float32":
-        first = graph.tensors[graph.nodes[0].output]
-        x = dequantize(x, first.scale, first.zero_point)
-    folder = require_folder(out or path.parent / f"bench-{target.name}", "--out")
-    start = time.perf_counter()
-    progress.begin("bench", 1, 1)
-    report = run_on_computer(file, x, target, where, folder, lambda done, total: progress.advance(done, total))
-    text = f"{report.equal} of {report.compared} outputs equal{', emulated' if report.emulated else ''}"
-    progress.end(time.perf_counter() - start, cached=False, text=text)
-    return ComputerResult(path.name, report)
-
-
-def flash(firmware: Path | str, *, target: str, model: Path | str | None = None, port: str = "auto") -> Pairs:
-    """Puts `firmware` on the board with the board's own tool, then asks the board which model it carries.
-
-    model: the .tflite whose blob the board must report; by default model.tflite beside the firmware.
-    """
-    from cactus_edge.device.flash import flash
-    from cactus_edge.device.targets import load_board
-    from cactus_edge.ir.arithmetic import profile
-    from cactus_edge.ir.blob import blob_digest
-    from cactus_edge.verify.read import read_for
-
-    image, board = Path(firmware), load_board(target)
-    source = Path(model) if model is not None else image.parent / "model.tflite"
-    if model is None and not source.is_file():
-        raise InputError(
-            f"no model.tflite beside {image}", hint="name the model it was built from: --model MODEL.tflite"
-        )
-    digest = blob_digest(read_for(content(source, "model"), profile(board.profile)), profile(board.profile))
-    answered = flash(board, image, port=port, digest=digest)
-    name = answered.name if answered is not None else board.name
-    return [
-        ("flashed", f"{image} on {board.title}"),
-        ("board", name),
-        ("model", f"blob {digest}, as the board reports it"),
-    ]
-
-
-def _bench_inputs(model: Path, data: Path | None, count: int, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """The first `count` samples of `data`, of test.npz beside the model, or uniformly random codes."""
-    import numpy as np
-
-    from cactus_edge.samples import read_samples
-
-    if count < 1:
-        raise InputError(f"{count} inputs, expected at least 1")
-    beside = model.parent / "test.npz"
-    if data is not None or beside.is_file():
-        return read_samples(data or beside)[0][:count]
-    return np.random.default_rng(0).integers(-128, 128, (count, *shape)).astype(np.int8)
 
 
 def _metadata_domain(model: bytes) -> tuple[Exact, Exact] | None:

@@ -1,4 +1,4 @@
-"""The command line: one module per verb, which parses, calls `cactus_edge.api` and prints. No logic lives here.
+"""The command line: one module per verb, which parses, calls a function of `cactus_edge` and prints. No logic lives here.
 
 Nothing heavy is imported before a verb runs: `cactus-edge --help` and `verify` need numpy at most.
 """

@@ -35,11 +35,11 @@ def add_parser(verbs: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the bench; exit 1 where an output differs."""
-    from cactus_edge import api
+    from cactus_edge import api_boards
     from cactus_edge.cli.progress import terminal_progress
     from cactus_edge.report.table import pairs
 
-    result = api.bench(
+    result = api_boards.bench(
         arguments.model,
         target=arguments.target,
         port=arguments.port,

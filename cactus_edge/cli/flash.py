@@ -21,8 +21,10 @@ def add_parser(verbs: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Flashes and prints what the board reports."""
-    from cactus_edge import api
+    from cactus_edge import api_boards
     from cactus_edge.report.table import pairs
 
-    print(pairs(api.flash(arguments.firmware, target=arguments.target, model=arguments.model, port=arguments.port)))
+    print(
+        pairs(api_boards.flash(arguments.firmware, target=arguments.target, model=arguments.model, port=arguments.port))
+    )
     return 0

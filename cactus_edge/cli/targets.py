@@ -14,9 +14,9 @@ def add_parser(verbs: Any) -> None:
 
 def run(_: argparse.Namespace) -> int:
     """Prints the table."""
-    from cactus_edge import api
+    from cactus_edge import api_boards
     from cactus_edge.report.table import table
 
     head = ("name", "core", "flash", "RAM", "profile", "reached by", "reachable now")
-    print(table(head, [row.cells() for row in api.targets()]))
+    print(table(head, [row.cells() for row in api_boards.targets()]))
     return 0
