@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import math
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -19,12 +18,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
+from cactus_edge import recipe_values as takes
 from cactus_edge.errors import InputError
 
 BUILT_IN = Path(__file__).resolve().parent / "recipes"
 """Folder of the recipes that ship with the package."""
 
-Parse = Callable[[Any], Any]
 Member = Literal["full", "pruned", "quantised", "perturbed"]
 
 
@@ -33,78 +32,6 @@ _UNDIGESTED = {"undigested": True}
 
 _LATER = {"later": True}
 """Marks a key that recipes did not have from the start: at its default it is left out of digests, which so stay as they were."""
-
-
-class _BadValueError(ValueError):
-    """A value that its key does not take; the message says what was expected."""
-
-
-def _integer(low: int, high: int = 10**9) -> Parse:
-    def parse(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise _BadValueError(f"expected an integer in [{low}, {high}]")
-        return value
-
-    return parse
-
-
-def _number(low: float, high: float) -> Parse:
-    def parse(value: Any) -> float:
-        number = float(Decimal(value)) if isinstance(value, int | Decimal) and not isinstance(value, bool) else math.nan
-        if not low <= number <= high:
-            raise _BadValueError(f"expected a number in [{low:g}, {high:g}]")
-        return number
-
-    return parse
-
-
-def _rational(low: int, high: int) -> Parse:
-    def parse(value: Any) -> Fraction:
-        try:
-            sensible = isinstance(value, str | int | Decimal) and not isinstance(value, bool) and _short(str(value))
-            number = Fraction(value) if sensible else None
-        except (ValueError, ZeroDivisionError, OverflowError):
-            number = None
-        if number is None or not low <= number <= high:
-            raise _BadValueError(f'expected an exact rational in [{low}, {high}], such as "1/16" or "0.1"')
-        return number
-
-    return parse
-
-
-def _short(text: str) -> bool:
-    """Whether a fraction of these digits is worked out at once: "1e999999999" has a billion of them."""
-    return re.fullmatch(r"[^eE]{1,400}([eE][+-]?\d\d?)?", text) is not None
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise _BadValueError("expected a non-empty string")
-    return value
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise _BadValueError("expected true or false")
-    return value
-
-
-def _one_of(*choices: str) -> Parse:
-    def parse(value: Any) -> str:
-        if value not in choices:
-            raise _BadValueError(f"expected one of {', '.join(choices)}")
-        return str(value)
-
-    return parse
-
-
-def _list_of(item: Parse, *, at_least: int = 1) -> Parse:
-    def parse(value: Any) -> tuple[Any, ...]:
-        if not isinstance(value, list) or len(value) < at_least:
-            raise _BadValueError(f"expected a list of at least {at_least}")
-        return tuple(item(v) for v in value)
-
-    return parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +43,11 @@ class DataRecipe:
     samples of its own. Both splits follow from split_seed and stay the same over training seeds.
     """
 
-    set: Annotated[str, _text] = ""
-    file: Annotated[str, _text] = ""
-    validation_samples: Annotated[int, _integer(1)]
-    test_samples: Annotated[int, _integer(0)] = 0
-    split_seed: Annotated[int, _integer(0, 2**31 - 1)] = 0
+    set: Annotated[str, takes.text] = ""
+    file: Annotated[str, takes.text] = ""
+    validation_samples: Annotated[int, takes.integer(1)]
+    test_samples: Annotated[int, takes.integer(0)] = 0
+    split_seed: Annotated[int, takes.integer(0, 2**31 - 1)] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,12 +58,12 @@ class LayerRecipe:
     VALID; kernel and stride are square and are not used by a dense layer.
     """
 
-    kind: Annotated[str, _one_of("conv", "dense")]
-    channels: Annotated[int, _integer(1, 4096)]
-    kept: Annotated[int, _integer(0, 4096)] = 0
-    kernel: Annotated[int, _integer(1, 31)] = 3
-    stride: Annotated[int, _integer(1, 8)] = 1
-    padding: Annotated[str, _one_of("same", "valid")] = "same"
+    kind: Annotated[str, takes.one_of("conv", "dense")]
+    channels: Annotated[int, takes.integer(1, 4096)]
+    kept: Annotated[int, takes.integer(0, 4096)] = 0
+    kernel: Annotated[int, takes.integer(1, 31)] = 3
+    stride: Annotated[int, takes.integer(1, 8)] = 1
+    padding: Annotated[str, takes.one_of("same", "valid")] = "same"
 
     @property
     def width(self) -> int:
@@ -149,7 +76,7 @@ class ModelRecipe:
     """Hidden layers in order; the classifying dense layer follows by itself."""
 
     layer: tuple[LayerRecipe, ...]
-    batch_norm: Annotated[bool, _flag] = True
+    batch_norm: Annotated[bool, takes.flag] = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,23 +89,25 @@ class TrainRecipe:
     each training sample. threads: torch's while training (0: all processors), since sums in another order are other weights.
     """
 
-    eps: Annotated[Fraction, _rational(0, 1)]
-    epochs: Annotated[int, _integer(1, 10_000)]
-    warmup_epochs: Annotated[int, _integer(0, 10_000)] = 1
-    ramp_epochs: Annotated[int, _integer(0, 10_000)] = 0
-    batch: Annotated[int, _integer(2, 65_536)] = 256
-    learning_rate: Annotated[float, _number(0, 1)] = 0.002
-    decay_from: Annotated[float, _number(0, 1)] = 0.6
-    clip_norm: Annotated[float, _number(0, 1e6)] = 10.0
-    robust_weight: Annotated[float, _number(0, 1)] = 0.7
-    warmup_regulariser: Annotated[float, _number(0, 100)] = 0.5
-    weight_l1: Annotated[float, _number(0, 1)] = 0.0
-    shift_pixels: Annotated[float, _number(0, 8)] = 0.0
-    rotate_degrees: Annotated[float, _number(0, 45)] = 0.0
-    zoom: Annotated[float, _number(0, 0.5)] = 0.0
-    members: Annotated[tuple[Member, ...], _list_of(_one_of("full", "pruned", "quantised", "perturbed"))] = ("full",)
-    seed: Annotated[int, _integer(0, 2**31 - 1)] = 0
-    threads: Annotated[int, _integer(0, 4096)] = field(default=0, metadata=_UNDIGESTED)
+    eps: Annotated[Fraction, takes.rational(0, 1)]
+    epochs: Annotated[int, takes.integer(1, 10_000)]
+    warmup_epochs: Annotated[int, takes.integer(0, 10_000)] = 1
+    ramp_epochs: Annotated[int, takes.integer(0, 10_000)] = 0
+    batch: Annotated[int, takes.integer(2, 65_536)] = 256
+    learning_rate: Annotated[float, takes.number(0, 1)] = 0.002
+    decay_from: Annotated[float, takes.number(0, 1)] = 0.6
+    clip_norm: Annotated[float, takes.number(0, 1e6)] = 10.0
+    robust_weight: Annotated[float, takes.number(0, 1)] = 0.7
+    warmup_regulariser: Annotated[float, takes.number(0, 100)] = 0.5
+    weight_l1: Annotated[float, takes.number(0, 1)] = 0.0
+    shift_pixels: Annotated[float, takes.number(0, 8)] = 0.0
+    rotate_degrees: Annotated[float, takes.number(0, 45)] = 0.0
+    zoom: Annotated[float, takes.number(0, 0.5)] = 0.0
+    members: Annotated[tuple[Member, ...], takes.list_of(takes.one_of("full", "pruned", "quantised", "perturbed"))] = (
+        "full",
+    )
+    seed: Annotated[int, takes.integer(0, 2**31 - 1)] = 0
+    threads: Annotated[int, takes.integer(0, 4096)] = field(default=0, metadata=_UNDIGESTED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,11 +118,14 @@ class CompressRecipe:
     ships has the mean weights of the ends of the last average_epochs (0: the last weights).
     """
 
-    finetune_epochs: Annotated[int, _integer(0, 10_000)] = 0
-    learning_rate: Annotated[float, _number(0, 1)] = 0.001
-    decay_from: Annotated[float, _number(0, 1)] = 0.0
-    members: Annotated[tuple[Member, ...], _list_of(_one_of("full", "quantised", "perturbed"))] = ("full", "quantised")
-    average_epochs: Annotated[int, _integer(0, 10_000)] = field(default=0, metadata=_LATER)
+    finetune_epochs: Annotated[int, takes.integer(0, 10_000)] = 0
+    learning_rate: Annotated[float, takes.number(0, 1)] = 0.001
+    decay_from: Annotated[float, takes.number(0, 1)] = 0.0
+    members: Annotated[tuple[Member, ...], takes.list_of(takes.one_of("full", "quantised", "perturbed"))] = (
+        "full",
+        "quantised",
+    )
+    average_epochs: Annotated[int, takes.integer(0, 10_000)] = field(default=0, metadata=_LATER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,11 +138,11 @@ class QuantiseRecipe:
     symmetric: zero points of 0 everywhere, as TensorRT takes them; target "jetson" asks for it. The input then has its own steps.
     """
 
-    input_steps: Annotated[int, _integer(1, 255)] = 255
+    input_steps: Annotated[int, takes.integer(1, 255)] = 255
 
-    clips: Annotated[tuple[float, ...], _list_of(_number(0.05, 4))] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
-    train_clip: Annotated[float, _number(0.05, 4)] = 0.9
-    symmetric: Annotated[bool, _flag] = False
+    clips: Annotated[tuple[float, ...], takes.list_of(takes.number(0.05, 4))] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+    train_clip: Annotated[float, takes.number(0.05, 4)] = 0.9
+    symmetric: Annotated[bool, takes.flag] = False
 
     @property
     def levels(self) -> int:
@@ -225,22 +157,22 @@ class CertifyRecipe:
     samples = 0: all of them.
     """
 
-    eps: Annotated[Fraction, _rational(0, 1)]
-    samples: Annotated[int, _integer(0)] = 0
+    eps: Annotated[Fraction, takes.rational(0, 1)]
+    samples: Annotated[int, takes.integer(0)] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything a build depends on besides the code. Equal digests describe equal builds."""
 
-    name: Annotated[str, _text]
+    name: Annotated[str, takes.text]
     data: DataRecipe
     model: ModelRecipe
     train: TrainRecipe
     certify: CertifyRecipe
     compress: CompressRecipe = CompressRecipe()
     quantise: QuantiseRecipe = QuantiseRecipe()
-    description: Annotated[str, _text] = ""
+    description: Annotated[str, takes.text] = ""
 
     def digest(self, *sections: str) -> str:
         """SHA-256 (hex) of the named sections, of all of them by default."""
@@ -360,19 +292,19 @@ class _Reader:
                 raise self.error(path, f"{place} lacks {name!r}", f"add {name} there")
         return kind(**values)
 
-    def _value(self, parse: Parse | None, value: Any, path: _Path) -> Any:
+    def _value(self, parse: takes.Parse | None, value: Any, path: _Path) -> Any:
         try:
             if parse is not None:
                 return parse(value)
             section = _SECTIONS[tuple(p for p in path if isinstance(p, str))]
             if path == ("model", "layer"):
                 if not isinstance(value, list) or not value or not all(isinstance(v, dict) for v in value):
-                    raise _BadValueError("expected at least one [[model.layer]] table")
+                    raise takes.BadValueError("expected at least one [[model.layer]] table")
                 return tuple(self.record(section, v, (*path, i)) for i, v in enumerate(value))
             if not isinstance(value, dict):
-                raise _BadValueError("expected a table")
+                raise takes.BadValueError("expected a table")
             return self.record(section, value, path)
-        except _BadValueError as error:
+        except takes.BadValueError as error:
             shown = _shown(value)
             raise self.error(path, f"{path[-1]} = {shown}: {error}", "change it there") from error
 
@@ -408,7 +340,7 @@ class _Reader:
             dense = layer.kind == "dense"
 
 
-def _parsers(kind: type[Any]) -> dict[str, Parse]:
+def _parsers(kind: type[Any]) -> dict[str, takes.Parse]:
     """What each key of the record takes; keys that hold tables have no entry."""
     hints = get_type_hints(kind, include_extras=True)
     return {name: hint.__metadata__[0] for name, hint in hints.items() if hasattr(hint, "__metadata__")}

@@ -1,0 +1,99 @@
+"""What a recipe's key takes: functions from a TOML value to ours, which raise BadValueError for any other value.
+
+Decimals arrive as Decimal, so that radii stay exact.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+Parse = Callable[[Any], Any]
+
+
+class BadValueError(ValueError):
+    """A value that its key does not take; the message says what was expected."""
+
+
+def integer(low: int, high: int = 10**9) -> Parse:
+    """An integer in [low, high]."""
+
+    def parse(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise BadValueError(f"expected an integer in [{low}, {high}]")
+        return value
+
+    return parse
+
+
+def number(low: float, high: float) -> Parse:
+    """A decimal or integer in [low, high], as a float."""
+
+    def parse(value: Any) -> float:
+        found = float(Decimal(value)) if isinstance(value, int | Decimal) and not isinstance(value, bool) else math.nan
+        if not low <= found <= high:
+            raise BadValueError(f"expected a number in [{low:g}, {high:g}]")
+        return found
+
+    return parse
+
+
+def rational(low: int, high: int) -> Parse:
+    """An exact rational in [low, high], written as a fraction, a decimal or an integer."""
+
+    def parse(value: Any) -> Fraction:
+        try:
+            sensible = isinstance(value, str | int | Decimal) and not isinstance(value, bool) and _short(str(value))
+            found = Fraction(value) if sensible else None
+        except (ValueError, ZeroDivisionError, OverflowError):
+            found = None
+        if found is None or not low <= found <= high:
+            raise BadValueError(f'expected an exact rational in [{low}, {high}], such as "1/16" or "0.1"')
+        return found
+
+    return parse
+
+
+def _short(text: str) -> bool:
+    """Whether a fraction of these digits is worked out at once: "1e999999999" has a billion of them."""
+    return re.fullmatch(r"[^eE]{1,400}([eE][+-]?\d\d?)?", text) is not None
+
+
+def text(value: Any) -> str:
+    """A string that is not empty."""
+    if not isinstance(value, str) or not value:
+        raise BadValueError("expected a non-empty string")
+    return value
+
+
+def flag(value: Any) -> bool:
+    """true or false."""
+    if not isinstance(value, bool):
+        raise BadValueError("expected true or false")
+    return value
+
+
+def one_of(*choices: str) -> Parse:
+    """One of these words."""
+
+    def parse(value: Any) -> str:
+        if value not in choices:
+            raise BadValueError(f"expected one of {', '.join(choices)}")
+        return str(value)
+
+    return parse
+
+
+def list_of(item: Parse, *, at_least: int = 1) -> Parse:
+    """A list, as a tuple, of what `item` takes."""
+
+    def parse(value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, list) or len(value) < at_least:
+            raise BadValueError(f"expected a list of at least {at_least}")
+        return tuple(item(v) for v in value)
+
+    return parse
