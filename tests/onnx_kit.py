@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import onnx
+from graph_parts import Array, RngChoices
 from onnx import TensorProto, helper, numpy_helper
-from strategies import Array, Maker, RngChoices, random_graph
+from strategies import Maker, random_graph
 
 from cactus_edge.errors import UnsupportedError
 from cactus_edge.formats.onnx import onnx_form, write_onnx
