@@ -51,7 +51,8 @@ def run_on_computer(
     A difference is reported together with the first op that differs. For ONNX, the graph that ONNX Runtime made of the file on
     that computer must compute in integers: UnsupportedError where it does not. Finished outputs stay in `folder`.
     """
-    from cactus_edge.device.remote import Measure, bench
+    from cactus_edge.device.agent_run import Measure
+    from cactus_edge.device.remote import bench
     from cactus_edge.device.ssh import SshAddress
 
     report = bench(

@@ -1,53 +1,28 @@
 """Does a model file, executed on a computer by the runtime there, give the outputs that it should, and how long does it take?
 
-Our agent (`agent.py`, which uses nothing but that computer's Python, numpy and runtime) is copied there with the file and the
-inputs; its raw outputs come back over sftp, a chunk at a time, each with its SHA-256, and are compared bit for bit. The
-expected outputs are handed in: this module knows no model and imports no interpreter.
+Our agent is copied there with the file and the inputs (`agent_run`); its raw outputs are compared bit for bit. The expected
+outputs are handed in: this module knows no model and imports no interpreter.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
-import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from cactus_edge.device.agent_run import AgentRun, Latency, Measure
 from cactus_edge.device.session import Row, Session
-from cactus_edge.device.ssh import Password, Remote, SshAddress, finished, on_device
+from cactus_edge.device.ssh import Password, Remote, SshAddress, on_device
 from cactus_edge.device.targets import Engine, SshTarget
-from cactus_edge.errors import (
-    DeviceError,
-    DeviceFullError,
-    DeviceGoneError,
-    DeviceKilledError,
-    DeviceLacksError,
-    DeviceModelError,
-    DeviceSilentError,
-    InputError,
-    MismatchError,
-)
+from cactus_edge.errors import InputError, MismatchError
 from cactus_edge.resources import sha256
 
-if TYPE_CHECKING:
-    import asyncssh
-
 Array = npt.NDArray[Any]
-
-MARK = "@cactus-edge "
-VENV = ".cactus-edge"
-"""Virtual environment in the user's home there, whose Python is taken where it exists: systems that manage their own packages want one."""
-
-CHUNK_BYTES = 1 << 20
-"""About how much of the outputs is one file; a chunk is also at most CHUNK_INPUTS."""
-
-CHUNK_INPUTS = 64
 
 
 @dataclass(frozen=True)
@@ -74,26 +49,6 @@ class Work:
     inputs: Array
     expected: Array
     layers: Layers | None = None
-
-
-@dataclass(frozen=True)
-class Measure:
-    """How long single inferences are repeated, in seconds: without counting, then counting; on how many threads."""
-
-    warmup_s: float = 1.0
-    measure_s: float = 10.0
-    threads: int = 1
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Microseconds of one inference, measured on the device: over `runs` after warm-up, and the very first one."""
-
-    median_us: float
-    p90_us: float
-    p99_us: float
-    runs: int
-    first_us: float
 
 
 @dataclass(frozen=True)
@@ -178,104 +133,38 @@ class _Run:
     async def on(self, remote: Remote) -> RemoteReport:
         """Everything between login and clean-up."""
         work, session = self.work, self.session
-        python = await _python(remote)
+        engine = work.engine
+        agent = AgentRun(remote, self.target, engine.runtime, engine.package, work.format, session.log)
         count = len(work.inputs)
         missing = [i for i in range(count) if i not in session.rows] or list(range(count))
-        await self._send(remote, [work.file], np.ascontiguousarray(work.inputs[missing]), self.measure)
-        async with aclosing(self._events(remote, python)) as events:
+        await self._send(agent, [work.file], np.ascontiguousarray(work.inputs[missing]), self.measure)
+        async with aclosing(agent.events()) as events:
             async for event in events:
-                await self._take(remote, event, missing)
+                await self._take(agent, event, missing)
         wrong = [i for i in range(count) if session.rows[i].output != self.expected[i].tobytes()]
-        first = await self._difference(remote, python, wrong[0]) if wrong else ""
-        optimised = await remote.get("optimised.onnx") if work.engine.runtime == "onnxruntime" else None
+        first = await self._difference(agent, wrong[0]) if wrong else ""
+        optimised = await remote.get("optimised.onnx") if engine.runtime == "onnxruntime" else None
         report = self._report(count - len(wrong), first, optimised)
         session.describe({"report": asdict(report) | {"optimised": optimised and sha256(optimised)}})
         return report
 
-    async def _take(self, remote: Remote, event: dict[str, Any], indices: Sequence[int]) -> None:
+    async def _send(self, agent: AgentRun, files: Sequence[bytes], x: Array, measure: Measure) -> None:
+        await agent.send(files, x, measure, self.expected[0].nbytes)
+
+    async def _take(self, agent: AgentRun, event: dict[str, Any], indices: Sequence[int]) -> None:
         """One event of the main run; indices: of the inputs that were sent."""
         if event["event"] == "device":
-            self._accept(event)
+            self.device = {k: v for k, v in event.items() if k != "event"}
         elif event["event"] == "chunk":
-            await self._keep(remote, event, indices)
+            await self._keep(agent, event, indices)
         elif event["event"] == "timing":
-            us = event["us"]
-            self.latency = Latency(us["p50"], us["p90"], us["p99"], us["runs"], event["first_us"])
+            self.latency = Latency.of(event)
         else:
             self.after = event
 
-    async def _send(self, remote: Remote, files: Sequence[bytes], x: Array, measure: Measure) -> None:
-        """Puts agent, files, inputs and the job into the folder there."""
-        from cactus_edge.device import agent
-
-        source = Path(agent.__file__).read_bytes()
-        names = [f"model-{i}.{self.work.format}" for i in range(len(files))]
-        size = max(1, self.expected[0].nbytes)
-        job = {
-            "agent_sha256": sha256(source),
-            "runtime": self.work.engine.runtime,
-            "threads": measure.threads,
-            "chunk": max(1, min(CHUNK_INPUTS, CHUNK_BYTES // size)),
-            "warmup_s": measure.warmup_s,
-            "measure_s": measure.measure_s,
-            "inputs": {"path": "inputs.bin", "sha256": sha256(x.tobytes()), "dtype": str(x.dtype), "shape": x.shape},
-            "models": [{"path": n, "sha256": sha256(f)} for n, f in zip(names, files, strict=True)],
-        }
-        for name, data in zip(names, files, strict=True):
-            await remote.put(name, data)
-        await remote.put("inputs.bin", x.tobytes())
-        await remote.put("agent.py", source)
-        await remote.put("job.json", json.dumps(job).encode())
-
-    async def _events(self, remote: Remote, python: str) -> AsyncGenerator[dict[str, Any], None]:
-        """What the agent says, up to and including `done`; its failures as exceptions."""
-        start = time.monotonic()
-        async with remote.start([python, f"{remote.folder}/agent.py"]) as process:
-            errors = asyncio.create_task(_tail(process.stderr))
-            try:
-                # A line that was cut off is the end: the connection broke, or the program.
-                while (line := await self._line(remote, process.stdout)).endswith("\n"):
-                    if not line.startswith(MARK):
-                        self.session.log(time.monotonic() - start, "!", line.rstrip())
-                        continue
-                    event = json.loads(line[len(MARK) :])
-                    shown = {k: v for k, v in event.items() if k != "us"}
-                    self.session.log(time.monotonic() - start, "<", json.dumps(shown))
-                    if event["event"] in ("error", "done"):
-                        process.stdin.write("bye\n")
-                    if event["event"] == "error":
-                        raise self._failure(remote, event["kind"], event["message"])
-                    yield event
-                    if event["event"] == "done":
-                        return
-                await process.wait_closed()
-                raise self._ended(remote, process, await errors)
-            finally:
-                errors.cancel()
-                with suppress(asyncio.CancelledError):
-                    await errors
-
-    async def _line(self, remote: Remote, stream: asyncssh.SSHReader[str]) -> str:
-        try:
-            async with asyncio.timeout(self.target.ssh.idle_s):
-                return await stream.readline()
-        except TimeoutError as error:
-            raise DeviceSilentError(
-                f"{remote.address}: nothing was heard for {self.target.ssh.idle_s:g} s",
-                hint="is the device overloaded?",
-            ) from error
-
-    def _accept(self, event: dict[str, Any]) -> None:
-        if event["machine"] != self.target.machine:
-            raise DeviceError(
-                f"the device's processor is {event['machine']}, target {self.target.name} is {self.target.machine}",
-                hint="use a 64-bit system, or the device's own target",
-            )
-        self.device = {k: v for k, v in event.items() if k != "event"}
-
-    async def _keep(self, remote: Remote, event: dict[str, Any], indices: Sequence[int]) -> None:
+    async def _keep(self, agent: AgentRun, event: dict[str, Any], indices: Sequence[int]) -> None:
         """Fetches a chunk, checks it, and keeps it on disk before the next is waited for."""
-        y = await self._outputs(remote, event)
+        y = await agent.outputs(event, self.expected.shape[1:], self.expected.dtype)
         rows = []
         for offset, (output, us) in enumerate(zip(y, event["us"], strict=True)):
             index = indices[event["first"] + offset]
@@ -285,21 +174,7 @@ class _Run:
         if self.progress is not None:
             self.progress(len(self.session.rows), len(self.work.inputs))
 
-    async def _outputs(self, remote: Remote, event: dict[str, Any], shape: tuple[int, ...] | None = None) -> Array:
-        data = await remote.get(event["path"])
-        if sha256(data) != event["sha256"]:
-            raise DeviceGoneError(f"{event['path']} arrived changed", hint="check the network, then run it again")
-        want = self.expected.shape[1:] if shape is None else shape
-        got = tuple(event["shape"][1:])
-        if event["dtype"] != str(self.expected.dtype) or int(np.prod(got)) != int(np.prod(want)):
-            raise DeviceModelError(
-                f"the device's outputs are {event['dtype']} {got}, expected {self.expected.dtype} {want}",
-                hint="is it another version of the runtime?",
-            )
-        outputs: Array = np.frombuffer(data, event["dtype"]).reshape(event["count"], *want)
-        return outputs
-
-    async def _difference(self, remote: Remote, python: str, index: int) -> str:
+    async def _difference(self, agent: AgentRun, index: int) -> str:
         """The first element, and the first op, in which the device's output of input `index` differs, in words."""
         shape = self.expected.shape[1:]
         got = np.frombuffer(self.session.rows[index].output, self.expected.dtype).reshape(shape)
@@ -310,47 +185,16 @@ class _Run:
         if not layers:
             return text
         x = np.ascontiguousarray(self.work.inputs[index : index + 1])
-        await self._send(remote, [layer.file for layer in layers], x, Measure(0.0, 0.0, self.measure.threads))
-        async with aclosing(self._events(remote, python)) as events:
+        await self._send(agent, [layer.file for layer in layers], x, Measure(0.0, 0.0, self.measure.threads))
+        async with aclosing(agent.events()) as events:
             async for event in events:
                 if event["event"] == "chunk":
                     layer = layers[event["model"]]
-                    y = (await self._outputs(remote, event, layer.expected.shape))[0]
+                    y = (await agent.outputs(event, layer.expected.shape, self.expected.dtype))[0]
                     n = int((_bits(y) != _bits(np.ascontiguousarray(layer.expected))).sum())
                     if n:
                         return f"{text}; first operation that differs: {layer.label}, in {n} of {y.size} values"
         return f"{text}; every operation agrees when run again: the difference is not repeatable"
-
-    def _failure(self, remote: Remote, kind: str, message: str) -> DeviceError:
-        where, package = remote.address, self.work.engine.package
-        if kind in ("wheel", "numpy"):
-            return DeviceLacksError(f"{where}: {message}", hint=install_command(where, package))
-        if kind == "python":
-            return DeviceLacksError(f"{where}: {message}", hint="install a newer system on the device")
-        if kind == "model":
-            return DeviceModelError(
-                f"{where}: the runtime does not take the file: {message}", hint=install_command(where, package)
-            )
-        if kind == "disk":
-            return DeviceFullError(f"{where}: {message}", hint="free space under /tmp on the device")
-        if kind == "digest":
-            return DeviceGoneError(f"{where}: {message}", hint="check the network, then run it again")
-        return DeviceError(f"{where}: the run failed: {message}", hint="see device.log in the session folder")
-
-    def _ended(self, remote: Remote, process: asyncssh.SSHClientProcess[str], words: str) -> DeviceError:
-        """Why there was no `done`."""
-        end = finished(process, "", words)
-        last = words.strip().splitlines()[-1:] or [""]
-        if end.status == 127:
-            return DeviceLacksError(
-                f"{remote.address} has no python3: {last[0]}",
-                hint=f"ssh {remote.address.options} sudo apt-get install python3",
-            )
-        how = f"by signal {end.signal}" if end.signal else f"with status {end.status}"
-        return DeviceKilledError(
-            f"{remote.address}: our program there ended {how}: {last[0] or 'without a word'}",
-            hint="is memory short? see `dmesg` on the device",
-        )
 
     def _report(self, equal: int, first: str, optimised: bytes | None) -> RemoteReport:
         return RemoteReport(
@@ -371,25 +215,6 @@ class _Run:
             session=self.session.folder.name,
             optimised=optimised,
         )
-
-
-def install_command(address: SshAddress, package: str) -> str:
-    """What installs the runtime's wheel into the environment that we look for first."""
-    return f"ssh {address.options} \"python3 -m venv {VENV} && {VENV}/bin/pip install '{package}'\""
-
-
-async def _python(remote: Remote) -> str:
-    """The Python to use: the environment's, else the system's."""
-    path = f"{VENV}/bin/python3"
-    return path if await remote.exists(path) else "python3"
-
-
-async def _tail(stream: asyncssh.SSHReader[str]) -> str:
-    """The last of what was written, read to its end so that nobody waits."""
-    kept = ""
-    while text := await stream.read(1 << 14):
-        kept = (kept + text)[-4096:]
-    return kept
 
 
 def _bits(a: Array) -> Array:

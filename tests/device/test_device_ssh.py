@@ -20,7 +20,8 @@ pytest.importorskip("ai_edge_litert", reason="pip install 'cactus-edge[build]'")
 from ssh_kit import PASSWORD, Behaviour, Server
 from strategies import random_inputs
 
-from cactus_edge.device.remote import Layer, Measure, Work, bench
+from cactus_edge.device.agent_run import Measure
+from cactus_edge.device.remote import Layer, Work, bench
 from cactus_edge.device.ssh import Remote, SshAddress, on_device
 from cactus_edge.device.targets import SshTarget, parse_target
 from cactus_edge.errors import (
@@ -183,7 +184,7 @@ def test_a_wrong_output_is_found_with_its_first_operation(serve, target, work, t
 
 
 def test_a_connection_that_breaks_keeps_what_was_finished(serve, target, work, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("cactus_edge.device.remote.CHUNK_INPUTS", 10)
+    monkeypatch.setattr("cactus_edge.device.agent_run.CHUNK_INPUTS", 10)
     server = serve(cut_at="out-0-000030.bin")
     with pytest.raises(DeviceGoneError, match="connection"):
         bench(target, server.address, work, tmp_path / "run", measure=QUICK)
