@@ -25,6 +25,7 @@ from cactus_edge.train.data import Dataset
 from cactus_edge.train.fakequant import WEIGHT_MAX, Ceilings, fake_quantise, peaks, weight_scales
 from cactus_edge.train.folded import Affine, Folded
 from cactus_edge.train.loop import TrainedModel, to_torch
+from cactus_edge.verify.onnx_layout import LARGEST_FLOAT_BIAS
 
 LEVELS, SYMMETRIC_LEVELS = 255, 127
 """Steps between the smallest and the largest int8, and between 0 and the largest."""
@@ -189,7 +190,8 @@ def export(net: Folded, calibration: Calibration, shape: tuple[int, int, int], n
     """The integer graph: weight = rint(w / s_w), bias = rint(b / (s_in s_w)), activations in steps of ceiling / levels from their zero
     point on.
 
-    s_w per channel in convolutions, per tensor in dense layers. Raises ModelError where a bias leaves int32.
+    s_w per channel in convolutions, per tensor in dense layers. A symmetric network's biases are small enough for float32, as
+    TensorRT takes them. Raises ModelError where a bias leaves int32.
     """
     builder = GraphBuilder()
     least = 0 if calibration.symmetric else -128
@@ -203,27 +205,39 @@ def export(net: Folded, calibration: Calibration, shape: tuple[int, int, int], n
         out_shape = (channels,) if affine.layer.dense else (height, width, channels)
         label = "logits" if last else f"{'dense' if affine.layer.dense else 'conv'}{i}"
         out = Tensor(label, out_shape, "int8", scale, zero_point)
-        at = builder.node(_op(affine, builder.tensor(at).scale, label), [at], out)
+        most = LARGEST_FLOAT_BIAS if calibration.symmetric else _LARGEST
+        at = builder.node(_op(affine, builder.tensor(at).scale, label, most), [at], out)
     return builder.finish(at)
 
 
-def _op(affine: Affine, s_in: float, label: str) -> Conv2d | Dense:
+_LARGEST = 2**31 - 1
+
+
+def _op(affine: Affine, s_in: float, label: str, most: int) -> Conv2d | Dense:
     dense = affine.layer.dense
-    weight, bias, scales = integers(affine, s_in, label)
+    weight, bias, scales = integers(affine, s_in, label, most)
     activation = Activation.RELU if affine.layer.relu else Activation.NONE
     if dense:
         return Dense(weight.reshape(weight.shape[0], -1), bias, scales, activation)
     return Conv2d(weight, bias, scales, (affine.layer.stride,) * 2, affine.layer.padding, activation=activation)
 
 
-def integers(affine: Affine, s_in: float, label: str) -> tuple[Int8, Int32, Float32]:
-    """(weight int8 [O, KH, KW, I], bias int32 [O], weight scale float32 [O] or [1]) of one layer, all read-only."""
+def integers(affine: Affine, s_in: float, label: str, most: int = _LARGEST) -> tuple[Int8, Int32, Float32]:
+    """(weight int8 [O, KH, KW, I], bias int32 [O], weight scale float32 [O] or [1]) of one layer, all read-only.
+
+    most: largest bias of the format that the network is for, a power of two where int32 is not the limit. A channel of tiny
+    weights, which is little more than its bias, gets coarser steps where it would leave it. ModelError where a bias leaves int32.
+    """
     scales = weight_scales(affine.weight, per_channel=not affine.layer.dense).numpy().astype(np.float32)
+    offset = affine.bias.detach().numpy().astype(np.float64)
+    if most < _LARGEST:
+        least = np.abs(offset) / (s_in * (most - 1))
+        scales = np.maximum(scales, (least.max(keepdims=True) if affine.layer.dense else least).astype(np.float32))
     spread = scales.astype(np.float64)
     real = affine.weight.detach().numpy().astype(np.float64).transpose(0, 2, 3, 1)
     weight = np.clip(np.rint(real / spread[:, None, None, None]), -WEIGHT_MAX, WEIGHT_MAX)
-    bias = np.rint(affine.bias.detach().numpy().astype(np.float64) / (s_in * spread))
-    if np.abs(bias).max(initial=0) >= 2**31:
+    bias = np.rint(offset / (s_in * spread))
+    if np.abs(bias).max(initial=0) > _LARGEST:
         raise ModelError(f"{label}: a bias of {np.abs(bias).max():.3g} accumulator steps does not fit int32")
     return freeze(weight, np.int8), freeze(bias, np.int32), freeze(scales, np.float32)
 

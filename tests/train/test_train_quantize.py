@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from cactus_edge.errors import ModelError
+from cactus_edge.errors import ModelError, UnsupportedError
+from cactus_edge.formats.onnx import write_onnx
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.evaluate import evaluate, trace
 from cactus_edge.ir.lowering import lower
@@ -22,8 +23,9 @@ from cactus_edge.train.fakequant import fake_quantise, peaks, quantise_weight, w
 from cactus_edge.train.folded import Folded, detach, fold, forward, round_to_grid
 from cactus_edge.train.loop import train
 from cactus_edge.train.models import Network
-from cactus_edge.train.quantize import Calibration, calibrate, export, quantised, symmetric_steps, to_graph
+from cactus_edge.train.quantize import Calibration, calibrate, export, integers, quantised, symmetric_steps, to_graph
 from cactus_edge.verify.decide import certify
+from cactus_edge.verify.onnx_layout import LARGEST_FLOAT_BIAS
 from cactus_edge.verify.regions import Region
 
 INPUT_SCALE = float(np.float32(1 / 255))
@@ -121,6 +123,27 @@ def test_a_bias_beyond_int32_is_refused(make_network: Make) -> None:
     huge = (replace(net[0], bias=net[0].bias + 1e9), *net[1:])
     with pytest.raises(ModelError, match="conv0: a bias"):
         export(huge, Calibration((1.0, 1.0, 1.0), (1.0,) * 3, INPUT_SCALE, 0.5, 0, 0, 0, 0), (7, 6, 2))
+
+
+def test_a_channel_that_is_little_but_its_bias_fits_a_float32_bias(make_network: Make) -> None:
+    """Weights a thousand times smaller: their own steps would make a bias of 2^22 and more, which TensorRT's float32 does not hold."""
+    net = detach(fold(make_network(0).layers()))
+    small = torch.ones_like(net[0].bias)
+    small[0] = 1e-3
+    bias = torch.full_like(net[0].bias, 0.5)
+    net = (replace(net[0], weight=net[0].weight * small[:, None, None, None], bias=bias), *net[1:])
+    calibration = Calibration((1.0, 1.0, 1.0), (1.0,) * 3, float(np.float32(1 / 127)), 0.5, 0, 0, 0, 0, True)
+    exported = export(net, calibration, (7, 6, 2))
+    op = exported.nodes[0].op
+    assert isinstance(op, Conv2d)
+    assert np.abs(op.bias).max() < LARGEST_FLOAT_BIAS < np.abs(integers(net[0], calibration.in_scale, "x")[1]).max()
+    free, bound = integers(net[0], calibration.in_scale, "x"), (op.weight, op.bias, op.weight_scale)
+    for mine, other in zip(free, bound, strict=True):
+        assert (mine[1:] == other[1:]).all()
+    np.testing.assert_allclose(op.bias * op.weight_scale * calibration.in_scale, bias.numpy(), rtol=1e-4)
+    write_onnx(exported, bias="float32")
+    with pytest.raises(UnsupportedError, match="beyond 2"):
+        write_onnx(export(net, replace(calibration, symmetric=False), (7, 6, 2)), bias="float32")
 
 
 def test_calibration_counts_what_verify_certifies(tiny: Recipe, few_digits: Dataset, tmp_path: Path) -> None:
