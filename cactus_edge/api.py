@@ -67,6 +67,8 @@ def build(
     board = load_target(target)  # refuses an unknown board before anything is trained
     if host and isinstance(board, Target):
         raise InputError(f"{board.title} is not reached by ssh", hint="--port for a real board")
+    if port and not isinstance(board, Target):
+        raise InputError(f"{board.title} is reached by ssh, not by a serial port", hint="--host user@host")
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     if seed is not None:
         chosen = replace(chosen, train=replace(chosen.train, seed=seed))

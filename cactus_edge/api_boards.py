@@ -18,9 +18,12 @@ from cactus_edge.resources import require_folder
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from cactus_edge.computer import ComputerResult, Host
+    from cactus_edge.computer import Host
+    from cactus_edge.device.jetson_work import JetsonReport, Way
     from cactus_edge.device.measure import DeviceReport
-    from cactus_edge.device.targets import SshTarget, Target
+    from cactus_edge.device.remote import RemoteReport
+    from cactus_edge.device.targets import JetsonTarget, SshTarget, Target
+    from cactus_edge.ir.graph import Graph
 
 Emulator = Literal["unicorn", "qemu"]
 CompilerName = Literal["zig", "gcc"]
@@ -89,36 +92,26 @@ def _reachable(target: Target) -> str:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What a board did with a model."""
+    """What a device did with a model. report: every figure; rows: the same in words.
 
-    report: DeviceReport
+    compared: inputs whose outputs were looked at; equal: those in which nothing contradicts the interpreter: every bit is the
+    same or, in TensorRT, every value lies in its envelope. findings: what else contradicts, in words.
+    """
+
+    report: DeviceReport | RemoteReport | JetsonReport
+    compared: int
+    equal: int
+    rows: Pairs
+    findings: tuple[str, ...] = ()
 
     @property
-    def compared(self) -> int:
-        """Inputs whose outputs were compared."""
-        return self.report.compared
-
-    @property
-    def equal(self) -> int:
-        """Inputs whose outputs were equal in every bit."""
-        return self.report.equal
+    def good(self) -> bool:
+        """Whether nothing contradicts."""
+        return self.equal == self.compared and not self.findings
 
     def summary(self) -> Pairs:
         """In words."""
-        r = self.report
-        rows = [
-            ("board", f"{r.board}, {r.reached_by}"),
-            ("model", f"blob {r.blob_sha256}, as the board reports it"),
-            ("outputs", f"{r.equal} of {r.compared} equal to the interpreter's"),
-        ]
-        if r.first_difference:
-            rows.append(("first difference", r.first_difference))
-        if r.instructions:
-            rows.append(("cost", f"{r.instructions.median:,.0f} emulated instructions per inference (no latency)"))
-        if r.latency_us:
-            rows.append(("cost", f"{r.latency_us.median:,.1f} us per inference, IQR {r.latency_us.iqr:,.1f}"))
-        memory = f"{r.arena_bytes:,} arena + {r.static_bytes:,} static, {r.stack_used_bytes:,} of {r.stack_bytes:,} stack used"
-        return [*rows, ("RAM bytes", memory), ("session", r.session)]
+        return [*self.rows, *(("finding", text) for text in self.findings)]
 
 
 def bench(
@@ -131,74 +124,142 @@ def bench(
     inputs: int = 100,
     emulator: Emulator = "unicorn",
     compiler: CompilerName = "zig",
+    runtime: Way = "auto",
     out: Path | None = None,
     progress: Progress = SILENT,
-) -> BenchResult | ComputerResult:
+) -> BenchResult:
     """Runs `model` on the target and compares every output with the interpreter's, bit for bit.
 
-    An emulated board is built and booted here; a real one must carry this model's firmware already (`flash`); a computer is
-    reached by ssh at `host`, user@host[:port]. Results are kept input by input in `out`, and a second run continues there.
+    An emulated board is built and booted here; a real one must carry this model's firmware already (`flash`); a computer or a
+    Jetson is reached by ssh at `host`, user@host[:port]. On a Jetson the outputs are compared with TensorRT's envelope, and
+    runtime chooses what runs TensorRT. Results are kept in `out`; a second run on a board or computer continues there.
     """
+    from cactus_edge.device.targets import JetsonTarget, SshTarget, load_target
+    from cactus_edge.verify.read import read_model
+
+    where, path = load_target(target), Path(model)
+    if runtime != "auto" and not isinstance(where, JetsonTarget):
+        raise InputError(f"runtime {runtime!r} is a choice for a Jetson; {where.title} is none", hint="leave it out")
+    if isinstance(where, SshTarget | JetsonTarget):
+        if port:
+            raise InputError(f"{where.title} is reached by ssh, not by a serial port", hint="--host user@host")
+        address = host_at(host)
+        if address is None:
+            raise InputError(f"{where.title} is reached by ssh, and no address was given", hint="--host user@host")
+        file = content(path, "model")
+        graph = read_model(file).graph
+        x = _real_inputs(graph, _bench_inputs(path, data, inputs, graph.input.shape))
+        folder = require_folder(out or path.parent / f"bench-{target}", "--out")
+        if isinstance(where, SshTarget):
+            return _bench_computer(path.name, file, x, where, address, folder, progress)
+        return _bench_jetson(file, x, where, address, folder, runtime, progress)
+    if host:
+        raise InputError(f"{where.title} is not reached by ssh", hint="--port for a real board")
+    return _bench_board(path, where, port, data, inputs, emulator, compiler, out, progress)
+
+
+def _bench_board(
+    path: Path,
+    board: Target,
+    port: str,
+    data: Path | None,
+    inputs: int,
+    emulator: Emulator,
+    compiler: CompilerName,
+    out: Path | None,
+    progress: Progress,
+) -> BenchResult:
+    """`bench` on a microcontroller."""
     import time
 
     from cactus_edge.board import Options, run_on_board
     from cactus_edge.device.firmware import build_firmware
-    from cactus_edge.device.targets import SshTarget, load_board, load_target
     from cactus_edge.formats.c.write import write_c
     from cactus_edge.ir.arithmetic import profile
     from cactus_edge.ir.evaluate import quantised
     from cactus_edge.ir.lowering import lower
     from cactus_edge.verify.read import read_for
 
-    path, computer = Path(model), load_target(target)
-    if isinstance(computer, SshTarget):
-        return _bench_computer(path, computer, host, data, inputs, out, progress)
-    board = load_board(target)
-    if host:
-        raise InputError(f"{board.title} is not reached by ssh", hint="--port for a real board")
     program = lower(read_for(content(path, "model"), profile(board.profile)), profile(board.profile))
     samples = quantised(program, _bench_inputs(path, data, inputs, program.values[program.input].shape))
-    folder = require_folder(out or path.parent / f"bench-{target}", "--out")
+    folder = require_folder(out or path.parent / f"bench-{board.name}", "--out")
     elf = None
     if board.emulated and not port:
         elf = folder / "firmware.elf"
         build_firmware(write_c(program.graph, program.profile, folder / "c").folder, board, elf, compiler)
-    options = Options(target, emulator, compiler, port, inputs)
+    options = Options(board.name, emulator, compiler, port, inputs)
     start = time.perf_counter()
     progress.begin("bench", 1, 1)
     report = run_on_board(
         program, samples, folder, board, options, elf, lambda done, total: progress.advance(done, total)
     )
     progress.end(time.perf_counter() - start, cached=False, text=f"{report.equal} of {report.compared} outputs equal")
-    return BenchResult(report)
+    return BenchResult(report, report.compared, report.equal, _board_rows(report))
+
+
+def _board_rows(r: DeviceReport) -> Pairs:
+    rows = [
+        ("board", f"{r.board}, {r.reached_by}"),
+        ("model", f"blob {r.blob_sha256}, as the board reports it"),
+        ("outputs", f"{r.equal} of {r.compared} equal to the interpreter's"),
+    ]
+    if r.first_difference:
+        rows.append(("first difference", r.first_difference))
+    if r.instructions:
+        rows.append(("cost", f"{r.instructions.median:,.0f} emulated instructions per inference (no latency)"))
+    if r.latency_us:
+        rows.append(("cost", f"{r.latency_us.median:,.1f} us per inference, IQR {r.latency_us.iqr:,.1f}"))
+    memory = (
+        f"{r.arena_bytes:,} arena + {r.static_bytes:,} static, {r.stack_used_bytes:,} of {r.stack_bytes:,} stack used"
+    )
+    return [*rows, ("RAM bytes", memory), ("session", r.session)]
 
 
 def _bench_computer(
-    path: Path, target: SshTarget, host: str, data: Path | None, inputs: int, out: Path | None, progress: Progress
-) -> ComputerResult:
-    """`bench` by ssh; random float inputs are codes of a random int8 input."""
+    name: str, file: bytes, x: npt.NDArray[Any], target: SshTarget, host: Host, folder: Path, progress: Progress
+) -> BenchResult:
+    """`bench` in LiteRT or ONNX Runtime, by ssh."""
     import time
 
-    from cactus_edge.computer import ComputerResult, run_on_computer
-    from cactus_edge.ir.evaluate import dequantize
-    from cactus_edge.verify.read import read_model
+    from cactus_edge.computer import computer_rows, rows, run_on_computer
 
-    where = host_at(host)
-    if where is None:
-        raise InputError(f"{target.title} is reached by ssh, and no address was given", hint="--host user@host")
-    file = content(path, "model")
-    graph = read_model(file).graph
-    x = _bench_inputs(path, data, inputs, graph.input.shape)
-    if x.dtype == "int8" and graph.input.dtype == "float32":
-        first = graph.tensors[graph.nodes[0].output]
-        x = dequantize(x, first.scale, first.zero_point)
-    folder = require_folder(out or path.parent / f"bench-{target.name}", "--out")
     start = time.perf_counter()
     progress.begin("bench", 1, 1)
-    report = run_on_computer(file, x, target, where, folder, lambda done, total: progress.advance(done, total))
+    report = run_on_computer(file, x, target, host, folder, lambda done, total: progress.advance(done, total))
     text = f"{report.equal} of {report.compared} outputs equal{', emulated' if report.emulated else ''}"
     progress.end(time.perf_counter() - start, cached=False, text=text)
-    return ComputerResult(path.name, report)
+    said = [*computer_rows(report), *rows(name, report), ("session", report.session)]
+    return BenchResult(report, report.compared, report.equal, said)
+
+
+def _bench_jetson(
+    file: bytes, x: npt.NDArray[Any], target: JetsonTarget, host: Host, folder: Path, runtime: Way, progress: Progress
+) -> BenchResult:
+    """`bench` in TensorRT, by ssh."""
+    import time
+
+    from cactus_edge.ir.arithmetic import profile
+    from cactus_edge.jetson import device_rows, run_on_jetson
+
+    start = time.perf_counter()
+    progress.begin("bench", 1, 1)
+    report = run_on_jetson(file, x, target, host, folder, progress.advance, runtime)
+    said, checked = device_rows(report), report.envelope
+    progress.end(time.perf_counter() - start, cached=False, text=said["text"])
+    condition = ("verdicts hold", f"on the condition that {profile(target.profile).assumption}")
+    rows = [(name.lower(), text) for name, text in said["rows"]]
+    found = tuple(said["findings"])
+    return BenchResult(report, checked.outputs, checked.outputs - checked.outside, [*rows, condition], found)
+
+
+def _real_inputs(graph: Graph, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Where the model takes float32 values, the values of int8 codes."""
+    from cactus_edge.ir.evaluate import dequantize
+
+    if x.dtype != "int8" or graph.input.dtype != "float32":
+        return x
+    first = graph.tensors[graph.nodes[0].output]
+    return dequantize(x, first.scale, first.zero_point)
 
 
 def flash(firmware: Path | str, *, target: str, model: Path | str | None = None, port: str = "auto") -> Pairs:
@@ -232,11 +293,11 @@ def _bench_inputs(model: Path, data: Path | None, count: int, shape: tuple[int, 
     """The first `count` samples of `data`, of test.npz beside the model, or uniformly random codes."""
     import numpy as np
 
-    from cactus_edge.samples import read_samples
+    from cactus_edge.samples import read_inputs
 
     if count < 1:
         raise InputError(f"{count} inputs, expected at least 1")
     beside = model.parent / "test.npz"
     if data is not None or beside.is_file():
-        return read_samples(data or beside)[0][:count]
+        return read_inputs(data or beside)[0][:count]
     return np.random.default_rng(0).integers(-128, 128, (count, *shape)).astype(np.int8)

@@ -171,25 +171,3 @@ def computer_rows(report: RemoteReport) -> list[tuple[str, str]]:
         ("Clock", f"governor {d['governor']}; throttled: {d['throttled']} before, {after['throttled']} after{heat}"),
     ]
     return [("Emulated", f"{report.emulated}: no figure of time or memory"), *found] if report.emulated else found
-
-
-@dataclass(frozen=True)
-class ComputerResult:
-    """What a computer did with a model: the result of `bench`."""
-
-    name: str
-    report: RemoteReport
-
-    @property
-    def compared(self) -> int:
-        """Inputs whose outputs were compared."""
-        return self.report.compared
-
-    @property
-    def equal(self) -> int:
-        """Inputs whose outputs were equal in every bit."""
-        return self.report.equal
-
-    def summary(self) -> list[tuple[str, str]]:
-        """In words."""
-        return [*computer_rows(self.report), *rows(self.name, self.report), ("session", self.report.session)]

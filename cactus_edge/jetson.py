@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from cactus_edge.board import Options
-from cactus_edge.errors import TargetError, UnsupportedError
+from cactus_edge.computer import Host, channel_first
+from cactus_edge.errors import InputError, TargetError, UnsupportedError
 from cactus_edge.formats.onnx import read_onnx, write_onnx
 from cactus_edge.formats.onnx.certified import ONNX
 from cactus_edge.formats.onnx.runtime import PROFILE as HOST_PROFILE
@@ -33,13 +35,15 @@ from cactus_edge.resources import sha256, write_atomic
 from cactus_edge.samples import write_samples
 from cactus_edge.steps import Result
 from cactus_edge.verify.interval import propagate
+from cactus_edge.verify.read import format_of
 from cactus_edge.verify.regions import point_boxes
 
 if TYPE_CHECKING:
     from cactus_edge.bundle import Built
-    from cactus_edge.computer import Host
-    from cactus_edge.device.jetson_run import JetsonReport, Work
+    from cactus_edge.device.jetson_work import JetsonReport, Way, Work
     from cactus_edge.device.targets import JetsonTarget
+
+Array = npt.NDArray[Any]
 
 TWIN, TWIN_CERTIFICATE = "model-ort.onnx", f"certificate-{HOST_PROFILE}.json"
 
@@ -67,14 +71,7 @@ class JetsonChain(Chain):
     def __init__(self, recipe: Recipe, folder: Path, options: Options, host: Host | None = None) -> None:
         super().__init__(recipe, folder, options)
         self.host = host
-        from cactus_edge.device.tensorrt import OLDEST
-
-        if tuple(map(int, self.target.tensorrt.split("."))) < OLDEST:
-            raise TargetError(
-                f"{self.target.title}: JetPack {self.target.jetpack} is its last, whose TensorRT {self.target.tensorrt} takes no "
-                "quantised file with int8 weights",
-                hint="--target jetson for an Orin",
-            )
+        require_recent(self.target)
 
     @cached_property
     def target(self) -> JetsonTarget:  # type: ignore[override]
@@ -187,37 +184,74 @@ class JetsonChain(Chain):
         """Runs the file in TensorRT on the device at `host`; nothing without one."""
         if self.host is None:
             return {"measured": False}
-        from cactus_edge.device.jetson_run import measure
-        from cactus_edge.device.ssh import SshAddress
-
-        address = SshAddress.parse(self.host.address)
-        report = measure(self.target, address, self.work(), password=self.host.password, progress=advance)
-        write_atomic(self.folder / "device.json", json.dumps(report.to_json(), sort_keys=True, indent=1) + "\n")
+        x = self.test.x[: min(self.options.device_inputs, len(self.test.y))]
+        report = run_on_jetson(self.model_bytes, x, self.target, self.host, self.folder, advance)
         return device_rows(report)
 
-    def work(self) -> Work:
-        """The file, the first listed inputs, and the envelope of each of their outputs."""
-        from cactus_edge.device.jetson_run import Work
-        from cactus_edge.verify.onnx_proto import parse
 
-        x = self.test.x[: min(self.options.device_inputs, len(self.test.y))]
-        program, file = self.program, parse(self.model_bytes).graph
-        low, high = propagate(program, *point_boxes(program, x))[program.output]
-        return Work(
-            self.model_bytes,
-            file.input[0].name,
-            file.output[0].name,
-            np.ascontiguousarray(x.transpose(0, 3, 1, 2)) if x.ndim == 4 else x,
-            program.output_tensor.scale,
-            low,
-            high,
-            tuple(n.name for n in file.node if n.op_type in ("Conv", "Gemm")),
+def require_recent(target: JetsonTarget) -> None:
+    """Raises TargetError where the newest TensorRT for the Jetson is too old."""
+    from cactus_edge.device.tensorrt import OLDEST
+
+    if tuple(map(int, target.tensorrt.split("."))) < OLDEST:
+        raise TargetError(
+            f"{target.title}: JetPack {target.jetpack} is its last, whose TensorRT {target.tensorrt} takes no "
+            "quantised file with int8 weights",
+            hint="--target jetson for an Orin",
         )
+
+
+def run_on_jetson(
+    data: bytes, x: Array, target: JetsonTarget, host: Host, folder: Path, advance: Advance, way: Way = "auto"
+) -> JetsonReport:
+    """Runs the file on float32 x [N, *input], images channel last, in TensorRT at `host`; the report stays in `folder`/device.json."""
+    from cactus_edge.device.jetson_run import measure
+    from cactus_edge.device.ssh import SshAddress
+
+    require_recent(target)
+    work = work_for(data, x, target)
+    address = SshAddress.parse(host.address)
+    report = measure(target, address, work, way=way, password=host.password, progress=advance)
+    write_atomic(folder / "device.json", json.dumps(report.to_json(), sort_keys=True, indent=1) + "\n")
+    return report
+
+
+def work_for(data: bytes, x: Array, target: JetsonTarget) -> Work:
+    """The file, the inputs as it takes them, and the envelope of each of their outputs.
+
+    Raises UnsupportedError for a file that breaks TensorRT's rules, InputError for inputs of another type or shape.
+    """
+    from cactus_edge.device.jetson_work import Work
+    from cactus_edge.verify.onnx_proto import parse
+
+    if format_of(data) != "onnx":
+        raise UnsupportedError("TensorRT runs .onnx files", hint="cactus-edge build --target jetson writes one")
+    require_tensorrt(data)
+    rules = named_profile(target.profile)
+    program, file = lower(ONNX.read(data, rules), rules), parse(data).graph
+    if x.dtype != np.float32 or x.shape[1:] != program.graph.input.shape:
+        wanted = f"{program.graph.input.dtype} {program.graph.input.shape}"
+        raise InputError(
+            f"the model takes {wanted}, the data are {x.dtype} {x.shape[1:]}", hint="pass this model's data"
+        )
+    low, high = propagate(program, *point_boxes(program, x))[program.output]
+    nodes = tuple(n.name for n in file.node if n.op_type in ("Conv", "Gemm"))
+    scale = program.output_tensor.scale
+    return Work(
+        data,
+        file.input[0].name,
+        file.output[0].name,
+        channel_first(x),
+        scale,
+        channel_first(low),
+        channel_first(high),
+        nodes,
+    )
 
 
 def device_rows(report: JetsonReport) -> dict[str, Any]:
     """A run as the JSON values of a step: lines for people, and what contradicts the certificate's condition."""
-    e, compute, latency = report.envelope, report.compute_ms, report.latency_ms
+    e = report.envelope
     inside = (
         f"{e.outputs - e.outside} of {e.outputs} inputs in their envelopes; {e.open} of these leave TensorRT a choice"
     )
@@ -227,13 +261,16 @@ def device_rows(report: JetsonReport) -> dict[str, Any]:
     unknown = "; ".join(report.unknown)
     rows = [
         ("Device", ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in report.device.items())),
+        ("Runtime", report.runtime),
         ("Outputs", inside),
         ("Layers", f"{layers}; not told: {unknown}" if unknown else layers),
-        (
-            "Latency",
-            f"{latency['median']:.4g} ms median, {latency['p90']:.4g} p90, {latency['p99']:.4g} p99 of {report.runs} runs",
-        ),
-        ("Kernels", f"{compute['median']:.4g} ms median, {compute['p90']:.4g} p90, {compute['p99']:.4g} p99"),
+        ("Latency", f"{_spread(report.latency_ms)}, {report.runs} runs"),
+        ("Kernels", _spread(report.compute_ms)),
+        ("Meanwhile", "unknown: tegrastats said nothing" if report.load is None else report.load.words()),
     ]
     findings = [f"The run on the device breaks the certificate's condition: {problem}." for problem in report.problems]
     return {"measured": True, "rows": rows, "findings": findings, "text": f"{inside}; {layers}"}
+
+
+def _spread(ms: dict[str, float]) -> str:
+    return f"{ms['median']:.4g} ms median, {ms['p90']:.4g} p90, {ms['p99']:.4g} p99" if ms else "not told"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -237,3 +238,13 @@ def residual(folder: Path, form: str, codes: str, join: bool = True, opset: int 
         before, after, Reader(), quant_format=QuantFormat[form], activation_type=QuantType[codes], **settings
     )
     return after.read_bytes()
+
+
+def symmetric(graph: Graph) -> Graph:
+    """The network with zero points of 0 and weights from -127."""
+
+    def op(old: Any) -> Any:
+        return replace(old, weight=ops.freeze(np.maximum(old.weight, -127), np.int8)) if hasattr(old, "weight") else old
+
+    tensors = tuple(replace(t, zero_point=0) for t in graph.tensors)
+    return replace(graph, tensors=tensors, nodes=tuple(replace(n, op=op(n.op)) for n in graph.nodes))

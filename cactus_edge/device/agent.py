@@ -4,14 +4,16 @@ This file is copied to the device and run by its own Python (3.9 or newer, numpy
 nothing of cactus-edge. It reads job.json beside itself and checks the SHA-256 of everything it was given, its own included.
 Events go to standard output, one line each, `MARK` then JSON; whatever else is printed goes to standard error.
 
-    job: agent_sha256, runtime ("litert", "onnxruntime"), threads, chunk, warmup_s, measure_s,
+    job: agent_sha256, runtime (of RUNTIMES), threads, chunk, warmup_s, measure_s,
          inputs {path, sha256, dtype, shape [N, *input]}, models [{path, sha256}]
     events, in this order:
         device   what this computer is: model, cpu, kernel, governor, throttled, emulated, runtime and its version ...
         chunk    model, first, count, path, sha256, dtype, shape: outputs [count, *output] as raw bytes in a file here; us of each
         timing   us: {runs, p50, p90, p99} of single runs of the first model after warm-up, where measure_s > 0; first_us
         done     peak_bytes (VmHWM), throttled, governor, temperature_c after the work
-        error    kind ("python", "numpy", "wheel", "digest", "model", "disk", "run") and message; then exit status 1
+        error    kind ("python", "numpy", "wheel", "provider", "digest", "model", "disk", "run") and message; then exit status 1
+
+With the word "state" as its argument it says the event `device`, without a runtime, and ends.
 
 Standard input stays open as long as somebody listens: after "bye" the program ends and leaves the folder to the other side;
 at the end of input without it, it removes the folder itself. Under emulation there is no timing and no memory figure.
@@ -24,6 +26,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -37,6 +40,8 @@ HERE = Path(__file__).resolve().parent
 OLDEST = (3, 9)
 EMULATED = "/etc/cactus-edge-emulated"
 """The root folder of an emulation says what it is by holding this file."""
+
+PROVIDER = "TensorrtExecutionProvider"
 
 MOST_RUNS = 100_000
 """Enough for a 99th percentile; a network of half a microsecond would fill the memory in the meantime."""
@@ -115,7 +120,10 @@ def field(path: str, name: str, separator: str = ":") -> str:
 
 
 def throttled() -> str:
-    """vcgencmd's word (0x0: never since boot), else the processor's cooling devices at work, else 'unknown'."""
+    """vcgencmd's word (0x0: never since boot), else which cooling devices slow processor or GPU down now, else 'unknown'.
+
+    A Jetson's are called cpufreq-cpu0, devfreq-17000000.gpu, gpu-throttle-alert, hot-surface-alert; its fan is none of them.
+    """
     for program in ("vcgencmd", "/usr/bin/vcgencmd", "/opt/vc/bin/vcgencmd"):
         try:
             done = subprocess.run([program, "get_throttled"], capture_output=True, timeout=5, check=False)
@@ -126,8 +134,8 @@ def throttled() -> str:
             return value
     devices = sorted(Path("/sys/class/thermal").glob("cooling_device*"))
     states = [(words(d / "type"), words(d / "cur_state")) for d in devices]
-    cpu = [(kind, at) for kind, at in states if "cpu" in kind.lower() and at.isdigit()]
-    return (", ".join(f"{kind} at {at}" for kind, at in cpu if at != "0") or "no") if cpu else "unknown"
+    slow = [(kind, at) for kind, at in states if re.search("cpu|gpu|alert", kind.lower()) and at.isdigit()]
+    return (", ".join(f"{kind} at {at}" for kind, at in slow if at != "0") or "no") if slow else "unknown"
 
 
 def state() -> dict[str, Any]:
@@ -252,7 +260,56 @@ class OnnxRuntime:
         return self.results[0][0]
 
 
-RUNTIMES: dict[str, Callable[[bytes, int], Any]] = {"litert": Litert, "onnxruntime": OnnxRuntime}
+class TensorRt(OnnxRuntime):
+    """An ONNX file in ONNX Runtime's TensorRT provider, as it stands, all of it: ONNX Runtime runs what that provider does not
+    take, or all where it does not load, in another one without a word; here that is a failure."""
+
+    def __init__(self, data: bytes, threads: int) -> None:
+        os.environ["NVIDIA_TF32_OVERRIDE"] = "0"  # products of 10 bits are another network's
+        try:
+            import numpy
+            import onnxruntime as ort
+        except ImportError as error:
+            raise Failure("wheel", f"onnxruntime-gpu: {error}") from error
+        self.version = f"onnxruntime {ort.__version__} with {PROVIDER}"
+        if PROVIDER not in ort.get_available_providers():
+            raise Failure(
+                "provider", f"onnxruntime {ort.__version__} has no {PROVIDER}: {ort.get_available_providers()}"
+            )
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        options.enable_profiling, options.profile_file_prefix = True, str(HERE / "profile")
+        chosen = [(PROVIDER, {"trt_int8_enable": True, "trt_fp16_enable": False})]
+        try:
+            kept = ort.InferenceSession(data, options, providers=chosen, enable_fallback=0)
+            if kept.get_providers()[:1] != [PROVIDER]:
+                raise Failure("provider", f"{PROVIDER} did not load: {kept.get_providers()} are left")
+            source = kept.get_inputs()[0]
+            one = [n if isinstance(n, int) else 1 for n in source.shape]
+            kept.run(None, {source.name: numpy.zeros(one, numpy.float32)})  # builds the engine
+            require_provider(json.loads(Path(kept.end_profiling()).read_text(encoding="utf-8")))
+        except Failure:
+            raise
+        except Exception as error:  # the wheel's own exceptions share no other base
+            raise Failure("model", str(error)) from error
+        self.run, self.source = kept.run, source.name
+
+
+def require_provider(profile: Any) -> None:
+    """Looks up who ran each node in a profile of ONNX Runtime: a list of events, those of nodes with args.provider."""
+    nodes = [e["args"] for e in profile if e.get("cat") == "Node" and e.get("args", {}).get("provider")]
+    others = sorted({f"{a['op_name']} in {a['provider']}" for a in nodes if a["provider"] != PROVIDER})
+    if others or not nodes:
+        raise Failure("model", f"{PROVIDER} did not run all of it: {', '.join(others) or 'no node was run at all'}")
+
+
+RUNTIMES: dict[str, Callable[[bytes, int], Any]] = {
+    "litert": Litert,
+    "onnxruntime": OnnxRuntime,
+    "onnxruntime-tensorrt": TensorRt,
+}
 
 
 def timed(engine: Any, sample: Any) -> float:
@@ -317,6 +374,9 @@ def work(say: Say) -> None:
 def main() -> int:
     """Runs the job, says how it ended, and stays until that was heard."""
     say = events()
+    if sys.argv[1:] == ["state"]:
+        say("device", **about())
+        return 0
     goodbye = watch_input()
     failed = True
     try:

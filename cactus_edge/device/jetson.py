@@ -8,6 +8,7 @@ root); a report names the state a latency was measured in. Formats: /etc/nv_tegr
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cactus_edge.errors import DeviceError
@@ -118,4 +119,59 @@ def parse_tegrastats(line: str) -> Tegrastats:
         (int(ram[1]), int(ram[2])) if ram else None,
         degrees,
         rails,
+    )
+
+
+@dataclass(frozen=True)
+class Load:
+    """What tegrastats said while figures were taken; None and empty where it did not say.
+
+    gpu_percent, gpu_mhz: largest; gpu_least_mhz: smallest, which a throttled GPU shows; ram_mb: largest used, and total; hottest:
+    (sensor, degrees Celsius); power_mw: mean and largest per rail. VDD_IN is what the module takes in.
+    """
+
+    samples: int
+    gpu_percent: int | None
+    gpu_least_mhz: int | None
+    gpu_mhz: int | None
+    ram_mb: tuple[int, int] | None
+    hottest: tuple[str, float] | None
+    power_mw: dict[str, tuple[float, int]]
+
+    def words(self) -> str:
+        """In words."""
+        parts = []
+        if self.gpu_percent is not None:
+            parts.append(f"GPU at most {self.gpu_percent} %")
+        if self.gpu_mhz is not None:
+            least = "" if self.gpu_least_mhz == self.gpu_mhz else f"{self.gpu_least_mhz} to "
+            parts.append(f"its clock {least}{self.gpu_mhz} MHz")
+        if self.ram_mb is not None:
+            parts.append(f"RAM at most {self.ram_mb[0]:,} of {self.ram_mb[1]:,} MB")
+        if self.hottest is not None:
+            parts.append(f"hottest {self.hottest[0]} with {self.hottest[1]:.1f} °C")
+        parts += [
+            f"{rail} {mean / 1000:.2f} W mean, {most / 1000:.2f} W at most"
+            for rail, (mean, most) in self.power_mw.items()
+        ]
+        return f"{'; '.join(parts)} ({self.samples} samples)"
+
+
+def load_of(lines: Iterable[str]) -> Load | None:
+    """What lines of tegrastats say together; None where none of them is one. Sensors that are switched off say -256 degrees."""
+    seen = [s for s in map(parse_tegrastats, lines) if s.ram_mb is not None or s.gpu_percent is not None or s.gpu_mhz]
+    if not seen:
+        return None
+    clocks = [mhz for s in seen for mhz in s.gpu_mhz]
+    degrees = [(c, sensor) for s in seen for sensor, c in s.temperatures_c.items() if c > -100]
+    rails = {rail: [s.power_mw[rail] for s in seen if rail in s.power_mw] for s in seen for rail in s.power_mw}
+    hottest = max(degrees, default=None)
+    return Load(
+        len(seen),
+        max((s.gpu_percent for s in seen if s.gpu_percent is not None), default=None),
+        min(clocks, default=None),
+        max(clocks, default=None),
+        max((s.ram_mb for s in seen if s.ram_mb is not None), default=None),
+        None if hottest is None else (hottest[1], hottest[0]),
+        {rail: (sum(mw) / len(mw), max(mw)) for rail, mw in rails.items()},
     )

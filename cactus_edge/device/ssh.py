@@ -46,7 +46,7 @@ SAFE = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
 """Words that no shell interprets."""
 
 _ADDRESS = re.compile(
-    r"(?:([A-Za-z0-9_][A-Za-z0-9_.-]*)@)?([A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+\])(?::(\d{1,5}))?"
+    r"(?:([A-Za-z0-9_][A-Za-z0-9_.-]*)@)?([A-Za-z0-9][A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9]+)?\])(?::(\d{1,5}))?"
 )
 
 KEEPALIVE_S, KEEPALIVES = 10, 3
@@ -72,9 +72,8 @@ class SshAddress:
         match = _ADDRESS.fullmatch(text)
         port = int(match[3] or 0) if match else 0
         if match is None or not (match[3] is None or 0 < port < 65536):
-            raise InputError(
-                f"{text!r} is no address of a computer", hint="user@host or user@host:port, for example pi@raspberrypi"
-            )
+            hint = "user@host or user@host:port, for example pi@raspberrypi; an IPv6 host in brackets; a port is 1 to 65535"
+            raise InputError(f"{text!r} is no address of a computer", hint=hint)
         return cls(match[2].strip("[]"), match[1] or "", port)
 
     def __str__(self) -> str:
@@ -83,8 +82,9 @@ class SshAddress:
 
     @property
     def options(self) -> str:
-        """The same for the ssh command: `ssh OPTIONS`."""
-        return f"-p {self.port} {self}" if self.port else str(self)
+        """The same for the ssh command, which takes no brackets: `ssh OPTIONS`."""
+        who = f"{self.user}@{self.host}" if self.user else self.host
+        return f"-p {self.port} {who}" if self.port else who
 
 
 @dataclass(frozen=True)
@@ -168,6 +168,24 @@ class Remote:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_END_S):
                     await process.wait_closed()
+
+    @asynccontextmanager
+    async def watch(self, words: Sequence[str]) -> AsyncIterator[list[str]]:
+        """The lines that a command has printed so far, while it runs beside others; empty where there is no such command."""
+        lines: list[str] = []
+        async with self.start(words) as process:
+
+            async def read() -> None:
+                async for line in process.stdout:
+                    lines.append(line)
+
+            reading = asyncio.create_task(read())
+            try:
+                yield lines
+            finally:
+                reading.cancel()
+                with suppress(asyncio.CancelledError):
+                    await reading
 
     def _path(self, name: str) -> str:
         if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):

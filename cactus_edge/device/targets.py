@@ -210,7 +210,7 @@ def load_board(name: str) -> Target:
         return target
     raise TargetError(
         f"{target.title} is a computer, reached by ssh: it has no firmware and no serial console",
-        hint=f"cactus-edge {'build' if isinstance(target, JetsonTarget) else 'bench MODEL'} --target {name} --host user@host",
+        hint=f"cactus-edge bench MODEL --target {name} --host user@host",
     )
 
 

@@ -120,6 +120,7 @@ def test_what_does_not_go_together_is_refused_before_anything_is_trained(
     out = ["--recipe", str(recipe), "--out", str(tmp_path / "x")]
     assert "not reached by ssh" in refused("build", "--target", "mcu", "--host", "pi@board", *out)
     assert "no address" in refused("build", "--target", "raspberry-pi", "--host", "pi@board;reboot", *out)
+    assert "not by a serial port" in refused("build", "--target", "jetson", "--port", "auto", *out)
     assert not (tmp_path / "x").exists()
     assert "no address was given" in refused("bench", str(pi / "model.tflite"), "--target", "raspberry-pi")
     assert "has no firmware" in refused("flash", str(pi / "model.tflite"), "--target", "raspberry-pi")

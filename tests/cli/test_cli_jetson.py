@@ -122,12 +122,12 @@ def test_the_work_for_a_device_holds_its_own_member(jetson: Path, recipe: Path) 
     """What a device is asked is in the file's own order and names, and the interpreter's codes lie in every envelope."""
     from cactus_edge.board import Options
     from cactus_edge.ir.evaluate import run
-    from cactus_edge.jetson import JetsonChain
+    from cactus_edge.jetson import JetsonChain, work_for
     from cactus_edge.recipe import load_recipe
     from cactus_edge.verify.regions import points
 
     chain = JetsonChain(load_recipe(recipe), jetson, Options("jetson", device_inputs=30))
-    work, program = chain.work(), chain.program
+    work, program = work_for(chain.model_bytes, chain.test.x[:30], chain.target), chain.program
     codes = run(program, points(program, chain.test.x[:30]))
     assert work.inputs.shape == (30, 1, 8, 8) and (work.input, work.output) == ("input_real", "logits_real")
     assert (work.low <= codes).all() and (codes <= work.high).all()

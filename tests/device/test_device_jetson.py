@@ -6,6 +6,7 @@ import pytest
 
 from cactus_edge.device.jetson import (
     GpuClock,
+    load_of,
     parse_clocks,
     parse_power_mode,
     parse_release,
@@ -74,3 +75,37 @@ def test_tegrastats() -> None:
     assert parse_tegrastats("GR3D_FREQ @[1098,1098]").gpu_mhz == (1098, 1098)
     nothing = parse_tegrastats("")
     assert (nothing.gpu_percent, nothing.ram_mb, nothing.power_mw) == (None, None, {})
+
+
+# The form of JetPack 5 and 6 on an Orin Nano (public logs, among them henrygd/beszel issue 286), and of JetPack 7 on an AGX Orin
+# (rbonghi/jetson_stats tests): each sensor and rail with more figures behind it. The figures here are invented.
+ORIN_NANO = (
+    "11-14-2024 22:50:33 RAM {ram}/7620MB (lfb 2x4MB) SWAP 22/3810MB (cached 0MB) CPU [1%@1420,2%@1420,0%@1420,2%@729,1%@729,1%@729] "
+    "GR3D_FREQ {gpu}% cv0@-256C cpu@50.281C soc2@49.312C soc0@50.531C gpu@{degrees}C tj@50.968C soc1@50.093C "
+    "VDD_IN {power}mW/4585mW VDD_CPU_GPU_CV 520mW/1024mW VDD_SOC 1403mW/1410mW\n"
+)
+AGX_ORIN = (
+    "07-25-2026 09:08:28 RAM 20642/62817MB (lfb 1x2MB) CPU [23%@2201,10%@2201] EMC_FREQ 3%@3199 GR3D_FREQ 12%@[1300,1290] "
+    "NVENC0 off APE 174 cpu@52.968C/52.968C gpu@47.625C/47.625C VDD_GPU_SOC 5139mW/5139mW/5139mW VIN_SYS_5V0 5500mW/5500mW/5500mW"
+)
+
+
+def test_a_load_is_the_worst_of_its_samples_and_the_mean_power() -> None:
+    lines = [
+        ORIN_NANO.format(ram=3100, gpu=0, degrees="49.5", power=4000),
+        "tegrastats: a warning\n",
+        ORIN_NANO.format(ram=3300, gpu=99, degrees="61.25", power=12000),
+    ]
+    found = load_of(lines)
+    assert found is not None
+    assert (found.samples, found.gpu_percent, found.ram_mb, found.hottest) == (2, 99, (3300, 7620), ("gpu", 61.25))
+    assert found.power_mw["VDD_IN"] == (8000, 12000)
+    assert found.words() == (
+        "GPU at most 99 %; RAM at most 3,300 of 7,620 MB; hottest gpu with 61.2 °C; VDD_IN 8.00 W mean, 12.00 W at most; "
+        "VDD_CPU_GPU_CV 0.52 W mean, 0.52 W at most; VDD_SOC 1.40 W mean, 1.40 W at most (2 samples)"
+    )
+    newer = load_of([AGX_ORIN])
+    assert newer is not None and (newer.gpu_least_mhz, newer.gpu_mhz, newer.gpu_percent) == (1290, 1300, 12)
+    assert newer.hottest == ("cpu", 52.968) and newer.power_mw["VIN_SYS_5V0"] == (5500, 5500)
+    assert "its clock 1290 to 1300 MHz" in newer.words()
+    assert load_of(["", "no such tool"]) is None

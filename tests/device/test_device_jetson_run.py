@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,9 @@ import numpy as np
 import pytest
 from test_device_tensorrt import SUMMARY_10, conv, output, report, tensor, time_row
 
-from cactus_edge.device.jetson_run import JetsonReport, Work, run_work
+from cactus_edge.device.agent import MARK
+from cactus_edge.device.jetson_run import find_trtexec, run_trtexec
+from cactus_edge.device.jetson_work import TEGRASTATS, JetsonReport, Work
 from cactus_edge.device.ssh import SAFE, Finished
 from cactus_edge.device.targets import JetsonTarget, load_target
 from cactus_edge.errors import CactusError, DeviceError, DeviceLacksError, DeviceModelError
@@ -61,6 +64,11 @@ class Replay:
         key = next((w for w in words[1:] if w in self.answers), words[0].rsplit("/", 1)[-1])
         return Finished(self.status.get(key, 0), "", self.answers.get(key, ""), "")
 
+    @asynccontextmanager
+    async def watch(self, words: Sequence[str]) -> AsyncIterator[list[str]]:
+        assert all(SAFE.fullmatch(word) for word in words) and tuple(words) == TEGRASTATS
+        yield self.answers["tegrastats"].splitlines(keepends=True)
+
 
 def replay(**changes: Any) -> Replay:
     """A Jetson on which everything is as it should be; changes: other answers or files."""
@@ -71,6 +79,8 @@ def replay(**changes: Any) -> Replay:
         "trtexec": BANNER,
         "nvpmodel": "NV Power Mode: MAXN_SUPER\n2\n",
         "jetson_clocks": "GPU MinFreq=1020000000 MaxFreq=1020000000 CurrentFreq=1020000000\n",
+        "python3": f'{MARK}{{"event": "device", "throttled": "no"}}\n',
+        "tegrastats": "RAM 3308/7607MB (lfb 32x4MB) GR3D_FREQ 97% gpu@62.3C tj@62.4C VDD_IN 12517mW/10898mW\n",
     }
     files = {
         "out.json": output("logits", "2x2", [0, 1.5, 0.25, 0.25]),
@@ -88,7 +98,8 @@ def replay(**changes: Any) -> Replay:
 def done(shell: Replay, work: Work = WORK) -> JetsonReport:
     target = load_target("jetson")
     assert isinstance(target, JetsonTarget)
-    return asyncio.run(run_work(shell, target, work, lambda at, total, text: None))
+    trtexec = asyncio.run(find_trtexec(shell))
+    return asyncio.run(run_trtexec(shell, target, work, trtexec, lambda at, total, text: None))
 
 
 def test_a_run_in_which_nothing_contradicts() -> None:
@@ -100,10 +111,13 @@ def test_a_run_in_which_nothing_contradicts() -> None:
     assert found.device == {
         "model": "NVIDIA Jetson Orin Nano",
         "system": "JetPack 6.2 (L4T 36.4.3)",
-        "tensorrt": "10.3.0",
+        "throttled_before": "no",
+        "throttled_after": "no",
         "power_mode": "MAXN_SUPER (2)",
         "gpu_clock": "1,020,000,000 Hz, locked",
     }
+    assert found.runtime == "TensorRT 10.3.0 by trtexec" and found.load is not None
+    assert found.load.power_mw == {"VDD_IN": (12517, 12517)} and found.load.hottest == ("tj", 62.4)
     assert shell.sent["model.onnx"] == b"onnx" and len(shell.sent["inputs.bin"]) == 2 * 16 * 4
     tools = [words for words in shell.asked if words[0].endswith("trtexec")]
     assert [
@@ -160,14 +174,6 @@ def test_what_cannot_be_measured_is_refused(changes: dict[str, str], error: type
         done(replay(**changes))
 
 
-def test_without_trtexec_the_way_to_it_is_named() -> None:
-    shell = replay()
-    shell.there = ""
-    with pytest.raises(DeviceLacksError, match="no trtexec") as caught:
-        done(shell)
-    assert "nvidia-jetpack" in caught.value.hint
-
-
 def test_a_refused_file_shows_the_tools_own_words() -> None:
     shell = replay(trtexec=BANNER + "[11/22/2026-08:00:00] [E] [TRT] ModelImporter.cpp:138: no\n")
     shell.status["trtexec"] = 1
@@ -176,5 +182,6 @@ def test_a_refused_file_shows_the_tools_own_words() -> None:
 
 
 def test_tools_that_want_root_leave_the_state_unknown() -> None:
-    found = done(replay(nvpmodel="", jetson_clocks="Error: Please run with sudo\n"))
-    assert (found.device["power_mode"], found.device["gpu_clock"]) == ("unknown", "unknown")
+    found = done(replay(nvpmodel="", jetson_clocks="Error: Please run with sudo\n", python3="", tegrastats=""))
+    assert {found.device[k] for k in ("power_mode", "gpu_clock", "throttled_before", "throttled_after")} == {"unknown"}
+    assert found.load is None and "tegrastats said nothing" in dict(device_rows(found)["rows"])["Meanwhile"]

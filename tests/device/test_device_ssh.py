@@ -326,6 +326,7 @@ ADDRESSES = {
     "board": SshAddress("board"),
     "a.b@10.0.0.1:2222": SshAddress("10.0.0.1", "a.b", 2222),
     "[fe80::1]:22": SshAddress("fe80::1", "", 22),
+    "pi@[fe80::1%eth0]": SshAddress("fe80::1%eth0", "pi"),
 }
 
 
@@ -335,11 +336,31 @@ def test_addresses(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "pi@", "a b", "pi@host;reboot", "-oProxyCommand=x", "pi@host:0", "pi@host:99999", "$(x)"]
+    "text",
+    [
+        "",
+        " ",
+        "pi@",
+        "@host",
+        "a b",
+        "pi@host;reboot",
+        "-oProxyCommand=x",
+        "pi@host:0",
+        "pi@host:99999",
+        "$(x)",
+        "::1",
+        "[x]",
+        "h\nh",
+    ],
 )
 def test_bad_addresses(text: str) -> None:
     with pytest.raises(InputError, match="no address"):
         SshAddress.parse(text)
+
+
+def test_what_to_type_names_ipv6_hosts_as_ssh_takes_them() -> None:
+    assert SshAddress("::1", "pi", 2222).options == "-p 2222 pi@::1"
+    assert str(SshAddress("::1", "pi", 2222)) == "pi@[::1]"
 
 
 @pytest.mark.parametrize("word", ["a b", "$(reboot)", "a;b", "", "`x`", "a\nb", "*"])

@@ -46,7 +46,7 @@ def test_jetsons_name_the_conditional_profile():
     assert [name for name, t in found.items() if float(t.tensorrt) < 10] == ["jetson-xavier-nx"]
     with pytest.raises(TargetError, match="no firmware") as caught:
         load_board("jetson")
-    assert caught.value.hint == "cactus-edge build --target jetson --host user@host"
+    assert caught.value.hint == "cactus-edge bench MODEL --target jetson --host user@host"
 
 
 def test_a_jetsons_versions_are_numbers():

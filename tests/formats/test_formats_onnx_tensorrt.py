@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from onnx import helper, numpy_helper
-from onnx_kit import chain, classifier, edit, initializer, node
+from onnx_kit import chain, classifier, edit, initializer, node, symmetric
 
 from cactus_edge.errors import ModelError, UnsupportedError
 from cactus_edge.formats.onnx import write_onnx
 from cactus_edge.formats.onnx.tensorrt import RULES, read_tensorrt, require_tensorrt, violations
 from cactus_edge.ir import ops
-from cactus_edge.ir.graph import Graph
 
 Change = Callable[[Any], None]
-
-
-def symmetric(graph: Graph) -> Graph:
-    """The network with zero points of 0 and weights from -127."""
-
-    def op(old: Any) -> Any:
-        return replace(old, weight=ops.freeze(np.maximum(old.weight, -127), np.int8)) if hasattr(old, "weight") else old
-
-    tensors = tuple(replace(t, zero_point=0) for t in graph.tensors)
-    return replace(graph, tensors=tensors, nodes=tuple(replace(n, op=op(n.op)) for n in graph.nodes))
 
 
 def good(relu: str = "codes") -> bytes:
