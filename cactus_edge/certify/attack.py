@@ -112,7 +112,7 @@ def _backward(step: Step, known: list[Int64], above: Real) -> list[Real]:
     """The gradient with respect to each argument of `step`, given the one with respect to its output."""
     args = [known[a] for a in step.args]
     out = known[step.out]
-    match step.atom:
+    match atoms.example(step.atom):
         case atoms.Affine(linear=linear):
             return [linear.adjoint(above)]
         case atoms.Monotone(rule) | atoms.Between(_, rule, _):
@@ -130,8 +130,8 @@ def _backward(step: Step, known: list[Int64], above: Real) -> list[Real]:
             return _gather_backward(rearrangement, args, above)
         case atoms.Softmax():
             raise AssertionError("a softmax is the last step, and the margin is taken before it")
-        case _:
-            assert_never(step.atom)
+        case other:
+            assert_never(other)
 
 
 def _summed_like(part: Real, argument: Int64) -> Real:

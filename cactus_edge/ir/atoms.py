@@ -1,6 +1,6 @@
 """What each op means, under a named arithmetic, as a short list of atoms.
 
-The interpreter, the interval rule and the linear rule are written for these eight atoms only. A `Program` is what
+The interpreter, the interval rule and the linear rule are written for these nine atoms only. A `Program` is what
 `lowering` makes of a checked graph: values in order, each written by one step. All values are int64 while they are computed; a value
 with a `tensor` is that int8 tensor of the graph, one without is an accumulator inside an op.
 """
@@ -17,14 +17,11 @@ from cactus_edge.ir import linear
 from cactus_edge.ir.arith import INT8_MAX, INT8_MIN
 from cactus_edge.ir.binary import BinaryRule
 from cactus_edge.ir.graph import Graph, Tensor
+from cactus_edge.ir.inputs import AnyQuantizeRule
 from cactus_edge.ir.linear import Array, Linear
 from cactus_edge.ir.ops import Int64, Padding2d
 from cactus_edge.ir.profile import Profile
-from cactus_edge.ir.rules import (
-    AnySoftmaxRule,
-    Elementwise,
-    QuantizeRule,
-)
+from cactus_edge.ir.rules import AnySoftmaxRule, Elementwise
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,8 +175,31 @@ class Softmax:
         return self.rule.apply(x)
 
 
-Atom = Affine | Monotone | Between | Isotone | Table | Max | Gather | Softmax
+Simple = Affine | Monotone | Between | Isotone | Table | Max | Gather | Softmax
+"""What one profile makes of a step."""
+
+
+@dataclass(frozen=True, eq=False)
+class AnyOf:
+    """y = atom(x) for any one of `atoms`, chosen anew for each element and run: what several profiles make of a step (`mixture`).
+
+    At least two, of one kind (all Monotone or Between, all Isotone, all Table, or all Softmax, whose choice is for a whole row).
+    `apply`, the first, is an example and no definition.
+    """
+
+    atoms: tuple[Simple, ...]
+
+    def apply(self, *args: Int64) -> Int64:
+        return self.atoms[0].apply(*args)
+
+
+Atom = Simple | AnyOf
 """The closed set of meanings."""
+
+
+def example(atom: Atom) -> Simple:
+    """What one profile makes of the step: the atom itself, or the first of several."""
+    return atom.atoms[0] if isinstance(atom, AnyOf) else atom
 
 
 @dataclass(frozen=True)
@@ -216,7 +236,7 @@ class Program:
     steps: tuple[Step, ...]
     input: int
     output: int
-    quantize: QuantizeRule
+    quantize: AnyQuantizeRule
     float_input: bool
     float_output: bool
     constants: Mapping[int, Int64]
@@ -224,6 +244,11 @@ class Program:
     def repeated_constants(self, count: int) -> dict[int, Int64]:
         """The constants for `count` samples, [count, *shape]."""
         return {value: np.broadcast_to(codes, (count, *codes.shape)) for value, codes in self.constants.items()}
+
+    @property
+    def definite(self) -> bool:
+        """Whether the program is one function: nothing in it is only known to lie in an envelope or to be one of several."""
+        return self.quantize.definite and not any(isinstance(s.atom, Between | AnyOf) for s in self.steps)
 
     @property
     def output_tensor(self) -> Tensor:

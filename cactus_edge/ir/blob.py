@@ -76,8 +76,9 @@ def op_nodes(graph: Graph) -> tuple[int, ...]:
 def build(graph: Graph, profile: Profile) -> Blob:
     """The canonical blob with its parsed records."""
     program = lower(graph, profile)
-    if program.quantize.rounding != "half_away":
-        raise UnsupportedError(f"the C runtime quantises half away from zero, the profile {program.quantize.rounding}")
+    rounding = profile.quantize(program.quantize.scale, program.quantize.zero_point).rounding
+    if rounding != "half_away":
+        raise UnsupportedError(f"the C runtime quantises half away from zero, the profile {rounding}")
     layout = plan(graph)
     drafts = []
     for index in op_nodes(graph):

@@ -8,7 +8,6 @@ import numpy as np
 
 from cactus_edge.errors import UnsupportedError
 from cactus_edge.ir import linear, ops
-from cactus_edge.ir.arith import INT8_MAX, INT8_MIN
 from cactus_edge.ir.atoms import (
     Affine,
     Atom,
@@ -145,11 +144,11 @@ def _expand(b: _Builder, index: int, node: Node) -> None:
             b.result(Monotone(RoundDivide(pool.reach(), *clamp)), (acc,), index)
         case ops.MaxPool(kernel, stride, padding, activation):
             profile.rule(kind)
-            lo, hi = profile.clamp(kind, activation, out.scale, out.zero_point)
             maximum = Max(kernel, stride, padding)
-            if (lo, hi) == (INT8_MIN, INT8_MAX):
+            if activation is ops.Activation.NONE:
                 b.result(maximum, args, index)
             else:
+                lo, hi = profile.clamp(kind, activation, out.scale, out.zero_point)
                 inner = b.value(out.shape, None, f"{out.name}.max")
                 b.steps.append(Step(maximum, args, inner, index))
                 b.result(Monotone(Clamp(lo, hi)), (inner,), index)

@@ -20,6 +20,7 @@ from cactus_edge.ir.arith import fma_f32, quantize_multiplier
 from cactus_edge.ir.binary import AddRule, FixedPointAddRule, FusedAddRule, VectorAddRule
 from cactus_edge.ir.envelope import EnvelopeEnd, check_range, requantise_ends
 from cactus_edge.ir.graph import Graph, Tensor
+from cactus_edge.ir.inputs import QuantizeRule
 from cactus_edge.ir.ops import Activation, Conv2d, Dense, DepthwiseConv2d, Int8, Op, constants
 from cactus_edge.ir.rules import (
     FLOAT_REQUANTISE,
@@ -28,7 +29,6 @@ from cactus_edge.ir.rules import (
     FloatAffine,
     FloatRequantise,
     FloatRescale,
-    QuantizeRule,
     Requantise,
     activation_range,
     float_softmax_rule,

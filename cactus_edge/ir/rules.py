@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from cactus_edge.errors import InputError, UnsupportedError
+from cactus_edge.errors import UnsupportedError
 from cactus_edge.ir.arith import (
     INT8_MAX,
     INT8_MIN,
@@ -34,8 +34,8 @@ from cactus_edge.ir.arith import (
     round_half_away_f64,
     srdhm,
 )
-from cactus_edge.ir.envelope import EnvelopeEnd, quantise_end
-from cactus_edge.ir.ops import Activation, Float32, Int8, Int64
+from cactus_edge.ir.envelope import EnvelopeEnd
+from cactus_edge.ir.ops import Activation, Float32, Int64
 
 Float64 = npt.NDArray[np.float64]
 
@@ -329,54 +329,6 @@ def table_softmax_rule(beta: float, scale: float) -> TableSoftmaxRule:
 
 AnySoftmaxRule = SoftmaxRule | FloatSoftmaxRule | TableSoftmaxRule
 """The meanings of SOFTMAX."""
-
-
-@dataclass(frozen=True)
-class QuantizeRule:
-    """float32 x -> clamp(round(x / scale) + zero_point). Non-decreasing in x. `rounding` names both steps:
-
-    half_away: RHA(f32(x / scale)) (TFLM and LiteRT reference/quantize.h). half_even_product: RNE(f32(x * f32(1 / scale))) (XNNPACK
-    f32-qs8-vcvt; LiteRT optimized_ops.h AffineQuantize, its vector code). half_even: RNE(f32(x / scale)) (ONNX QuantizeLinear).
-    envelope: anything between `lowest` and `highest`, of which `apply` is half_even; under the others the three are one function.
-    """
-
-    scale: float
-    zero_point: int
-    rounding: str
-
-    def apply(self, x: Float32) -> Int8:
-        """int8 codes of float32 x. Raises InputError for NaN and for |x / scale| near 2^31: C leaves their conversion undefined."""
-        real = self._real(x)
-        if self.rounding == "half_away":
-            rounded = np.trunc(real + np.copysign(0.5, real))
-        else:
-            rounded = np.rint(real)
-        return self._codes(rounded)
-
-    def lowest(self, x: Float32) -> Int8:
-        """The least codes that the rule admits for x. Non-decreasing; raises as `apply` does."""
-        return self._codes(quantise_end(self._real(x), -1)) if self.rounding == "envelope" else self.apply(x)
-
-    def highest(self, x: Float32) -> Int8:
-        """The largest codes that the rule admits for x. Non-decreasing; raises as `apply` does."""
-        return self._codes(quantise_end(self._real(x), 1)) if self.rounding == "envelope" else self.apply(x)
-
-    def _real(self, x: Float32) -> Float64:
-        """x / scale as this rounding forms it."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            scale, values = np.float32(self.scale), np.asarray(x, np.float32)
-            quotient = values * (np.float32(1) / scale) if self.rounding == "half_even_product" else values / scale
-            real: Float64 = quotient.astype(np.float64)
-        if not (np.abs(real) < 2.0**31 - 128).all():
-            raise InputError(
-                "the data contain NaN, infinities or values beyond 2^31 input steps, which no two runtimes quantise alike",
-                hint="clean the data, or clip them to the sensor's range",
-            )
-        return real
-
-    def _codes(self, rounded: Float64) -> Int8:
-        codes: Int8 = np.clip(rounded + self.zero_point, INT8_MIN, INT8_MAX).astype(np.int8)
-        return codes
 
 
 def activation_range(

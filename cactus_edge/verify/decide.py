@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from cactus_edge.errors import UnsupportedError
 from cactus_edge.ir.arith import INT8_MAX, INT8_MIN, INT32_MAX
-from cactus_edge.ir.atoms import Between, Program, Softmax
+from cactus_edge.ir.atoms import AnyOf, Program, Softmax
 from cactus_edge.ir.evaluate import dequantize
 from cactus_edge.ir.ops import Int8, Int64
 from cactus_edge.ir.rules import (
@@ -69,10 +69,11 @@ class Decider:
 
     def __init__(self, program: Program, engine: Callable[[Program, list[int]], Engine] = Engine) -> None:
         self.facts = prove(program)
-        self.softmax = _softmax_rule(program)
-        self.logits = program.output if self.softmax is None else program.steps[-1].args[0]
+        self.definite = program.definite
+        self.softmaxes = _softmax_rules(program)
+        self.logits = program.steps[-1].args[0] if self.softmaxes else program.output
         self.classes = program.output_tensor.size
-        _check_end(program, self.softmax)
+        _check_end(program, self.softmaxes)
         self.tail = find_tail(program, self.logits, self.classes)
         self.engine = engine(program, [self.logits if self.tail is None else self.tail.source])
 
@@ -105,9 +106,9 @@ class Decider:
     def _won(self, margins: Int64, labels: Int64) -> Bools:
         """[N, classes]: whether lower bounds of the logit margins imply out_y > out_j at the output; True at j = y."""
         won = margins >= 1
-        if self.softmax is not None:
+        for softmax in self.softmaxes:
             behind = 255 - np.clip(margins, 0, 255)
-            match self.softmax:
+            match softmax:
                 case SoftmaxRule(exponentials):
                     won &= softmax_separates(exponentials[behind], INT32_MAX)
                 case FloatSoftmaxRule(table):
@@ -115,7 +116,7 @@ class Decider:
                 case TableSoftmaxRule(table16):
                     won &= table_softmax_separates(table16[behind])
                 case _:
-                    assert_never(self.softmax)
+                    assert_never(softmax)
         won[np.arange(len(labels)), labels] = True
         return won
 
@@ -123,7 +124,7 @@ class Decider:
         """Whether the label wins strictly at each of `samples`, int8 [N, *input shape]; N >= 1.
 
         last: where a sample may become any code from `samples` up to these; the label has to win for each of them, and
-        whatever an envelope chooses.
+        whatever is chosen where the program leaves a choice. Behind a softmax that is then only bounded, not enumerated.
         """
         (bounds,) = self.engine.run(samples, samples if last is None else last)
         if self.tail is None:
@@ -131,10 +132,12 @@ class Decider:
         else:
             acc_low, acc_high = self.tail.accumulators(bounds)
             lo, hi = self.tail.lowest(acc_low), self.tail.highest(acc_high)
-        if self.softmax is not None:
-            # Not in an envelope (`_check_end`): both are the logits themselves.
-            lo = hi = self.softmax.apply(lo)
         rows = np.arange(len(labels))
+        if self.softmaxes and not self.definite:
+            return _every(self._won(lo[rows, labels][:, None] - hi, labels))
+        for softmax in self.softmaxes:
+            # Of one function both ends are the logits themselves.
+            lo = hi = softmax.apply(lo)
         won = lo[rows, labels][:, None] > hi
         won[rows, labels] = True
         return _every(won)
@@ -145,18 +148,18 @@ def _every(rows: Bools) -> Bools:
     return np.asarray(rows.all(1))
 
 
-def _softmax_rule(program: Program) -> AnySoftmaxRule | None:
-    atom = program.steps[-1].atom if program.steps else None
-    return atom.rule if isinstance(atom, Softmax) else None
+def _softmax_rules(program: Program) -> tuple[AnySoftmaxRule, ...]:
+    """Every rule by which the program may end in a softmax; none where it ends in something else."""
+    last = program.steps[-1].atom if program.steps else None
+    atoms = last.atoms if isinstance(last, AnyOf) else (last,)
+    return tuple(atom.rule for atom in atoms if isinstance(atom, Softmax))
 
 
-def _check_end(program: Program, softmax: AnySoftmaxRule | None) -> None:
+def _check_end(program: Program, softmaxes: tuple[AnySoftmaxRule, ...]) -> None:
     tensor = program.output_tensor
     if tensor.size < 2:
         raise UnsupportedError(f"the output {tensor.name!r} has {tensor.size} element; a decision needs two classes")
-    if softmax is not None:
-        if program.quantize.rounding == "envelope" or any(isinstance(s.atom, Between) for s in program.steps):
-            raise UnsupportedError("a softmax behind requantisations that are only known to lie in an envelope")
+    for softmax in softmaxes:
         match softmax:
             case SoftmaxRule(e):
                 top = INT32_MAX

@@ -25,7 +25,20 @@ import numpy.typing as npt
 
 from cactus_edge.errors import InternalError
 from cactus_edge.ir.arith import INT8_MAX, INT8_MIN
-from cactus_edge.ir.atoms import Affine, Atom, Between, Gather, Isotone, Max, Monotone, Program, Softmax, Table
+from cactus_edge.ir.atoms import (
+    Affine,
+    AnyOf,
+    Atom,
+    Between,
+    Gather,
+    Isotone,
+    Max,
+    Monotone,
+    Program,
+    Softmax,
+    Table,
+    example,
+)
 from cactus_edge.ir.linear import Array, AxisSum, Conv, Dense, Linear, WindowSum, pad_image
 from cactus_edge.ir.ops import Int8, Int64, Padding2d
 from cactus_edge.ir.rules import Elementwise as Rule
@@ -72,6 +85,9 @@ def step_bounds(atom: Atom, args: list[Bounds]) -> Bounds:
             return atom.apply(*(a[0] for a in args)), atom.apply(*(a[1] for a in args))
         case Softmax():
             return np.full_like(lo, INT8_MIN), np.full_like(hi, INT8_MAX)
+        case AnyOf(atoms):
+            lows, highs = zip(*(step_bounds(a, args) for a in atoms), strict=True)
+            return reduce(np.minimum, lows), reduce(np.maximum, highs)
         case _:
             assert_never(atom)
 
@@ -283,8 +299,7 @@ class Engine:
             if step.out in self._affine:
                 values[step.out] = self._affine[step.out].ends(*args[0])
             elif low is not None and high is not None:
-                signs = step.atom.signs if isinstance(step.atom, Isotone) else (1,)
-                values[step.out] = self._apply(low, high, signs, args)
+                values[step.out] = self._apply(low, high, _signs(step.atom), args)
             else:
                 lo, hi = step_bounds(step.atom, args)
                 values[step.out] = lo, hi
@@ -315,11 +330,16 @@ class Engine:
         return lo, hi
 
     def _ends(self, atom: Atom, args: tuple[int, ...]) -> tuple[Elementwise | None, Elementwise | None]:
-        """The compiled rules of the lower and of the upper end, one and the same except under an envelope."""
-        if isinstance(atom, Between):
-            return self._compile(Monotone(atom.lowest), args), self._compile(Monotone(atom.highest), args)
-        rule = self._compile(atom, args)
-        return rule, rule
+        """The compiled rules of the lower and of the upper end, one and the same where the atom is one function."""
+        match atom:
+            case Between(lowest, _, highest):
+                return self._compile(Monotone(lowest), args), self._compile(Monotone(highest), args)
+            case AnyOf(atoms):
+                lows, highs = zip(*(self._ends(a, args) for a in atoms), strict=True)
+                return _extreme(np.minimum, lows), _extreme(np.maximum, highs)
+            case _:
+                rule = self._compile(atom, args)
+                return rule, rule
 
     def _compile(self, atom: Atom, args: tuple[int, ...]) -> Elementwise | None:
         match atom:
@@ -339,6 +359,18 @@ class Engine:
                 return _table(rule.apply, len(signs))
             case _:
                 return None
+
+
+def _signs(atom: Atom) -> tuple[int, ...]:
+    """In which direction a compiled rule goes, per argument, as in `Isotone`."""
+    first = example(atom)
+    return first.signs if isinstance(first, Isotone) else (1,)
+
+
+def _extreme(of: np.ufunc, rules: Iterable[Elementwise | None]) -> Elementwise | None:
+    """The least or the largest result of several compiled rules; None where one of them is not compiled."""
+    known = [rule for rule in dict.fromkeys(rules) if rule is not None]
+    return None if None in rules else lambda *x: reduce(of, (rule(*x) for rule in known))
 
 
 def _plain(rule: Callable[[Int64], Int64]) -> Elementwise:

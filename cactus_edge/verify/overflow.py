@@ -15,7 +15,20 @@ import numpy as np
 
 from cactus_edge.errors import ModelError
 from cactus_edge.ir.arith import INT8_MAX, INT8_MIN, INT32_MAX, multiply_by_quantized_multiplier, rdp
-from cactus_edge.ir.atoms import Affine, Atom, Between, Gather, Isotone, Max, Monotone, Program, Softmax, Table
+from cactus_edge.ir.atoms import (
+    Affine,
+    AnyOf,
+    Atom,
+    Between,
+    Gather,
+    Isotone,
+    Max,
+    Monotone,
+    Program,
+    Softmax,
+    Table,
+    example,
+)
 from cactus_edge.ir.binary import AddRule, BinaryRule, FixedPointAddRule, FusedAddRule, MulRule, VectorAddRule
 from cactus_edge.ir.envelope import EnvelopeEnd
 from cactus_edge.ir.ops import Int64
@@ -60,7 +73,7 @@ def prove(program: Program) -> tuple[Fact, ...]:
         op = type(program.graph.nodes[step.node].op).__name__
         width = program.values[step.out].shape[-1:]
         for quantity, bound in _quantities(step.atom, source, *width):
-            limit = SOFTMAX_SUM if isinstance(step.atom, Softmax) else INT32_MAX
+            limit = SOFTMAX_SUM if isinstance(example(step.atom), Softmax) else INT32_MAX
             facts.append(Fact(step.node, op, quantity, bound, limit))
             if bound > limit:
                 raise ModelError(
@@ -104,6 +117,11 @@ def _quantities(atom: Atom, source: Int64, width: int = 1) -> Iterator[tuple[str
                 yield "the sum of exponentials", width * int(rule.table.max())
         case Table() | Max() | Gather():
             pass
+        case AnyOf(atoms):
+            largest: dict[str, int] = {}
+            for quantity, bound in (q for a in atoms for q in _quantities(a, source, width)):
+                largest[quantity] = max(bound, largest.get(quantity, 0))
+            yield from largest.items()
         case _:
             assert_never(atom)
 

@@ -152,7 +152,7 @@ def point_boxes(program: Program, x: npt.NDArray[Any]) -> tuple[Int8, Int8]:
     """The least and the largest codes that the samples themselves may become; the same ones where the rule is one function."""
     samples = x.astype(np.float32) if x.dtype == np.float64 else x
     codes = quantised(program, samples)
-    if samples.dtype == np.int8 or program.quantize.rounding != "envelope":
+    if samples.dtype == np.int8 or program.quantize.definite:
         return codes, codes
     return program.quantize.lowest(samples), program.quantize.highest(samples)
 

@@ -6,12 +6,13 @@ See `decide` for the bound. Everything that does not depend on the samples is co
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cactus_edge.ir.atoms import Affine, Between, Gather, Monotone, Program, ReshapeTo
+from cactus_edge.ir.atoms import Affine, AnyOf, Atom, Between, Gather, Monotone, Program, ReshapeTo, example
 from cactus_edge.ir.ops import Int64
 from cactus_edge.ir.rules import FloatRequantise, Requantise
 from cactus_edge.verify.interval import Accumulate, Bounds, accumulate, full_range, step_bounds, thresholds
@@ -21,7 +22,7 @@ Array = npt.NDArray[Any]
 PAIR_ELEMENTS = 1 << 20
 """Elements of the arrays over pairs of classes: bounds the memory, changes no result."""
 
-TailAtom = Monotone | Between | Gather
+TailAtom = Monotone | Between | AnyOf | Gather
 """What may stand behind the last Affine: non-decreasing rules, and moves that keep the order of the classes."""
 
 
@@ -124,6 +125,8 @@ def find_tail(program: Program, logits: int, classes: int) -> Tail | None:
                 return _tail(step.atom, atoms, step.args[0], classes)
             case Monotone() | Between() | Gather(ReshapeTo()):
                 atoms, value = (step.atom, *atoms), step.args[0]
+            case AnyOf(choices) if all(isinstance(a, Monotone | Between) for a in choices):
+                atoms, value = (step.atom, *atoms), step.args[0]
             case _:
                 return None
     return None
@@ -155,16 +158,25 @@ def _apply(atoms: tuple[TailAtom, ...], acc: Int64, shape: tuple[int, ...], sign
     """The monotone steps on accumulators [M, K], through their own shape; at their lowest for sign -1, at their highest for 1."""
     value = acc.reshape(len(acc), *shape)
     for atom in atoms:
-        if isinstance(atom, Between):
-            value = (atom.lowest if sign < 0 else atom.highest).apply(value)
-        else:
-            value = atom.apply(value)
+        value = _end(atom, value, sign)
     return value.reshape(len(acc), -1)
+
+
+def _end(atom: Atom, value: Int64, sign: int) -> Int64:
+    """One of them."""
+    match atom:
+        case Between(lowest, _, highest):
+            return (lowest if sign < 0 else highest).apply(value)
+        case AnyOf(atoms):
+            return reduce(np.minimum if sign < 0 else np.maximum, (_end(a, value, sign) for a in atoms))
+        case _:
+            return atom.apply(value)
 
 
 def _factors(atoms: tuple[TailAtom, ...], shape: tuple[int, ...], classes: int) -> Int64:
     """Positive integers [K] about proportional to what each class's accumulator is multiplied by; all 1 where that is one number."""
-    rules = (a.member if isinstance(a, Between) else a.rule for a in atoms if not isinstance(a, Gather))
+    examples = map(example, atoms)
+    rules = (a.member if isinstance(a, Between) else a.rule for a in examples if isinstance(a, Monotone | Between))
     first = next(rules, None)
     if not isinstance(first, Requantise | FloatRequantise):
         return np.ones(classes, np.int64)

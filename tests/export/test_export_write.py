@@ -19,7 +19,7 @@ from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.blob import blob_digest
 from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.graph import Graph, Tensor
-from cactus_edge.ir.rules import QuantizeRule
+from cactus_edge.ir.inputs import QuantizeRule
 from cactus_edge.resources import data_path
 
 TFLM = profile("tflm")

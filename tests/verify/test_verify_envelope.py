@@ -20,8 +20,8 @@ from cactus_edge.ir.atoms import Between, Program
 from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.envelope import EnvelopeEnd, requantise_ends
 from cactus_edge.ir.graph import Graph, Tensor
+from cactus_edge.ir.inputs import QuantizeRule
 from cactus_edge.ir.lowering import lower
-from cactus_edge.ir.rules import QuantizeRule
 from cactus_edge.ir.tensorrt import TENSORRT
 from cactus_edge.verify import decide as decide_module
 from cactus_edge.verify import interval as interval_module
