@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -107,7 +107,9 @@ def certify(
     eps: radius of the l-inf ball, exact ("1/16"), or one per feature; in the units of x, or with unit "lsb" in steps of the
     model's input quantisation: n steps are n * S, S the input's float32 scale, as a fraction, also for float x. domain: what
     the sensor can deliver; by default the one in the file's own metadata, else everything its input can represent.
-    profile: by default "tflm" for .tflite, "ort-x86" for .onnx.
+    profile: by default "tflm" for .tflite, "ort-x86" for .onnx; several joined by commas, or "all" that can run the file and
+    assume nothing. Of several, what is certified holds for any mixture of them, from one element of a layer to the next;
+    `Certificate.each` has what holds under each alone, which is more.
     """
     import os
 
@@ -137,14 +139,14 @@ def _steps(
     model: bytes, eps: Exact | Sequence[Exact], unit: str, profile: str
 ) -> tuple[list[Fraction], dict[str, str]]:
     """eps in steps of the input quantisation as exact radii in the units of the data, and a note that says so."""
-    from cactus_edge.ir.arithmetic import profile as profile_by_name
-    from cactus_edge.ir.lowering import lower
-    from cactus_edge.verify.read import read_for
+    from cactus_edge.api_files import file_formats
+    from cactus_edge.verify.read import format_of
     from cactus_edge.verify.regions import exact
+    from cactus_edge.verify.runtimes import runtimes
 
     if unit != "lsb":
         raise InputError(f"unknown unit {unit!r}", hint="data or lsb")
-    step = Fraction(lower(read_for(model, profile_by_name(profile)), profile_by_name(profile)).quantize.scale)
+    step = Fraction(runtimes(model, profile, file_formats()[format_of(model)]).program.quantize.scale)
     given = [eps] if isinstance(eps, str | Fraction | int | float) else list(eps)
     steps = [exact(e, "eps") for e in given]
     for n in steps:
@@ -156,7 +158,7 @@ def _steps(
 
 @dataclass(frozen=True)
 class CertifyResult:
-    """A certificate on disk."""
+    """A certificate on disk. each: where it is about several profiles, (certified, correct) under each alone."""
 
     path: Path
     certified: int
@@ -165,6 +167,8 @@ class CertifyResult:
     eps: str
     profile: str
     conditional_on: str = ""
+    each: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    excluded: Mapping[str, str] = field(default_factory=dict)
 
     def summary(self) -> Pairs:
         """In words."""
@@ -174,7 +178,9 @@ class CertifyResult:
                 f"{self.certified} of {self.total} ({self.certified / self.total:.2%}) within eps {self.eps}",
             ),
             ("clean", f"{self.correct} of {self.total} ({self.correct / self.total:.2%})"),
-            ("profile", self.profile),
+            ("profile", f"{self.profile}: any mixture of {', '.join(self.each)}" if self.each else self.profile),
+            *((f"  {name} alone", f"certified {won}, clean {right}") for name, (won, right) in self.each.items()),
+            *((f"  not {name}", why) for name, why in self.excluded.items()),
             *([("conditional on", self.conditional_on)] if self.conditional_on else []),
             ("certificate", str(self.path)),
         ]
@@ -199,8 +205,18 @@ def certify_files(
         else f"{eps} {unit} = {float(Fraction(certificate.record['region']['eps'])):.6g} in the data's units"
     )
     row = certificate.record["profile"]
-    condition = row.get("conditional_on", "")
-    return CertifyResult(out, int(d.certified.sum()), int(d.correct.sum()), len(y), radius, row["name"], condition)
+    each = {name: (int(own.certified.sum()), int(own.correct.sum())) for name, own in certificate.each.items()}
+    return CertifyResult(
+        out,
+        int(d.certified.sum()),
+        int(d.correct.sum()),
+        len(y),
+        radius,
+        row["name"],
+        row.get("conditional_on", ""),
+        each,
+        row.get("excluded", {}),
+    )
 
 
 def verify(

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from cactus_edge.inspection import Inspection
     from cactus_edge.ir.graph import Graph
     from cactus_edge.outputs import Outputs
-    from cactus_edge.verify.certificate import FileFormat
     from cactus_edge.verify.read import AnyModel
+    from cactus_edge.verify.runtimes import FileFormat
 
     Array = npt.NDArray[Any]
 
@@ -207,7 +207,7 @@ def default_profile(data: bytes) -> str:
 def file_formats() -> dict[str, FileFormat]:
     """What can be certified, by the name that `verify.read.format_of` gives it."""
     from cactus_edge.formats.onnx.certified import ONNX
-    from cactus_edge.verify.certificate import TFLITE
+    from cactus_edge.verify.runtimes import TFLITE
 
     return {form.name: form for form in (TFLITE, ONNX)}
 

@@ -27,7 +27,7 @@ from cactus_edge.recipe import Recipe, load_recipe
 from cactus_edge.resources import sha256, write_atomic
 from cactus_edge.samples import write_samples
 from cactus_edge.steps import Result, Steps
-from cactus_edge.verify.certificate import TFLITE
+from cactus_edge.verify.runtimes import TFLITE
 from cactus_edge.verify.tflite_read import read_tflite
 from cactus_edge.version import __version__
 

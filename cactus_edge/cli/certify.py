@@ -32,7 +32,8 @@ def add_parser(verbs: Any) -> None:
     p.add_argument(
         "--profile",
         default="",
-        help="runtime arithmetic for which the certificate holds (default: tflm, for .onnx ort-x86)",
+        help="runtime arithmetic for which the certificate holds (default: tflm, for .onnx ort-x86); "
+        "several joined by commas, or all: any mixture of those that can run the file",
     )
     p.add_argument(
         "--firmware",

@@ -18,20 +18,15 @@ import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.errors import CertificateError, MismatchError
-from cactus_edge.ir.arithmetic import profile as profile_by_name
 from cactus_edge.ir.arithmetic import profile_table_digest
 from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.blob import to_blob
 from cactus_edge.ir.blob_format import PROFILE
-from cactus_edge.ir.graph import Graph
-from cactus_edge.ir.lowering import lower
-from cactus_edge.ir.profile import Profile
 from cactus_edge.verify.decide import RULE, Bools, Decision, certify
 from cactus_edge.verify.elf import find_blob
 from cactus_edge.verify.overflow import Fact, prove
-from cactus_edge.verify.read import require_format
 from cactus_edge.verify.regions import Exact, Region, check_data, data_digest, exact, region
-from cactus_edge.verify.tflite_read import read_tflite
+from cactus_edge.verify.runtimes import TFLITE, FileFormat, Runtimes, runtimes
 from cactus_edge.version import __version__
 
 FORMAT, VERSION = "cactus-edge certificate", 1
@@ -50,36 +45,13 @@ Data = npt.NDArray[Any]
 Decide = Callable[[Program, Region, Data, Data], Decision]
 
 
-@dataclass(frozen=True)
-class FileFormat:
-    """How the bytes of a model become the graph that a profile runs.
-
-    `read` raises ModelError for what it does not read, or what that profile's runtime would not. `confirm` asks the runtime
-    itself what the bytes do not tell, such as whether it computes in integers: ModelError where it does not, InstallError where
-    it cannot be asked. trusted: whom that takes beside `ir`, `verify` and numpy ("": nobody).
-    """
-
-    name: str
-    read: Callable[[bytes, Profile], Graph]
-    confirm: Callable[[bytes, Profile], None] = lambda data, profile: None
-    trusted: str = ""
-
-
-def _read_tflite(data: bytes, profile: Profile) -> Graph:
-    require_format(data, profile)
-    return read_tflite(data).graph
-
-
-TFLITE = FileFormat("tflite", _read_tflite)
-"""The format whose bytes say everything."""
-
-
 @dataclass(frozen=True, eq=False)
 class Certificate:
-    """A finished certificate: its JSON object, and for the caller's convenience the decision and proof inside it."""
+    """A finished certificate: its JSON object, and for the caller's convenience what was proved inside it."""
 
     record: Mapping[str, Any]
     decision: Decision
+    each: Mapping[str, Decision]
     facts: tuple[Fact, ...]
 
     def to_bytes(self) -> bytes:
@@ -104,15 +76,15 @@ def certify_file(
 ) -> Certificate:
     """Reads `model`, of format `form`, from its bytes, decides the region of every sample, and writes down what was proved.
 
-    x [N, *input shape] float32 or float64 in sensor units, or int8 codes; labels integer [N]; eps, domain as in
-    `regions.region`; firmware: (target, ELF bytes) of images that hold the model's blob. created: a time stamp, by
-    default now. decide: `verify.decide.certify`, or what gives the same decision sooner. Raises InputError, DataError,
-    ModelError, and MismatchError for a firmware without the model's blob.
+    profile: as in `runtimes`; of several, any mixture is decided, and each by itself. x [N, *input shape] float32 or float64 in
+    sensor units, or int8 codes; labels integer [N]; eps, domain as in `regions.region`. firmware: (target, ELF bytes) of
+    images that hold the model's blob. created: a time stamp, by default now. decide: `verify.decide.certify`, or what gives the
+    same decision sooner. Raises InputError, DataError, ModelError, and MismatchError for a firmware without the model's blob.
     """
-    rules = profile_by_name(profile)
-    form.confirm(model, rules)
-    chosen = region(lower(form.read(model, rules), rules), eps, domain)
-    claims, decision, facts, blob = prove_claims(model, x, labels, chosen, profile, decide, form)
+    asked = runtimes(model, profile, form)
+    for program in asked.programs:
+        form.confirm(model, program.profile)
+    proved = prove_claims(model, x, labels, region(asked.program, eps, domain), asked, decide, form)
     record = {
         "format": FORMAT,
         "version": VERSION,
@@ -120,10 +92,10 @@ def certify_file(
         "created": created or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "unit": unit,
         "notes": dict(notes or {}),
-        "firmware": [_firmware_entry(target, elf, blob) for target, elf in firmware],
-        **claims,
+        "firmware": [_firmware_entry(target, elf, proved.blob) for target, elf in firmware],
+        **proved.claims,
     }
-    return Certificate(seal(record), decision, facts)
+    return Certificate(seal(record), proved.decision, proved.each, proved.facts)
 
 
 def add_firmware(certificate: bytes, model: bytes, firmware: Sequence[tuple[str, bytes]]) -> bytes:
@@ -132,59 +104,96 @@ def add_firmware(certificate: bytes, model: bytes, firmware: Sequence[tuple[str,
     name, _ = question(record)
     match record:
         case {"model": {"sha256": digest}, "firmware": list() as listed} if digest == hashlib.sha256(model).hexdigest():
-            blob = to_blob(read_tflite(model).graph, profile_by_name(name)) if name == PROFILE else None
+            blob = _blob(runtimes(model, name, TFLITE))
         case _:
             raise MismatchError("the certificate is about another model file")
     entries = [*listed, *(_firmware_entry(target, elf, blob) for target, elf in firmware)]
     return encode(seal({**record, "firmware": entries}))
 
 
-def prove_claims(
-    model: bytes,
-    x: Data,
-    labels: Data,
-    region: Region,
-    profile: str,
-    decide: Decide,
-    form: FileFormat = TFLITE,
-) -> tuple[dict[str, Any], Decision, tuple[Fact, ...], bytes | None]:
-    """Every claim of a certificate, from the bytes alone, with the decision, the overflow proof and the model's blob.
+@dataclass(frozen=True, eq=False)
+class Proved:
+    """Every claim of a certificate as its JSON fields, and what they were written from.
 
-    None for a blob under a profile that the portable runtime does not compute.
+    decision: for any mixture of the runtimes. each: where there are several, by profile, what holds under that one alone.
+    blob: what a firmware has to hold; None where the portable runtime's profile is not among them.
     """
-    rules = profile_by_name(profile)
-    graph = form.read(model, rules)
-    program = lower(graph, rules)
+
+    claims: Mapping[str, Any]
+    decision: Decision
+    each: Mapping[str, Decision]
+    facts: tuple[Fact, ...]
+    blob: bytes | None
+
+
+def prove_claims(
+    model: bytes, x: Data, labels: Data, region: Region, asked: Runtimes, decide: Decide, form: FileFormat = TFLITE
+) -> Proved:
+    """Every claim of a certificate, from the bytes alone. Raises as `certify_file` does."""
+    program = asked.program
     check_data(program, x, labels)
-    blob = to_blob(graph, rules) if profile == PROFILE else None
+    blob = _blob(asked)
     facts = prove(program)
     decision = decide(program, region, x, labels)
-    claims: dict[str, Any] = {
+    each = _each(asked, region, x, labels, decision, decide) if asked.several else {}
+    claims = {
         "model": {
             "sha256": hashlib.sha256(model).hexdigest(),
-            "graph_sha256": graph.digest(),
+            "graph_sha256": program.graph.digest(),
             **({"format": form.name} if form.name != TFLITE.name else {}),
             **({"trusted": form.trusted} if form.trusted else {}),
             **({} if blob is None else {"blob_sha256": hashlib.sha256(blob).hexdigest()}),
         },
-        "profile": {
-            "name": profile,
-            "sha256": rules.digest(),
-            "table_sha256": profile_table_digest(),
-            **({"conditional_on": rules.assumption} if rules.assumption else {}),
-        },
+        "profile": {"name": asked.name, **_profile_record(asked), "table_sha256": profile_table_digest()},
         "region": region_record(region),
         "data": {"sha256": data_digest(x, labels), "samples": len(x)},
         "rule": RULE,
         "overflow": [fact.as_json() for fact in facts],
         "verdict": {
-            "correct": int(decision.correct.sum()),
-            "certified": int(decision.certified.sum()),
-            "correct_bits": bits(decision.correct),
-            "certified_bits": bits(decision.certified),
+            **_verdict(decision),
+            **({"each": {name: _verdict(own) for name, own in each.items()}} if each else {}),
         },
     }
-    return claims, decision, facts, blob
+    return Proved(claims, decision, each, facts, blob)
+
+
+def _each(
+    asked: Runtimes, region: Region, x: Data, labels: Data, mixed: Decision, decide: Decide
+) -> dict[str, Decision]:
+    """What holds under each profile by itself: what any mixture keeps, and what its own program keeps beyond that."""
+    rest = np.flatnonzero(~mixed.certified)
+    found = {}
+    for program in asked.programs:
+        own = Decision(mixed.correct.copy(), mixed.certified.copy(), mixed.margin.copy())
+        if len(rest):
+            alone = decide(program, region, x[rest], labels[rest])
+            own.correct[rest], own.certified[rest], own.margin[rest] = alone.correct, alone.certified, alone.margin
+        found[program.profile.name] = own
+    return found
+
+
+def _profile_record(asked: Runtimes) -> dict[str, Any]:
+    """The digests of the rows that a verdict rests on, and what it assumes or leaves out."""
+    rows = {program.profile.name: program.profile.digest() for program in asked.programs}
+    if asked.several:
+        return {"members": rows, "excluded": dict(asked.excluded)}
+    (digest,) = rows.values()
+    return {"sha256": digest, **({"conditional_on": asked.assumption} if asked.assumption else {})}
+
+
+def _verdict(decision: Decision) -> dict[str, Any]:
+    return {
+        "correct": int(decision.correct.sum()),
+        "certified": int(decision.certified.sum()),
+        "correct_bits": bits(decision.correct),
+        "certified_bits": bits(decision.certified),
+    }
+
+
+def _blob(asked: Runtimes) -> bytes | None:
+    """What the portable runtime executes, where its profile is among those asked for."""
+    program = asked.under(PROFILE)
+    return None if program is None else to_blob(program.graph, program.profile)
 
 
 def region_record(region: Region) -> dict[str, Any]:

@@ -14,15 +14,11 @@ from functools import partial
 from typing import Any, Literal
 
 from cactus_edge.errors import CactusError, InstallError, ModelError
-from cactus_edge.ir.arithmetic import profile as profile_by_name
 from cactus_edge.ir.arithmetic import profile_table_digest
 from cactus_edge.ir.blob_format import PROFILE
-from cactus_edge.ir.profile import Profile
 from cactus_edge.verify.certificate import (
-    TFLITE,
     UNCHECKED,
     Data,
-    FileFormat,
     decode,
     encode,
     format_of,
@@ -34,6 +30,7 @@ from cactus_edge.verify.certificate import (
 from cactus_edge.verify.decide import certify
 from cactus_edge.verify.elf import find_blob
 from cactus_edge.verify.regions import Exact, data_digest, exact
+from cactus_edge.verify.runtimes import TFLITE, FileFormat, Runtimes, runtimes
 
 State = Literal["ok", "failed", "not checked"]
 
@@ -119,30 +116,32 @@ def recheck(
     if form is not None and all(c.state == "ok" for c in checks):
         try:
             decide = partial(certify, threads=threads, progress=progress)
-            claims, _, _, blob = prove_claims(model, x, labels, region_of(asked), name, decide, form)
+            named = runtimes(model, name, form)
+            proved = prove_claims(model, x, labels, region_of(asked), named, decide, form)
         except CactusError as error:
             checks.append(Check("the proof", "failed", "one that can be recomputed", error.message))
         else:
             done = {c.name for c in checks}
-            checks += [_compare(p, value, record, p) for p, value in _leaves(claims).items() if p not in done]
-            checks += [Check(p, "failed", "no such field", _text(v)) for p, v in _unknown(claims, record)]
-            checks += _firmware(record, firmware, blob)
-            checks += _confirmed(form, model, profile_by_name(name))
+            checks += [_compare(p, value, record, p) for p, value in _leaves(proved.claims).items() if p not in done]
+            checks += [Check(p, "failed", "no such field", _text(v)) for p, v in _unknown(proved.claims, record)]
+            checks += _firmware(record, firmware, proved.blob)
+            checks += _confirmed(form, model, named)
     else:
         checks.append(Check("the proof", "not checked", "", "not reached"))
     checks += [Check(key, "not checked", why, _text(record.get(key))) for key, why in UNCHECKED.items()]
     return Report(tuple(checks), record)
 
 
-def _confirmed(form: FileFormat, model: bytes, profile: Profile) -> Iterator[Check]:
+def _confirmed(form: FileFormat, model: bytes, named: Runtimes) -> Iterator[Check]:
     """What the bytes do not tell, where the format has such a thing; a condition is listed, since no proof covers it."""
-    if profile.assumption:
-        yield Check("the condition is true of a run", "not checked", "a run on the device", profile.assumption)
+    if named.assumption:
+        yield Check("the condition is true of a run", "not checked", "a run on the device", named.assumption)
         return
     if not form.trusted:
         return
     try:
-        form.confirm(model, profile)
+        for program in named.programs:
+            form.confirm(model, program.profile)
     except InstallError as error:
         yield Check(CONFIRMED, "not checked", "an answer of the runtime", error.message)
     except CactusError as error:

@@ -17,9 +17,10 @@ from cactus_edge.ir.arithmetic import PROFILES, profile
 from cactus_edge.ir.evaluate import run
 from cactus_edge.ir.graph import Graph
 from cactus_edge.ir.lowering import lower
-from cactus_edge.verify.certificate import TFLITE, certify_file, decode, encode, seal
+from cactus_edge.verify.certificate import certify_file, decode, encode, seal
 from cactus_edge.verify.recheck import Report, recheck
 from cactus_edge.verify.regions import points
+from cactus_edge.verify.runtimes import TFLITE
 
 
 def samples(graph: Graph, name: str) -> tuple[Any, Any]:

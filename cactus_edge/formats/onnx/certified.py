@@ -6,8 +6,8 @@ from cactus_edge.formats.onnx.runtime import optimise, require_fused
 from cactus_edge.formats.onnx.tensorrt import read_tensorrt
 from cactus_edge.ir.graph import Graph
 from cactus_edge.ir.profile import Profile
-from cactus_edge.verify.certificate import FileFormat
 from cactus_edge.verify.read import read_for
+from cactus_edge.verify.runtimes import FileFormat
 
 
 def _read(data: bytes, profile: Profile) -> Graph:
