@@ -291,3 +291,24 @@ def test_convert_refuses_what_c_cannot_compute(tmp_path: Path, capsys: Shown) ->
 def test_convert_refuses_another_form(model: Path, tmp_path: Path, capsys: Shown) -> None:
     refused(["convert", str(model), "--to", "tflit", "--out", str(tmp_path)], capsys, "unknown form", "'tflite'")
     refused(["convert", str(model), "--to", "tflite", "--out", str(tmp_path), "--name", "../up"], capsys, "model name")
+
+
+# certify, for several profiles
+
+
+def test_certify_names_what_holds_under_each_profile(model: Path, data: Path, tmp_path: Path, capsys: Shown) -> None:
+    made = tmp_path / "cert.json"
+    files = [str(model), f"--data={data}", "--eps=1", "--unit=lsb", "--profile=litert-ref,tflm", f"--out={made}"]
+    assert main(["certify", *files]) == 0
+    shown = capsys.readouterr().out
+    assert "tflm,litert-ref: any mixture of tflm, litert-ref" in shown
+    assert "tflm alone" in shown and "litert-ref alone" in shown
+    assert main(["verify", str(made), f"--model={model}", f"--data={data}"]) == 0
+    assert "verdict.each" in capsys.readouterr().out
+
+
+def test_certify_all_says_who_cannot_run_the_file(model: Path, data: Path, tmp_path: Path, capsys: Shown) -> None:
+    made = tmp_path / "cert.json"
+    assert main(["certify", str(model), f"--data={data}", "--eps=0", "--profile=all", f"--out={made}"]) == 0
+    shown = capsys.readouterr().out
+    assert "all: any mixture of tflm" in shown and "not x-cube-ai" in shown and "has no rule for" in shown

@@ -12,10 +12,12 @@ from strategies import random_graph
 from cactus_edge.errors import UnsupportedError
 from cactus_edge.ir import evaluate
 from cactus_edge.ir.arithmetic import profile
-from cactus_edge.ir.atoms import Monotone, Program
+from cactus_edge.ir.atoms import AnyOf, Atom, Between, Monotone, Program, Softmax, example
 from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.profile import Profile
 from cactus_edge.ir.rules import Requantise
+from cactus_edge.verify.decide import decide
+from cactus_edge.verify.interval import propagate
 
 Array = npt.NDArray[Any]
 TFLM = profile("tflm")
@@ -74,8 +76,66 @@ def inside(rng: np.random.Generator, lo: Array, hi: Array) -> tuple[Array, bool]
 
 def margins(program: Program, points: Array, label: int) -> Array:
     """out_label - max of the others at the file's output, int64 [M]."""
-    out = evaluate.run(program, points).reshape(len(points), -1).astype(np.int64)
-    return out[:, label] - np.delete(out, label, 1).max(1)
+    return _margins(evaluate.run(program, points).astype(np.int64), label)
+
+
+def execute(rng: np.random.Generator, program: Program, x: Array) -> list[Array]:
+    """Every value for int8 x [N, *shape], each choice made anew: at one of an envelope's ends or between, of several atoms any."""
+    known = {program.input: x.astype(np.int64), **program.repeated_constants(len(x))}
+    for step in program.steps:
+        known[step.out] = _chosen(rng, step.atom, [known[a] for a in step.args])
+    return [known[i] for i in range(len(program.values))]
+
+
+def _chosen(rng: np.random.Generator, atom: Atom, args: list[Array]) -> Array:
+    match atom:
+        case Between(lowest, member, highest):
+            low, usual, high = (rule.apply(args[0]) for rule in (lowest, member, highest))
+            assert (low <= usual).all() and (usual <= high).all()
+            at_ends = np.where(rng.random(low.shape) < 0.5, low, high)
+            return (low, high, rng.integers(low, high + 1), at_ends)[int(rng.integers(0, 4))]
+        case AnyOf(atoms):
+            results = [_chosen(rng, a, args) for a in atoms]
+            by_row = isinstance(atoms[0], Softmax) or rng.random() < 0.3
+            shape = (len(args[0]), *(1,) * (results[0].ndim - 1)) if by_row else results[0].shape
+            return np.choose(rng.integers(0, len(atoms), shape), results)
+        case _:
+            return atom.apply(*args)
+
+
+def check_bounds(program: Program, bounded: Program, seed: int) -> None:
+    """No execution of `program` leaves the bounds of `bounded`."""
+    rng = np.random.default_rng(seed)
+    lo, _, hi = boxes(rng, program.values[program.input].shape, 8)
+    bounds = propagate(bounded, lo, hi)
+    for i in range(len(lo)):
+        points, _ = inside(rng, lo[i], hi[i])
+        for _ in range(2):
+            for value, (low, high) in zip(execute(rng, program, points), bounds, strict=True):
+                assert (value >= low[i]).all() and (value <= high[i]).all()
+
+
+def check_verdicts(program: Program, seed: int) -> int:
+    """No execution refutes a verdict; the number of certified regions."""
+    rng = np.random.default_rng(seed)
+    lo, x, hi = boxes(rng, program.values[program.input].shape, 8)
+    labels = execute(rng, program, x)[program.output].reshape(len(x), -1).argmax(1)
+    decision = decide(program, lo, hi, labels, x)
+    deciding = program.steps[-1].args[0] if isinstance(example(program.steps[-1].atom), Softmax) else program.output
+    for i, label in enumerate(labels):
+        points = np.concatenate([x[i][None], inside(rng, lo[i], hi[i])[0]])
+        for _ in range(6):
+            values = execute(rng, program, points)
+            margin, deciding_margin = (_margins(values[v], int(label)) for v in (program.output, deciding))
+            assert margin[0] >= 1 or not decision.correct[i]
+            assert margin.min() >= 1 or not decision.certified[i]
+            assert deciding_margin.min() >= decision.margin[i]
+    return int(decision.certified.sum())
+
+
+def _margins(out: Array, label: int) -> Array:
+    rows = out.reshape(len(out), -1)
+    return rows[:, label] - np.delete(rows, label, 1).max(1)
 
 
 def with_rules(program: Program, **changes: Any) -> Program:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from brute import boxes, inside
+from brute import boxes, check_bounds, check_verdicts
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import random_graph
@@ -26,7 +26,7 @@ from cactus_edge.ir.tensorrt import TENSORRT
 from cactus_edge.verify import decide as decide_module
 from cactus_edge.verify import interval as interval_module
 from cactus_edge.verify import tail as tail_module
-from cactus_edge.verify.decide import Decider, decide
+from cactus_edge.verify.decide import Decider
 from cactus_edge.verify.interval import Engine, propagate
 from cactus_edge.verify.overflow import prove
 from cactus_edge.verify.regions import box, point_boxes, region
@@ -178,34 +178,6 @@ def networks(seed: int, count: int, *, decidable: bool = False, **options: Any) 
     return found
 
 
-def execute(rng: np.random.Generator, program: Program, x: Array) -> list[Array]:
-    """Every value for int8 x [N, *shape], each choice made anew: at one of the ends, or anywhere between."""
-    known = {program.input: x.astype(np.int64)}
-    for step in program.steps:
-        args = [known[a] for a in step.args]
-        if isinstance(step.atom, Between):
-            low, high = step.atom.lowest.apply(args[0]), step.atom.highest.apply(args[0])
-            assert (low <= step.atom.apply(args[0])).all() and (step.atom.apply(args[0]) <= high).all()
-            kind = int(rng.integers(0, 4))
-            chosen = (low, high, rng.integers(low, high + 1), np.where(rng.random(low.shape) < 0.5, low, high))
-            known[step.out] = chosen[kind]
-        else:
-            known[step.out] = step.atom.apply(*args)
-    return [known[i] for i in range(len(program.values))]
-
-
-def check_bounds(program: Program, bounded: Program, seed: int) -> None:
-    """No execution of `program` leaves the bounds of `bounded`."""
-    rng = np.random.default_rng(seed)
-    lo, _, hi = boxes(rng, program.values[program.input].shape, 8)
-    bounds = propagate(bounded, lo, hi)
-    for i in range(len(lo)):
-        points, _ = inside(rng, lo[i], hi[i])
-        for _ in range(2):
-            for value, (low, high) in zip(execute(rng, program, points), bounds, strict=True):
-                assert (value >= low[i]).all() and (value <= high[i]).all()
-
-
 def test_no_execution_leaves_the_bounds() -> None:
     for k, program in enumerate(networks(0, 40)):
         check_bounds(program, program, k)
@@ -228,24 +200,6 @@ def test_the_engine_sees_one_end_used_for_both(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(InternalError, match="differ from their definition"):
         for k, program in enumerate(networks(300, 12)):
             check_engine(program, k)
-
-
-def check_verdicts(program: Program, seed: int) -> int:
-    """No execution refutes a verdict; the number of certified regions."""
-    rng = np.random.default_rng(seed)
-    lo, x, hi = boxes(rng, program.values[program.input].shape, 8)
-    out = execute(rng, program, x)[program.output]
-    labels = out.reshape(len(x), -1).argmax(1)
-    decision = decide(program, lo, hi, labels, x)
-    for i, label in enumerate(labels):
-        points = np.concatenate([x[i][None], inside(rng, lo[i], hi[i])[0]])
-        for _ in range(6):
-            out = execute(rng, program, points)[program.output].reshape(len(points), -1)
-            margin = out[:, label] - np.delete(out, label, 1).max(1)
-            assert margin[0] >= 1 or not decision.correct[i]
-            assert margin.min() >= 1 or not decision.certified[i]
-            assert margin.min() >= decision.margin[i]
-    return int(decision.certified.sum())
 
 
 def test_a_certified_region_is_won_by_every_execution() -> None:
