@@ -50,7 +50,7 @@ TFLITE = FileFormat("tflite", _read_tflite)
 
 @dataclass(frozen=True, eq=False)
 class Runtimes:
-    """The named profiles with what each makes of one file; at least one, in the order of the table.
+    """The named profiles with what each makes of one file; at least one, in the order of their names.
 
     excluded: for "all", why each of the format's other profiles is not among them.
     """
@@ -87,8 +87,7 @@ def runtimes(model: bytes, name: str, form: FileFormat) -> Runtimes:
     """
     if name == ALL:
         return _all(model, form)
-    wanted = [part.strip() for part in name.split(",")]
-    rows = sorted({profile(part) for part in wanted}, key=list(PROFILES.values()).index)
+    rows = [profile(part) for part in sorted({part.strip() for part in name.split(",")})]
     for row in rows:
         if row.assumption and len(rows) > 1:
             raise InputError(
@@ -101,7 +100,7 @@ def runtimes(model: bytes, name: str, form: FileFormat) -> Runtimes:
 def _all(model: bytes, form: FileFormat) -> Runtimes:
     programs: list[Program] = []
     excluded: dict[str, str] = {}
-    for row in PROFILES.values():
+    for _, row in sorted(PROFILES.items()):
         if row.reads != form.name or row.assumption:
             continue
         try:
