@@ -6,7 +6,7 @@ import asyncio
 import errno
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,10 @@ USER, PASSWORD = "pi", "raspberry"
 
 @dataclass
 class Behaviour:
-    """How the server misbehaves. env: of the commands it runs. cut_at: the file whose opening breaks the connection."""
+    """How the server misbehaves. env: of the commands it runs. cut_at: the file whose opening breaks the connection.
+
+    opened: told of every file that is opened by sftp.
+    """
 
     env: Mapping[str, str] = field(default_factory=dict)
     cut_at: str = ""
@@ -29,6 +32,7 @@ class Behaviour:
     keys: bool = True
     kill: bool = False
     commands: list[str] = field(default_factory=list)
+    opened: Callable[[str], object] = lambda path: None
 
 
 class Server:
@@ -170,6 +174,7 @@ class _Files(asyncssh.SFTPServer):
         return path if path.startswith(b"/") else self._home + b"/" + path
 
     def open(self, path: bytes, pflags: int, attrs: Any) -> Any:
+        self._behaviour.opened(os.fsdecode(path))
         if self._behaviour.cut_at and path.endswith(self._behaviour.cut_at.encode()):
             self.channel.get_connection().abort()
         return super().open(path, pflags, attrs)

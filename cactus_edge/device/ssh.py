@@ -241,7 +241,12 @@ async def _login(
     address: SshAddress, timeout_s: float, password: Password | None, files: Sequence[Path]
 ) -> AsyncIterator[Remote]:
     asyncssh = _asyncssh()
-    known = asyncssh.import_known_hosts("\n".join(_text(path) for path in files if path.is_file()))
+    try:
+        known = asyncssh.import_known_hosts("\n".join(_text(path) for path in files if path.is_file()))
+    except ValueError as error:
+        raise InputError(
+            f"{' or '.join(map(str, files))} cannot be read: {error}", hint="mend or remove that line"
+        ) from error
 
     class Client(asyncssh.SSHClient):  # type: ignore[misc, name-defined]
         async def password_auth_requested(self) -> str | None:
@@ -268,6 +273,11 @@ async def _login(
         raise DeviceLoginError(
             f"{address} refuses this user: {error.reason}",
             hint=f"ssh-copy-id {address.options}, or check user name and password with ssh {address.options}",
+        ) from error
+    except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError, asyncssh.ConfigParseError) as error:
+        raise InputError(
+            f"a key or the configuration in ~/.ssh cannot be read: {error}",
+            hint=f"ssh -v {address.options} names the file",
         ) from error
     except TimeoutError as error:
         raise DeviceNotFoundError(

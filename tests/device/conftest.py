@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shlex
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,3 +39,25 @@ def built(tmp_path_factory: pytest.TempPathFactory, mcu: Target) -> Built:
 def board(built: Built) -> Iterator[Board]:
     with connect(built.target, elf=built.firmware.elf) as running:
         yield running
+
+
+@pytest.fixture
+def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """Starts servers; this process' home, with its known_hosts and key, is the account's."""
+    pytest.importorskip("asyncssh", reason="pip install 'cactus-edge[device]'")
+    from ssh_kit import Behaviour, Server
+
+    servers: list[Server] = []
+
+    def start(python: str | None = f"exec {shlex.quote(sys.executable)}", **options: Any) -> Server:
+        server = Server(tmp_path / f"server{len(servers)}", Behaviour(**options))
+        servers.append(server.__enter__())
+        monkeypatch.setenv("HOME", str(server.home))
+        monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+        if python is not None:
+            server.install(python)
+        return server
+
+    yield start
+    for server in servers:
+        server.__exit__()

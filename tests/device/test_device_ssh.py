@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import platform
-import shlex
+import signal
+import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,26 +18,21 @@ import pytest
 pytest.importorskip("asyncssh", reason="pip install 'cactus-edge[device]'")
 pytest.importorskip("ai_edge_litert", reason="pip install 'cactus-edge[build]'")
 
-from ssh_kit import PASSWORD, Behaviour, Server
+from ssh_kit import Server
 from strategies import random_inputs
 
 from cactus_edge.device.agent_run import Measure
 from cactus_edge.device.remote import Layer, Work, bench
-from cactus_edge.device.ssh import Remote, SshAddress, on_device
+from cactus_edge.device.ssh import Remote
 from cactus_edge.device.targets import SshTarget, parse_target
 from cactus_edge.errors import (
     DeviceError,
     DeviceFullError,
     DeviceGoneError,
-    DeviceHostKeyError,
     DeviceKilledError,
     DeviceLacksError,
-    DeviceLoginError,
     DeviceModelError,
-    DeviceNotFoundError,
     DeviceSilentError,
-    InputError,
-    InternalError,
     MismatchError,
 )
 from cactus_edge.formats.litert import with_output
@@ -102,25 +98,6 @@ def work(target: SshTarget) -> Work:
 
     assert target.tflite is not None
     return Work(data, "tflite", target.tflite, codes, evaluate(graph, codes, rule), layers)
-
-
-@pytest.fixture
-def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Starts servers; this process' home, with its known_hosts and key, is the account's."""
-    servers: list[Server] = []
-
-    def start(python: str | None = f"exec {shlex.quote(sys.executable)}", **options) -> Server:
-        server = Server(tmp_path / f"server{len(servers)}", Behaviour(**options))
-        servers.append(server.__enter__())
-        monkeypatch.setenv("HOME", str(server.home))
-        monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
-        if python is not None:
-            server.install(python)
-        return server
-
-    yield start
-    for server in servers:
-        server.__exit__()
 
 
 def left_behind(server: Server) -> list[Path]:
@@ -265,118 +242,37 @@ def test_a_changed_file_is_noticed(serve, target, work, tmp_path, monkeypatch) -
     failure(serve, target, work, tmp_path, DeviceGoneError, "inputs.bin arrived changed")
 
 
-# Getting in
-
-
-async def nothing(remote: Remote) -> str:
-    return (await remote.run(["uname", "-m"], 10)).stdout.strip()
-
-
-def test_a_command_runs(serve) -> None:
-    assert on_device(serve().address, nothing) == platform.machine()
-
-
-def test_an_unknown_host_is_refused_with_the_command_that_adds_it(serve) -> None:
+@pytest.mark.parametrize("after", ["agent.py", "out-0-000000.bin"], ids=["while it starts", "while it runs"])
+def test_ctrl_c_leaves_nothing_behind(serve, target, work, tmp_path, after: str) -> None:
+    """A real process and a real signal, once the file `after` is asked for or written."""
     server = serve()
-    fingerprint = server.host_key.get_fingerprint()
-    server.known_hosts.write_text("")
-    with pytest.raises(DeviceHostKeyError, match="is not in known_hosts") as caught:
-        on_device(server.address, nothing)
-    assert fingerprint in caught.value.message
-    assert f"ssh-keyscan -p {server.port} 127.0.0.1 >> ~/.ssh/known_hosts" in caught.value.hint
-    assert not server.behaviour.commands
+    seen = threading.Event()
+    server.behaviour.opened = lambda path: seen.set() if path.endswith(after) else None
+    data = tmp_path / "model.tflite"
+    data.write_bytes(work.file)
+    (tmp_path / "here.toml").write_text(TARGET)
+    script = tmp_path / "run.py"
+    script.write_text(CTRL_C.format(folder=str(tmp_path), host=f"pi@127.0.0.1:{server.port}"))
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert seen.wait(60)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in errors and "Traceback" not in errors
+    for _ in range(100):
+        if not left_behind(server):
+            break
+        time.sleep(0.05)
+    assert not left_behind(server)
 
 
-def test_a_changed_host_key_is_another_error(serve) -> None:
-    import asyncssh
+CTRL_C = """
+import sys
+from pathlib import Path
+import cactus_edge.device.targets as targets
+from cactus_edge.cli import main
 
-    server = serve()
-    other = asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode()
-    server.known_hosts.write_text(f"[127.0.0.1]:{server.port} {other}")
-    with pytest.raises(DeviceHostKeyError, match="another host key") as caught:
-        on_device(server.address, nothing)
-    assert f"ssh-keygen -R '[127.0.0.1]:{server.port}'" in caught.value.hint
-
-
-def test_a_refused_key(serve) -> None:
-    server = serve(keys=False)
-    with pytest.raises(DeviceLoginError, match="refuses") as caught:
-        on_device(server.address, nothing)
-    assert f"ssh-copy-id -p {server.port} pi@127.0.0.1" in caught.value.hint
-
-
-def test_passwords(serve) -> None:
-    server = serve(keys=False)
-    asked: list[str] = []
-    assert on_device(server.address, nothing, password=lambda who: asked.append(who) or PASSWORD) == platform.machine()
-    assert asked == ["pi@127.0.0.1"]
-    with pytest.raises(DeviceLoginError, match="refuses"):
-        on_device(server.address, nothing, password=lambda who: "wrong")
-
-
-def test_nobody_there() -> None:
-    with pytest.raises(DeviceNotFoundError, match="cannot be reached"):
-        on_device(SshAddress("127.0.0.1", "pi", 1), nothing)
-    with pytest.raises(DeviceNotFoundError, match="cannot be reached"):
-        on_device(SshAddress("no-such-host.invalid", "pi"), nothing)
-
-
-ADDRESSES = {
-    "pi@board": SshAddress("board", "pi"),
-    "board": SshAddress("board"),
-    "a.b@10.0.0.1:2222": SshAddress("10.0.0.1", "a.b", 2222),
-    "[fe80::1]:22": SshAddress("fe80::1", "", 22),
-    "pi@[fe80::1%eth0]": SshAddress("fe80::1%eth0", "pi"),
-}
-
-
-@pytest.mark.parametrize("text", ADDRESSES)
-def test_addresses(text: str) -> None:
-    assert SshAddress.parse(text) == ADDRESSES[text]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        " ",
-        "pi@",
-        "@host",
-        "a b",
-        "pi@host;reboot",
-        "-oProxyCommand=x",
-        "pi@host:0",
-        "pi@host:99999",
-        "$(x)",
-        "::1",
-        "[x]",
-        "h\nh",
-    ],
-)
-def test_bad_addresses(text: str) -> None:
-    with pytest.raises(InputError, match="no address"):
-        SshAddress.parse(text)
-
-
-def test_what_to_type_names_ipv6_hosts_as_ssh_takes_them() -> None:
-    assert SshAddress("::1", "pi", 2222).options == "-p 2222 pi@::1"
-    assert str(SshAddress("::1", "pi", 2222)) == "pi@[::1]"
-
-
-@pytest.mark.parametrize("word", ["a b", "$(reboot)", "a;b", "", "`x`", "a\nb", "*"])
-def test_no_word_reaches_a_shell_that_it_could_interpret(serve, word: str) -> None:
-    async def work(remote: Remote) -> None:
-        await remote.run(["echo", word], 5)
-
-    server = serve()
-    with pytest.raises(InternalError, match="leaves alone"):
-        on_device(server.address, work)
-    assert not server.behaviour.commands
-
-
-def test_inside_a_running_loop(serve) -> None:
-    async def notebook() -> str:
-        return on_device(server.address, nothing)
-
-    server = serve()
-    assert asyncio.run(notebook()) == platform.machine()
+folder = Path({folder!r})
+targets.load_target = lambda name: targets.parse_target((folder / "here.toml").read_text(), "here.toml")
+words = ["bench", str(folder / "model.tflite"), "--target", "here", "--host", {host!r}, "--out", str(folder / "out")]
+sys.exit(main(words))
+"""
