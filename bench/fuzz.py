@@ -1,10 +1,11 @@
 """Hostile files: mutants of .tflite, .onnx, .npz, certificates, firmware and recipes, and what was done to them.
 
-    python bench/fuzz.py [--tflite 75000] [--onnx 27000] [--others 3000] [--runtimes 4000] [--fresh]
+    python bench/fuzz.py [--tflite 75000] [--onnx 27000] [--others 3000] [--runtimes 4000] [--onnx-runtime 4000] [--fresh]
     python bench/fuzz.py --reproduce tflite 1234          # one mutant, with its traceback
 
-Model files are read, checked, lowered for every profile, planned and, where small, run; accepted mutants of the row
-"runtimes" are compared with the real runtimes bit for bit. A defect is an exception that is not one of ours, a crash, more
+Model files are read, checked, lowered for every profile, planned and, where small, run; accepted mutants of the rows
+"runtimes" and "onnx-runtime" are compared with the real runtimes bit for bit. The good files come from the tests' kits, so that
+what can be read or written next is spoiled too. A defect is an exception that is not one of ours, a crash, more
 than a second of processor time, memory beyond 4 times the file + 256 MiB (a limit on the worker's address space, set anew for
 each file), or an output that a real runtime computes otherwise. The same number is the same mutant everywhere.
 Writes bench/results/fuzz.json. Exit code 1 where a defect was found.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import logging
 import multiprocessing
 import os
 import resource
@@ -32,12 +34,14 @@ from _common import ROOT, Results, Row, Target, run, table, verdict
 sys.path.insert(0, str(ROOT / "tests"))
 
 import hostile_kit
-import mutate
 from hostile_kit import Attack
 
 MEMORY_FACTOR, MEMORY_BYTES, SECONDS = 4, 256 << 20, 1.0
 STALLED_S = 120
 """Wall time without news after which a worker is given up: its mutant hangs."""
+
+THEIRS = ("runtimes", "onnx-runtime")
+"""Attacks in which other people's code runs: limits of time and memory are not ours to keep there."""
 
 WARM_UP = 200
 """Mutants that are examined before the address space is measured: imports, caches and arenas are there then."""
@@ -54,15 +58,15 @@ def tflite() -> Attack:
 
 
 def onnx() -> Attack:
-    from onnx_kit import chains
-
-    from cactus_edge.formats.onnx.write import write_onnx
-
-    return hostile_kit.onnx_attack([write_onnx(graph) for graph in chains(0, 60)])
+    return hostile_kit.onnx_attack(hostile_kit.onnx_files(60))
 
 
 def runtimes() -> Attack:
     return hostile_kit.runtime_attack([*hostile_kit.tflite_files(120, nodes=3), *hostile_kit.tflite_files(20)])
+
+
+def onnx_runtime() -> Attack:
+    return hostile_kit.onnx_runtime_attack([*hostile_kit.onnx_files(60, nodes=3), *hostile_kit.onnx_files(12)])
 
 
 def firmware() -> Attack:
@@ -86,6 +90,7 @@ ATTACKS: dict[str, Callable[[], Attack]] = {
     "tflite": tflite,
     "onnx": onnx,
     "runtimes": runtimes,
+    "onnx-runtime": onnx_runtime,
     "data": lambda: hostile_kit.data_attack(hostile_kit.little_model()),
     "certificate": lambda: hostile_kit.certificate_attack(hostile_kit.little_model()),
     "firmware": firmware,
@@ -98,6 +103,7 @@ def work(name: str, first: int, end: int, limited: bool, out: Connection) -> Non
 
     limited: in time and memory, where no runtime but ours is at work.
     """
+    logging.disable(logging.WARNING)  # ONNX Runtime's quantiser has opinions
     warnings.simplefilter("error")  # a warning is a line that no user understands
     attack = ATTACKS[name]()
     if not limited:  # the runtimes write why they refuse a file to the process's stderr
@@ -141,7 +147,7 @@ def fuzz(name: str, count: int) -> Row:
     context = multiprocessing.get_context("spawn")
     while next_number < count:
         receive, send = context.Pipe(duplex=False)
-        worker = context.Process(target=work, args=(name, next_number, count, name != "runtimes", send), daemon=True)
+        worker = context.Process(target=work, args=(name, next_number, count, name not in THEIRS, send), daemon=True)
         worker.start()
         send.close()
         while next_number < count:
@@ -153,7 +159,7 @@ def fuzz(name: str, count: int) -> Row:
                 worker.kill()
                 worker.join()
                 # A runtime's own crash on a file that it was to refuse is no defect of ours: it is counted.
-                how = "crash of the runtime" if name == "runtimes" else f"DEFECT worker ended with {worker.exitcode}"
+                how = "crash of the runtime" if name in THEIRS else f"DEFECT worker ended with {worker.exitcode}"
                 news = (next_number, how, 0.0, 0)
             number, outcome, seconds, used = news
             if number >= count:
@@ -187,6 +193,7 @@ def main() -> int:
     parser.add_argument("--onnx", type=int, default=27_000)
     parser.add_argument("--others", type=int, default=3_000, help="each of data, certificate, firmware, recipe")
     parser.add_argument("--runtimes", type=int, default=4_000)
+    parser.add_argument("--onnx-runtime", type=int, default=4_000)
     parser.add_argument("--fresh", action="store_true", help="measure again what is recorded")
     parser.add_argument("--reproduce", nargs=2, metavar=("NAME", "NUMBER"))
     given = parser.parse_args()
@@ -195,8 +202,10 @@ def main() -> int:
         print(attack.examine(attack.mutant(int(given.reproduce[1]))))
         return 0
     counts = {"tflite": given.tflite, "onnx": given.onnx, "runtimes": given.runtimes}
+    counts["onnx-runtime"] = given.onnx_runtime
     results, rows = Results("fuzz", fresh=given.fresh), []
-    code = hashlib.sha256(Path(hostile_kit.__file__).read_bytes() + Path(mutate.__file__).read_bytes()).hexdigest()
+    kits = ("hostile_kit", "mutate", "strategies", "graph_parts", "onnx_kit", "tflite_edit")
+    code = hashlib.sha256(b"".join((ROOT / "tests" / f"{name}.py").read_bytes() for name in kits)).hexdigest()
     for name in ATTACKS:
         count = counts.get(name, given.others)
         if count:

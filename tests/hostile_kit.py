@@ -12,13 +12,14 @@ import random
 import re
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from mutate import OnnxMutator, TfliteMutator, blind, integer
-from strategies import random_graph, random_inputs
+from strategies import MIDDLE, random_graph, random_inputs
 from tflite_edit import every_op_file
 
 from cactus_edge.errors import CertificateError, InputError, ModelError
@@ -33,6 +34,7 @@ from cactus_edge.samples import read_inputs
 from cactus_edge.verify.certificate import certify_file, seal
 from cactus_edge.verify.elf import find_blob
 from cactus_edge.verify.overflow import prove
+from cactus_edge.verify.read import read_model
 from cactus_edge.verify.recheck import recheck
 from cactus_edge.verify.tflite_read import read_tflite
 
@@ -103,6 +105,36 @@ def tflite_files(count: int, nodes: int = 8) -> list[bytes]:
     """The file in which every op occurs, and random networks."""
     rng = np.random.default_rng(SEED)
     return [every_op_file()] + [write_tflite(random_graph(rng, nodes), metadata={"m": b"x"}) for _ in range(count)]
+
+
+def onnx_files(count: int, nodes: int = 5) -> list[bytes]:
+    """QDQ and QOperator files: chains, every kind of op that the writer takes, networks of ONNX Runtime's own quantiser."""
+    from onnx_kit import chain, residual
+
+    from cactus_edge.formats.onnx.write import write_onnx
+    from cactus_edge.verify.onnx_read import read_onnx
+
+    def readable(make: Callable[[], bytes]) -> list[bytes]:
+        try:
+            data = make()
+            read_onnx(data)
+        except ModelError:
+            return []
+        return [data]
+
+    files = [write_onnx(chain(np.random.default_rng((SEED, k)), nodes)) for k in range(count)]
+    for kind in MIDDLE:
+        for k in range(max(1, count // 6)):
+            rng = np.random.default_rng((SEED, zlib.crc32(kind.encode()), k))
+            files += readable(lambda rng=rng, kind=kind: write_onnx(random_graph(rng, 3, (kind, "conv2d"))))
+    with tempfile.TemporaryDirectory(prefix="cactus-edge-") as folder:
+        for form in ("QDQ", "QOperator"):
+            for codes in ("QInt8", "QUInt8"):
+                for join in (False, True):
+                    files += readable(
+                        lambda form=form, codes=codes, join=join: residual(Path(folder), form, codes, join)
+                    )
+    return files
 
 
 # what `certify` and `verify` read besides the model
@@ -288,33 +320,38 @@ def recipe_attack() -> Attack:
     return Attack("recipe", [mutant(text) for text in texts], examine)
 
 
-RUNTIMES = ("tflm", "litert-ref", "litert-builtin", "litert-xnnpack")
-
-
 def runtime_attack(files: Sequence[bytes]) -> Attack:
     """Accepted mutants in real runtimes: every output equal, or refused by one of the two sides. Needs the wheels; a crash of
     theirs takes the process with it."""
+    names = ("tflm", "litert-ref", "litert-builtin", "litert-xnnpack")
+    return Attack("runtimes", [TfliteMutator(f) for f in files], lambda data: compared(data, names))
+
+
+def onnx_runtime_attack(files: Sequence[bytes]) -> Attack:
+    """The same for ONNX files in ONNX Runtime."""
+    return Attack("onnx-runtime", [OnnxMutator(f) for f in files], lambda data: compared(data, ("onnxruntime",)))
+
+
+def compared(data: bytes, runtimes: Sequence[str]) -> str:
+    """AssertionError where a runtime that takes the file, as does its profile, computes something else."""
     from cactus_edge.formats.agree import agree
 
-    def examine(data: bytes) -> str:
+    try:
+        graph = read_model(data).graph
+    except ModelError:
+        return "refused by the reader"
+    if sum(t.size for t in graph.tensors) > SMALL:
+        return "large"
+    x = random_inputs(np.random.default_rng(0), graph, 6)
+    equal = 0
+    for name in runtimes:
         try:
-            graph = read_tflite(data).graph
-        except ModelError:
-            return "refused by the reader"
-        if sum(t.size for t in graph.tensors) > SMALL:
-            return "large"
-        x = random_inputs(np.random.default_rng(0), graph, 6)
-        equal = 0
-        for name in RUNTIMES:
-            try:
-                found = agree(data, x, name)
-            except (ModelError, InputError, ValueError, RuntimeError):
-                continue
-            assert found.exact, f"{name} computes something else: {found.first_layer}"
-            equal += 1
-        return f"equal in {equal} runtimes" if equal else "refused by every profile or runtime"
-
-    return Attack("runtimes", [TfliteMutator(f) for f in files], examine)
+            found = agree(data, x, name)
+        except (ModelError, InputError, ValueError, RuntimeError):
+            continue
+        assert found.exact, f"{name} computes something else: {found.first_layer}"
+        equal += 1
+    return f"equal in {equal} runtimes" if equal else "refused by every profile or runtime"
 
 
 def tflm_blob(model: bytes) -> bytes:
