@@ -19,6 +19,7 @@ import numpy.typing as npt
 from cactus_edge.errors import DataError, InstallError
 from cactus_edge.recipe import DataRecipe
 from cactus_edge.resources import cache_folder, write_atomic
+from cactus_edge.samples import read_arrays
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
@@ -206,13 +207,7 @@ def _read_idx(content: bytes, dimensions: int) -> npt.NDArray[np.uint8]:
 
 def _own(path: Path, recipe: DataRecipe) -> Dataset:
     """An .npz with x float [N, H, W, C] or [N, H, W] in [0, 1], y integer [N]; optionally x_test, y_test, labels."""
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"cannot read {path}: {error}", hint="an .npz file with the arrays x and y, without pickles"
-        ) from error
+    arrays = read_arrays(path, ("x", "y", "x_test", "y_test", "labels"), text=("labels",))
     split = _checked(path, arrays, "x", "y")
     test = _checked(path, arrays, "x_test", "y_test") if "x_test" in arrays or "y_test" in arrays else None
     if test is not None and test.x.shape[1:] != split.x.shape[1:]:
@@ -221,12 +216,16 @@ def _own(path: Path, recipe: DataRecipe) -> Dataset:
             hint="one shape for both",
         )
     classes = int(max(split.y.max(), -1 if test is None else test.y.max())) + 1
-    labels = (
-        tuple(str(label) for label in arrays["labels"]) if "labels" in arrays else tuple(str(i) for i in range(classes))
-    )
+    labels = _labels(path, arrays["labels"]) if "labels" in arrays else tuple(str(i) for i in range(classes))
     if len(labels) < max(classes, 2):
         raise DataError(f"{path}: {len(labels)} labels for {classes} classes (at least 2)", hint="one label per class")
     return _divide(path.stem, split, test, labels, "values in [0, 1] as given", recipe)
+
+
+def _labels(path: Path, names: npt.NDArray[Any]) -> tuple[str, ...]:
+    if names.ndim != 1:
+        raise DataError(f"{path}: labels have shape {names.shape}; expected [classes]", hint="one label per class")
+    return tuple(str(name) for name in names)
 
 
 def _checked(path: Path, arrays: dict[str, npt.NDArray[Any]], x_key: str, y_key: str) -> Split:

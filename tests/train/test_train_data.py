@@ -7,6 +7,7 @@ import hashlib
 import io
 import urllib.error
 import urllib.request
+import zipfile
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,7 @@ def test_own_data(tmp_path: Path) -> None:
 
 
 X, Y = np.zeros((10, 3, 3, 1), np.float32), np.arange(10) % 2
+BROKEN = np.full(2, 0x7FFFFFFF, np.uint32).view("<U1")
 
 
 @pytest.mark.parametrize(
@@ -168,6 +170,12 @@ X, Y = np.zeros((10, 3, 3, 1), np.float32), np.arange(10) % 2
         pytest.param({"x": X, "y": Y[:5]}, "class numbers", id="fewer_labels"),
         pytest.param({"x": X, "y": Y - 1}, "class numbers", id="negative_label"),
         pytest.param({"x": X, "y": Y, "labels": np.array(["one"])}, "1 labels for 2", id="names_missing"),
+        pytest.param({"x": X, "y": Y, "labels": np.array("ab")}, r"labels have shape \(\)", id="one_name"),
+        pytest.param({"x": X, "y": Y, "labels": BROKEN}, "codec can't decode", id="names_no_text"),
+        pytest.param(
+            {"x": X, "y": Y, "labels": np.array(["a", None])}, "expected strings or plain numbers", id="objects"
+        ),
+        pytest.param({"x": X, "y": Y.astype("U1")}, "expected plain numbers", id="text_as_numbers"),
         pytest.param({"x": X[:4], "y": Y[:4]}, "leave none", id="too_few"),
         pytest.param({"x": X, "y": Y, "x_test": X[:, :2], "y_test": Y}, "x_test has samples", id="other_test_shape"),
     ],
@@ -179,7 +187,14 @@ def test_bad_own_data_is_refused(tmp_path: Path, arrays: dict[str, Any], words: 
 
 def test_a_file_that_is_no_archive(tmp_path: Path) -> None:
     (tmp_path / "bad.npz").write_bytes(b"not an archive")
-    with pytest.raises(DataError, match="cannot read"):
+    with pytest.raises(DataError, match="cannot be read"):
+        load_dataset(DataRecipe(file=str(tmp_path / "bad.npz"), validation_samples=2))
+
+
+def test_nothing_is_unpickled(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bad.npz", "w") as archive:
+        archive.writestr("x.npy", b"\x93NUMPY\x01\x00\x10\x00__import__('os')\n")
+    with pytest.raises(DataError, match="has the header"):
         load_dataset(DataRecipe(file=str(tmp_path / "bad.npz"), validation_samples=2))
 
 
