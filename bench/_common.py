@@ -152,6 +152,20 @@ def verdict(targets: Sequence[Target]) -> int:
     return 0 if all(t.met for t in targets) else 1
 
 
+def agreed(rows: Mapping[str, Row], columns: Sequence[str], differing: str, first: str, what: str) -> int:
+    """Prints rows of comparisons by name, and of each with a difference where it begins; the verdict is that none differs.
+
+    differing, first: the columns with the count of what differs and with the first difference in words. what: is counted.
+    """
+    lines = [["source", *(c.replace("_", " ") for c in columns)]]
+    lines += [[key, *(f"{row[c]:,}" if c in row else "" for c in columns)] for key, row in rows.items()]
+    print(table(lines))
+    for key, row in rows.items():
+        if row[first]:
+            print(f"{key}: {row[first]}")
+    return verdict([Target(f"{what} that differ", sum(row[differing] for row in rows.values()), 0, at_most=True)])
+
+
 def run(main: Callable[[], int]) -> NoReturn:
     """Exits with main's result; an error that somebody can fix is one line, and Ctrl-C keeps what was measured."""
     try:

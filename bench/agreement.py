@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from _common import ROOT, Results, Row, Target, table, verdict
+from _common import ROOT, Results, Row, agreed
 
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -197,15 +197,7 @@ def main() -> int:
     if "ONNX" in options.runtime:
         rows |= in_onnx_runtime(results, options)
     columns = ("networks", "refused", "inputs", "elements", "mismatches", "argmax_flips")
-    lines = [["source", *(c.replace("_", " ") for c in columns)]]
-    lines += [[key, *(str(row.get(c, "")) for c in columns)] for key, row in rows.items()]
-    print(table(lines))
-    for key, row in rows.items():
-        if row["first_layer"]:
-            print(f"{key}: {row['first_layer']}")
-    return verdict(
-        [Target("output elements that differ", sum(r["mismatches"] for r in rows.values()), 0, at_most=True)]
-    )
+    return agreed(rows, columns, "mismatches", "first_layer", "output elements")
 
 
 if __name__ == "__main__":

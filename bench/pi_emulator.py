@@ -27,7 +27,7 @@ from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
-from _common import ROOT, Results, Row, Target, run, table, verdict
+from _common import ROOT, Results, Row, agreed, run
 
 sys.path.insert(0, str(ROOT / "tests" / "formats"))
 sys.path.insert(0, str(ROOT / "tests"))
@@ -259,17 +259,8 @@ def main() -> int:
             digests = {"model": hashlib.sha256(data).hexdigest(), "inputs": hashlib.sha256(x.tobytes()).hexdigest()}
             inputs = hashlib.sha256(f"{code} {board} {digests}".encode()).hexdigest()
             rows[key] = results.row(key, inputs, partial(file, board, data, x), digests)
-    lines = [["what", "networks", "inputs", "elements", "different"]]
-    lines += [
-        [key, *(f"{row[c]:,}" for c in ("networks", "inputs", "elements", "different"))] for key, row in rows.items()
-    ]
-    print(table(lines))
-    for key, row in rows.items():
-        if row["first"]:
-            print(f"{key}: {row['first']}")
-    return verdict(
-        [Target("networks and inputs that differ", sum(r["different"] for r in rows.values()), 0, at_most=True)]
-    )
+    columns = ("networks", "inputs", "elements", "different")
+    return agreed(rows, columns, "different", "first", "networks and inputs")
 
 
 if __name__ == "__main__":
