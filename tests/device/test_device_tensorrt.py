@@ -26,7 +26,7 @@ from cactus_edge.device.tensorrt import (
 )
 from cactus_edge.errors import DeviceError, DeviceLacksError, InputError
 
-MODEL = Model("/tmp/x/model.onnx", "input", (1, 28, 28))
+MODEL = Model("folder/model.onnx", "input", (1, 28, 28))
 
 AT = "[11/22/2026-08:00:00] [I] "
 
@@ -115,14 +115,14 @@ def report(*layers: Any) -> str:
 
 
 def test_the_commands_are_lists_of_words() -> None:
-    build = build_command("trtexec", MODEL, "/tmp/x/e", 100)
-    assert build[:4] == ["trtexec", "--onnx=/tmp/x/model.onnx", "--saveEngine=/tmp/x/e", "--stronglyTyped"]
+    build = build_command("trtexec", MODEL, "folder/e", 100)
+    assert build[:4] == ["trtexec", "--onnx=folder/model.onnx", "--saveEngine=folder/e", "--stronglyTyped"]
     assert "--noTF32" in build and "--fp16" not in build and "--int8" not in build
     assert "--optShapes=input:1x1x28x28" in build and "--maxShapes=input:100x1x28x28" in build
-    run = outputs_command("trtexec", MODEL, "/tmp/x/e", "/tmp/x/in", 100, "/tmp/x/out")
-    assert "--loadInputs=input:/tmp/x/in" in run and "--shapes=input:100x1x28x28" in run
-    times = times_command("trtexec", MODEL, "/tmp/x/e", "/tmp/x/t", "/tmp/x/l")
-    assert "--shapes=input:1x1x28x28" in times and "--exportLayerInfo=/tmp/x/l" in times
+    run = outputs_command("trtexec", MODEL, "folder/e", "folder/in", 100, "folder/out")
+    assert "--loadInputs=input:folder/in" in run and "--shapes=input:100x1x28x28" in run
+    times = times_command("trtexec", MODEL, "folder/e", "folder/t", "folder/l")
+    assert "--shapes=input:1x1x28x28" in times and "--exportLayerInfo=folder/l" in times
 
 
 @pytest.mark.parametrize("name", ["a b", "x;rm", "x:0", "", "x,y", "$(id)"])
