@@ -176,13 +176,15 @@ class Remote:
         async with self.start(words) as process:
 
             async def read() -> None:
-                async for line in process.stdout:
+                while line := await process.stdout.readline():
                     lines.append(line)
 
             reading = asyncio.create_task(read())
             try:
                 yield lines
             finally:
+                with suppress(OSError):  # it ended by itself
+                    process.terminate()
                 reading.cancel()
                 with suppress(asyncio.CancelledError):
                     await reading

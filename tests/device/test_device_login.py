@@ -29,6 +29,19 @@ def test_a_command_runs(serve) -> None:
     assert on_device(serve().address, nothing) == platform.machine()
 
 
+def test_a_command_is_watched_beside_others_and_ended_with_them(serve) -> None:
+    async def work(remote: Remote) -> tuple[list[str], list[str]]:
+        async with remote.watch(["yes", "beside"]) as lines, remote.watch(["no-such-command"]) as none:
+            await remote.run(["sleep", "0.3"], 10)
+        seen = len(lines)
+        await remote.run(["sleep", "0.2"], 10)
+        assert len(lines) == seen
+        return lines, none
+
+    lines, none = on_device(serve().address, work)
+    assert set(lines) == {"beside\n"} and none == []
+
+
 def test_an_unknown_host_is_refused_with_the_command_that_adds_it(serve) -> None:
     server = serve()
     fingerprint = server.host_key.get_fingerprint()
