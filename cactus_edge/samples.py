@@ -50,6 +50,8 @@ def read_arrays(path: Path, names: Sequence[str], text: Sequence[str] = ()) -> d
             return {name: _member(archive, f"{name}.npy", size, name in text) for name in names if name in held}
     except FileNotFoundError:
         raise DataError(f"there is no file {path}", hint="check the path") from None
+    except (IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        raise DataError(f"cannot read {path}: {error.strerror}", hint="check the path") from error
     except UNREADABLE as error:
         raise DataError(f"{path} cannot be read as .npz: {error}", hint="write it again with np.savez") from error
 

@@ -175,6 +175,7 @@ GOOD_X = np.zeros((2, 6, 7, 2), np.float32)
         (save_single, ("single array",)),
         (save_flipped, ("cannot be read as .npz",)),
         (lambda p: p.write_text("x"), ("cannot be read as .npz",)),
+        (lambda p: p.mkdir(), ("cannot read", "directory")),
         (lambda p: save(p, images=GOOD_X), ("images", "expected x")),
         (lambda p: save(p, x=GOOD_X[:, :5]), ("(5, 7, 2)", "(6, 7, 2)")),
         (lambda p: save(p, x=GOOD_X[:0]), ("at least one sample",)),
@@ -182,7 +183,7 @@ GOOD_X = np.zeros((2, 6, 7, 2), np.float32)
         (lambda p: save(p, x=GOOD_X.astype(np.uint8)), ("uint8",)),
         (lambda p: save(p, x=GOOD_X * np.float32(np.nan)), ("NaN",)),
     ],
-    ids=["missing", "single", "flipped", "text", "no-x", "shape", "empty", "scalar", "dtype", "nan"],
+    ids=["missing", "single", "flipped", "text", "folder", "no-x", "shape", "empty", "scalar", "dtype", "nan"],
 )
 def test_run_and_agree_refuse_bad_data(
     write: Callable[[Path], Any], words: tuple[str, ...], model: Path, tmp_path: Path, capsys: Shown
