@@ -54,6 +54,9 @@ def test_the_condition_stands_in_certificate_report_and_summary(
     page = (jetson / "report.html").read_text()
     assert "listed inputs certified, conditionally" in page and "No proof covers the condition itself" in page
     assert "not measured" in page and "--host user@host" in page
+    assert "with numpy as the only dependency. The command" in page
+    if has_vnni():
+        assert "The same command checks model-ort.onnx" in page
     assert main(command(recipe, jetson)) == 0
     shown = capsys.readouterr()
     assert f"conditional on  {CONDITION}" in shown.out and "not measured" in shown.out
