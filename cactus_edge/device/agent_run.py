@@ -81,12 +81,13 @@ def nowhere(seconds: float, direction: str, text: str) -> None:
 
 @dataclass(frozen=True)
 class AgentRun:
-    """The agent on `remote`. runtime: one of the agent's; package: what pip installs for it; form: ending of the files."""
+    """The agent on `remote`. runtime: one of the agent's; install: what gets it, where it is missing or refuses; form: ending of
+    the files."""
 
     remote: Remote
     target: SshTarget | JetsonTarget
     runtime: str
-    package: str
+    install: str
     form: str
     log: Log = field(default=nowhere)
 
@@ -174,17 +175,12 @@ class AgentRun:
 
     def _failure(self, kind: str, message: str) -> DeviceError:
         where = self.remote.address
-        install = install_command(where, self.package)
-        if kind in ("wheel", "numpy"):
-            return DeviceLacksError(f"{where}: {message}", hint=install)
-        if kind == "provider":
-            return DeviceLacksError(
-                f"{where}: {message}", hint=f"install NVIDIA's {self.package} for this JetPack, or trtexec"
-            )
+        if kind in ("wheel", "numpy", "provider"):
+            return DeviceLacksError(f"{where}: {message}", hint=self.install)
         if kind == "python":
             return DeviceLacksError(f"{where}: {message}", hint="install a newer system on the device")
         if kind == "model":
-            return DeviceModelError(f"{where}: the runtime does not take the file: {message}", hint=install)
+            return DeviceModelError(f"{where}: the runtime does not take the file: {message}", hint=self.install)
         if kind == "disk":
             return DeviceFullError(f"{where}: {message}", hint="free space under /tmp on the device")
         if kind == "digest":

@@ -42,6 +42,10 @@ from cactus_edge.resources import sha256
 
 Array = npt.NDArray[Any]
 
+INSTALL = (
+    "on the device: sudo apt-get install nvidia-jetpack, for trtexec; or NVIDIA's onnxruntime-gpu wheel for its JetPack"
+)
+
 BUILD_S, RUN_S = 600.0, 120.0
 """Longest times for an engine to be built, and to run."""
 
@@ -68,7 +72,7 @@ def measure(
         if way == "trtexec":
             raise DeviceLacksError(
                 f"no trtexec on the device; looked for {', '.join(TRTEXEC)}",
-                hint="sudo apt-get install nvidia-jetpack",
+                hint=INSTALL,
             )
         return await run_provider(remote, target, work, progress)
 
@@ -129,7 +133,7 @@ async def run_provider(remote: Remote, target: JetsonTarget, work: Work, progres
     """Everything between login and clean-up, by ONNX Runtime's TensorRT provider in our agent."""
     device = await identify(remote, target)
     count, shape = len(work.inputs), work.low.shape[1:]
-    agent = AgentRun(remote, target, "onnxruntime-tensorrt", "onnxruntime-gpu", "onnx")
+    agent = AgentRun(remote, target, "onnxruntime-tensorrt", INSTALL, "onnx")
     x = np.ascontiguousarray(work.inputs, np.float32)
     await agent.send([work.file], x, Measure(*MEASURE_S), 4 * int(np.prod(shape)))
     chunks, runtime, latency, begun = [], "", None, 0

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cactus_edge.device.agent_run import AgentRun, Latency, Measure
+from cactus_edge.device.agent_run import AgentRun, Latency, Measure, install_command
 from cactus_edge.device.session import Row, Session
 from cactus_edge.device.ssh import Password, Remote, SshAddress, on_device
 from cactus_edge.device.targets import Engine, SshTarget
@@ -134,7 +134,8 @@ class _Run:
         """Everything between login and clean-up."""
         work, session = self.work, self.session
         engine = work.engine
-        agent = AgentRun(remote, self.target, engine.runtime, engine.package, work.format, session.log)
+        install = install_command(remote.address, engine.package)
+        agent = AgentRun(remote, self.target, engine.runtime, install, work.format, session.log)
         count = len(work.inputs)
         missing = [i for i in range(count) if i not in session.rows] or list(range(count))
         await self._send(agent, [work.file], np.ascontiguousarray(work.inputs[missing]), self.measure)

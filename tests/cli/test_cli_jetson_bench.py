@@ -137,7 +137,7 @@ def test_no_other_provider_takes_over_in_silence(
     fault: str, message: str, serve: Behaviour, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     serve.env = {"FAULT": fault} if fault == "absent" else {**serve.env, "FAULT": fault}
-    refused(bench(model, tmp_path / "out"), capsys, message)
+    refused(bench(model, tmp_path / "out"), capsys, message, "sudo apt-get install nvidia-jetpack")
 
 
 def test_trtexec_can_be_insisted_on(
