@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import signal
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -63,6 +64,10 @@ class Server:
         self._thread.join()
         self._loop.close()
 
+    def running(self) -> int:
+        """How many of the commands have not ended."""
+        return sum(child.returncode is None for child in self._children)
+
     @property
     def address(self) -> SshAddress:
         return SshAddress("127.0.0.1", USER, self.port)
@@ -112,6 +117,12 @@ class Server:
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         self._children.append(child)
+
+        def pass_on(name: str) -> None:
+            if child.returncode is None:
+                child.send_signal(signal.Signals[f"SIG{name}"])
+
+        process.signal_received = pass_on  # type: ignore[method-assign]
         if self.behaviour.kill:
             child.kill()
         feeding = asyncio.create_task(self._feed(process, child))
@@ -119,7 +130,7 @@ class Server:
             await asyncio.gather(self._copy(child.stdout, process.stdout), self._copy(child.stderr, process.stderr))
             status = await child.wait()
             if status < 0:
-                process.exit_with_signal("KILL")
+                process.exit_with_signal(signal.Signals(-status).name.removeprefix("SIG"))
             else:
                 process.exit(status)
         finally:

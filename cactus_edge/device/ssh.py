@@ -152,6 +152,8 @@ class Remote:
                 raise DeviceSilentError(
                     f"{self.address}: {words[0]} did not end in {timeout_s:g} s", hint="is the device busy?"
                 ) from error
+            finally:
+                _end(process)
             return finished(process, out, err)
 
     @asynccontextmanager
@@ -183,8 +185,7 @@ class Remote:
             try:
                 yield lines
             finally:
-                with suppress(OSError):  # it ended by itself
-                    process.terminate()
+                _end(process)
                 reading.cancel()
                 with suppress(asyncio.CancelledError):
                     await reading
@@ -196,6 +197,12 @@ class Remote:
 
 
 _END_S = 5.0
+
+
+def _end(process: asyncssh.SSHClientProcess[str]) -> None:
+    """Asks a command to end, which else would go on there without anybody who listens."""
+    with suppress(OSError):  # it ended by itself
+        process.terminate()
 
 
 def finished(process: asyncssh.SSHClientProcess[str], stdout: str, stderr: str) -> Finished:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import platform
+import time
 
 import pytest
 
 pytest.importorskip("asyncssh", reason="pip install 'cactus-edge[device]'")
 
-from ssh_kit import PASSWORD
+from ssh_kit import PASSWORD, Server
 
 from cactus_edge.device.ssh import Remote, SshAddress, on_device
 from cactus_edge.errors import (
     DeviceHostKeyError,
     DeviceLoginError,
     DeviceNotFoundError,
+    DeviceSilentError,
     InputError,
     InternalError,
 )
@@ -38,8 +40,29 @@ def test_a_command_is_watched_beside_others_and_ended_with_them(serve) -> None:
         assert len(lines) == seen
         return lines, none
 
-    lines, none = on_device(serve().address, work)
+    server = serve()
+    lines, none = on_device(server.address, work)
     assert set(lines) == {"beside\n"} and none == []
+    assert ended(server)
+
+
+def test_a_command_that_takes_too_long_is_ended_there(serve) -> None:
+    async def work(remote: Remote) -> None:
+        await remote.run(["sleep", "60"], 0.3)
+
+    server = serve()
+    with pytest.raises(DeviceSilentError, match="sleep did not end"):
+        on_device(server.address, work)
+    assert ended(server)
+
+
+def ended(server: Server) -> bool:
+    """Whether no command runs there any more, in a moment."""
+    for _ in range(200):
+        if not server.running():
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def test_an_unknown_host_is_refused_with_the_command_that_adds_it(serve) -> None:
