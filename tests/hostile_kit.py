@@ -10,7 +10,9 @@ import io
 import json
 import random
 import re
+import shutil
 import tempfile
+import weakref
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -179,6 +181,7 @@ def data_attack(model: bytes) -> Attack:
             return type(error).__name__
         return "certified"
 
+    weakref.finalize(examine, shutil.rmtree, folder, ignore_errors=True)
     return Attack("data", [mutant(data) for data in good], examine)
 
 
