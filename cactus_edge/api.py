@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cactus_edge.bundle import Built
     from cactus_edge.recipe import Recipe
     from cactus_edge.verify.certificate import Certificate
+    from cactus_edge.verify.decide import Method
     from cactus_edge.verify.recheck import Report
 
 Exact = str | Fraction | int | float
@@ -100,6 +101,7 @@ def certify(
     profile: str = "",
     domain: tuple[Exact, Exact] | None = None,
     firmware: Sequence[tuple[str, bytes]] = (),
+    bounds: str = "interval",
     threads: int = 0,
 ) -> Certificate:
     """Certifies the file `model`, .tflite or .onnx, around every row of x [N, *shape] with labels y [N].
@@ -109,7 +111,8 @@ def certify(
     the sensor can deliver; by default the one in the file's own metadata, else everything its input can represent.
     profile: by default "tflm" for .tflite, "ort-x86" for .onnx; several joined by commas, or "all" that can run the file and
     assume nothing. Of several, what is certified holds for any mixture of them, from one element of a layer to the next;
-    `Certificate.each` has what holds under each alone, which is more.
+    `Certificate.each` has what holds under each alone, which is more. bounds: "interval", or "linear", which also bounds by
+    lines what intervals leave open: slower, and it certifies far more of a network that was not trained for intervals.
     """
     import os
 
@@ -131,6 +134,7 @@ def certify(
         form=file_formats()[format_of(data)],
         notes=notes,
         firmware=firmware,
+        bounds=_method(bounds),
         decide=partial(decide, threads=threads or os.cpu_count() or 1),
     )
 
@@ -154,6 +158,14 @@ def _steps(
             raise InputError(f"eps is {n} lsb, expected 0 to 255: the input has 256 codes")
     listed = ", ".join(map(str, steps)) if len(steps) == 1 else "one per feature,"
     return [n * step for n in steps], {"eps": f"given as {listed} lsb; 1 lsb = {step}, the input's scale"}
+
+
+def _method(name: str) -> Method:
+    from cactus_edge.verify.decide import METHODS
+
+    if name not in METHODS:
+        raise InputError(f"unknown bounds {name!r}", hint=" or ".join(METHODS))
+    return METHODS[name]
 
 
 @dataclass(frozen=True)
@@ -187,7 +199,16 @@ class CertifyResult:
 
 
 def certify_files(
-    model: Path, data: Path, *, eps: str, unit: Unit, domain: str, profile: str, firmware: Sequence[Path], out: Path
+    model: Path,
+    data: Path,
+    *,
+    eps: str,
+    unit: Unit,
+    domain: str,
+    profile: str,
+    firmware: Sequence[Path],
+    out: Path,
+    bounds: str = "interval",
 ) -> CertifyResult:
     """`certify` from files to a file. firmware: ELF images to bind; domain: "LO,HI" or ""."""
     from cactus_edge.samples import read_samples
@@ -196,7 +217,7 @@ def certify_files(
     x, y = read_samples(data)
     images = [(path.name, content(path, "firmware")) for path in firmware]
     ends = _domain(domain) if domain else None
-    certificate = certify(model, x, y, eps=eps, unit=unit, profile=profile, domain=ends, firmware=images)
+    certificate = certify(model, x, y, eps=eps, unit=unit, profile=profile, domain=ends, firmware=images, bounds=bounds)
     write_atomic(out, certificate.to_bytes())
     d = certificate.decision
     radius = (

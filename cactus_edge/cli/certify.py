@@ -36,6 +36,12 @@ def add_parser(verbs: Any) -> None:
         "several joined by commas, or all: any mixture of those that can run the file",
     )
     p.add_argument(
+        "--bounds",
+        choices=("interval", "linear"),
+        default="interval",
+        help="linear: bound by lines what intervals leave open; slower, for networks not trained for intervals",
+    )
+    p.add_argument(
         "--firmware",
         type=Path,
         action="append",
@@ -61,6 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         domain=arguments.domain,
         profile=arguments.profile,
         firmware=arguments.firmware,
+        bounds=arguments.bounds,
         out=arguments.out,
     )
     print(pairs(result.summary()))

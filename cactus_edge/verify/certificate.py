@@ -12,7 +12,8 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from cactus_edge.ir.arithmetic import profile_table_digest
 from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.blob import to_blob
 from cactus_edge.ir.blob_format import PROFILE
-from cactus_edge.verify.decide import RULE, Bools, Decision, certify
+from cactus_edge.verify.decide import METHODS, RULE, Bools, Decision, Method, certify
 from cactus_edge.verify.elf import find_blob
 from cactus_edge.verify.overflow import Fact, prove
 from cactus_edge.verify.regions import Exact, Region, check_data, data_digest, exact, region
@@ -42,7 +43,12 @@ UNCHECKED = {
 MAX_BYTES = 1 << 28
 
 Data = npt.NDArray[Any]
-Decide = Callable[[Program, Region, Data, Data], Decision]
+
+
+class Decide(Protocol):
+    """`verify.decide.certify`, or what gives the same decision sooner."""
+
+    def __call__(self, program: Program, region: Region, x: Data, labels: Data, *, bounds: Method) -> Decision: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,19 +78,20 @@ def certify_file(
     firmware: Sequence[tuple[str, bytes]] = (),
     notes: Mapping[str, str] | None = None,
     created: str = "",
+    bounds: Method = "interval",
     decide: Decide = certify,
 ) -> Certificate:
     """Reads `model`, of format `form`, from its bytes, decides the region of every sample, and writes down what was proved.
 
     profile: as in `runtimes`; of several, any mixture is decided, and each by itself. x [N, *input shape] float32 or float64 in
     sensor units, or int8 codes; labels integer [N]; eps, domain as in `regions.region`. firmware: (target, ELF bytes) of
-    images that hold the model's blob. created: a time stamp, by default now. decide: `verify.decide.certify`, or what gives the
-    same decision sooner. Raises InputError, DataError, ModelError, and MismatchError for a firmware without the model's blob.
+    images that hold the model's blob. created: a time stamp, by default now. bounds: the method, as in `verify.decide`; a
+    re-check uses the same. Raises InputError, DataError, ModelError, and MismatchError for a firmware without the model's blob.
     """
     asked = runtimes(model, profile, form)
     for program in asked.programs:
         form.confirm(model, program.profile)
-    proved = prove_claims(model, x, labels, region(asked.program, eps, domain), asked, decide, form)
+    proved = prove_claims(model, x, labels, region(asked.program, eps, domain), asked, bounds, decide, form)
     record = {
         "format": FORMAT,
         "version": VERSION,
@@ -101,7 +108,7 @@ def certify_file(
 def add_firmware(certificate: bytes, model: bytes, firmware: Sequence[tuple[str, bytes]]) -> bytes:
     """The certificate with more firmware images (target, ELF bytes) bound to it. Raises MismatchError as `certify_file` does."""
     record = decode(certificate)
-    name, _ = question(record)
+    name, _, _ = question(record)
     match record:
         case {"model": {"sha256": digest}, "firmware": list() as listed} if digest == hashlib.sha256(model).hexdigest():
             blob = _blob(runtimes(model, name, TFLITE))
@@ -127,15 +134,23 @@ class Proved:
 
 
 def prove_claims(
-    model: bytes, x: Data, labels: Data, region: Region, asked: Runtimes, decide: Decide, form: FileFormat = TFLITE
+    model: bytes,
+    x: Data,
+    labels: Data,
+    region: Region,
+    asked: Runtimes,
+    bounds: Method,
+    decide: Decide,
+    form: FileFormat = TFLITE,
 ) -> Proved:
     """Every claim of a certificate, from the bytes alone. Raises as `certify_file` does."""
     program = asked.program
     check_data(program, x, labels)
     blob = _blob(asked)
     facts = prove(program)
-    decision = decide(program, region, x, labels)
-    each = _each(asked, region, x, labels, decision, decide) if asked.several else {}
+    deciding = partial(decide, bounds=bounds)
+    decision = deciding(program, region, x, labels)
+    each = _each(asked, region, x, labels, decision, deciding) if asked.several else {}
     claims = {
         "model": {
             "sha256": hashlib.sha256(model).hexdigest(),
@@ -148,6 +163,7 @@ def prove_claims(
         "region": region_record(region),
         "data": {"sha256": data_digest(x, labels), "samples": len(x)},
         "rule": RULE,
+        "bounds": bounds,
         "overflow": [fact.as_json() for fact in facts],
         "verdict": {
             **_verdict(decision),
@@ -158,7 +174,7 @@ def prove_claims(
 
 
 def _each(
-    asked: Runtimes, region: Region, x: Data, labels: Data, mixed: Decision, decide: Decide
+    asked: Runtimes, region: Region, x: Data, labels: Data, mixed: Decision, decide: Callable[..., Decision]
 ) -> dict[str, Decision]:
     """What holds under each profile by itself: what any mixture keeps, and what its own program keeps beyond that."""
     rest = np.flatnonzero(~mixed.certified)
@@ -202,12 +218,14 @@ def region_record(region: Region) -> dict[str, Any]:
     return {"kind": region.kind, "eps": eps, "domain": [str(d) for d in region.domain]}
 
 
-def question(record: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
-    """(profile name, region object) of a certificate. Raises CertificateError where they are not of that form."""
-    profile, asked = record.get("profile"), record.get("region")
+def question(record: Mapping[str, Any]) -> tuple[str, Mapping[str, Any], Method]:
+    """(profile name, region object, method) of a certificate. Raises CertificateError where they are not of that form."""
+    profile, asked, bounds = record.get("profile"), record.get("region"), record.get("bounds")
     match profile, asked:
         case {"name": str() as name}, {"eps": str() | list(), "domain": [str(), str()]} if isinstance(asked, dict):
-            return name, asked
+            if not isinstance(bounds, str) or bounds not in METHODS:
+                raise CertificateError(f"the certificate names no method: expected one of {', '.join(METHODS)}")
+            return name, asked, METHODS[bounds]
         case _:
             raise CertificateError("the certificate names no profile and region")
 

@@ -12,10 +12,10 @@ A strict win holds under any argmax. Nothing here rests on a rounding constant: 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, assert_never
+from typing import Any, Literal, assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,7 @@ from cactus_edge.ir.rules import (
 from cactus_edge.verify.interval import Bounds, Engine
 from cactus_edge.verify.overflow import prove
 from cactus_edge.verify.regions import Boxes, Region, check_data, point_boxes
+from cactus_edge.verify.relax import Relaxation, samples_at_once
 from cactus_edge.verify.softmax import float_softmax_separates, softmax_separates, table_softmax_separates
 from cactus_edge.verify.tail import find_tail
 
@@ -42,6 +43,12 @@ Bools = npt.NDArray[np.bool_]
 
 RULE = "strict-win/1"
 """What a verdict of this module means; it stands in every certificate."""
+
+Method = Literal["interval", "linear"]
+"""How a region is bounded: by exact intervals; or by lines as well, where those leave it open."""
+
+METHODS: Mapping[str, Method] = {"interval": "interval", "linear": "linear"}
+"""By the name that a certificate has for it."""
 
 BATCH = 128
 """Samples decided together: few enough for the arrays of one layer to stay in cache. It changes no result."""
@@ -67,7 +74,9 @@ class Decider:
     the proof that it does not, without which no bound below would speak of a device).
     """
 
-    def __init__(self, program: Program, engine: Callable[[Program, list[int]], Engine] = Engine) -> None:
+    def __init__(
+        self, program: Program, engine: Callable[[Program, list[int]], Engine] = Engine, bounds: Method = "interval"
+    ) -> None:
         self.facts = prove(program)
         self.definite = program.definite
         self.softmaxes = _softmax_rules(program)
@@ -76,11 +85,19 @@ class Decider:
         _check_end(program, self.softmaxes)
         self.tail = find_tail(program, self.logits, self.classes)
         self.engine = engine(program, [self.logits if self.tail is None else self.tail.source])
+        self.relaxation = Relaxation(program) if bounds == "linear" else None
 
     def decide(self, lower: Int8, upper: Int8, labels: Int64) -> tuple[Bools, Int64]:
         """(certified, margin) [N] over the boxes lower <= x <= upper, int8 [N, *input shape], for labels int64 [N] in 0..classes-1."""
         margins = self.margins(lower, upper, labels)
         certified = _every(self._won(margins, labels))
+        if self.relaxation is not None:
+            size = samples_at_once(self.relaxation.program)
+            rest = np.flatnonzero(~certified)
+            for part in (rest[i : i + size] for i in range(0, len(rest), size)):
+                lined = self.linear_margins(self.relaxation, lower[part], upper[part], labels[part])
+                margins[part] = np.maximum(margins[part], lined)
+            certified[rest] = _every(self._won(margins[rest], labels[rest]))
         margins[np.arange(len(labels)), labels] = np.iinfo(np.int64).max
         return certified, margins.min(1)
 
@@ -101,6 +118,27 @@ class Decider:
         sample, other = np.nonzero(~self._won(margins, labels) & (hi < hi[rows, labels][:, None]))
         fused = self.tail.fused(sample, labels[sample], other, bounds, acc[0], lo, hi)
         margins[sample, other] = np.maximum(margins[sample, other], fused)
+        return margins
+
+    def linear_margins(self, relaxation: Relaxation, lower: Int8, upper: Int8, labels: Int64) -> Int64:
+        """`margins` from linear bounds (`relax`); not better everywhere."""
+        known = relaxation.bounds(lower, upper)
+        n, k = len(labels), self.classes
+        value = self.logits if self.tail is None else self.tail.value
+        shape = known[value][0].shape[1:]
+        factors = np.ones(k, np.int64) if self.tail is None else self.tail.factors
+        label, other = np.repeat(labels, k), np.tile(np.arange(k), n)
+        sample = np.repeat(np.arange(n), k)
+        rows = factors[label][:, None] * np.eye(k)[label] - factors[other][:, None] * np.eye(k)[other]
+        least = relaxation.lower({value: rows.reshape(n, k, *shape)}, known).ravel()
+        low, high = _flat(known[value])
+        if self.tail is not None:
+            acc_low = low
+            low, high = self.tail.lowest(low), self.tail.highest(high)
+            least = np.maximum(least, self.tail.difference(sample, label, other, known[self.tail.source]))
+            least = self.tail.behind(sample, label, other, least, acc_low, low, high)
+        margins: Int64 = np.maximum(low[sample, label] - high[sample, other], least).reshape(n, k)
+        margins[np.arange(n), labels] = 0
         return margins
 
     def _won(self, margins: Int64, labels: Int64) -> Bools:
@@ -183,12 +221,21 @@ def _flat(bounds: Bounds) -> tuple[Int64, Int64]:
     return lo, hi
 
 
-def decide(program: Program, lower: Int8, upper: Int8, labels: Int64, samples: Int8, *, threads: int = 1) -> Decision:
+def decide(
+    program: Program,
+    lower: Int8,
+    upper: Int8,
+    labels: Int64,
+    samples: Int8,
+    *,
+    threads: int = 1,
+    bounds: Method = "interval",
+) -> Decision:
     """The decision over int8 boxes lower <= x <= upper around `samples`, all int8 [N, *input shape]; labels int64 [N].
 
     Neither `threads` nor the machine changes the result. Raises UnsupportedError where the program's end cannot be decided.
     """
-    decider = Decider(program)
+    decider = Decider(program, bounds=bounds)
     return _decide(
         len(labels),
         BATCH,
@@ -207,17 +254,19 @@ def certify(
     threads: int = 1,
     batch: int = BATCH,
     progress: Callable[[int], None] = lambda done: None,
+    bounds: Method = "interval",
     engine: Callable[[Program, list[int]], Engine] = Engine,
     each_worker: Callable[[], None] = lambda: None,
 ) -> Decision:
     """The decision for the regions around x [N, *input shape] (float32 or float64 in sensor units, or int8 codes).
 
-    progress(n) is called with the number of samples decided so far, each_worker() by every thread as it starts. None of
+    bounds: the method, which decides how many regions are certified, and never whether one is. progress(n) is called with the
+    number of samples decided so far, each_worker() by every thread as it starts. None of
     `threads`, `batch` and a right `engine` (another way to compute `propagate`) changes the result.
     Raises DataError or InputError for unusable data, UnsupportedError where the program's end cannot be decided.
     """
     y = check_data(program, x, labels)
-    decider, boxes = Decider(program, engine), Boxes(program, region, x)
+    decider, boxes = Decider(program, engine, bounds), Boxes(program, region, x)
 
     def at_sample(rest: Int64) -> Bools:
         first, last = point_boxes(program, x[rest])

@@ -95,7 +95,7 @@ def recheck(
     that is wrong is a failed check.
     """
     record = decode(certificate)
-    name, asked = question(record)
+    name, asked, bounds = question(record)
     sealed = seal(record)
     checks = [
         Check(
@@ -117,7 +117,7 @@ def recheck(
         try:
             decide = partial(certify, threads=threads, progress=progress)
             named = runtimes(model, name, form)
-            proved = prove_claims(model, x, labels, region_of(asked), named, decide, form)
+            proved = prove_claims(model, x, labels, region_of(asked), named, bounds, decide, form)
         except CactusError as error:
             checks.append(Check("the proof", "failed", "one that can be recomputed", error.message))
         else:

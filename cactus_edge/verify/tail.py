@@ -28,7 +28,7 @@ TailAtom = Monotone | Between | AnyOf | Gather
 
 @dataclass(frozen=True, eq=False)
 class Tail:
-    """The last Affine and the monotone steps between it and the logits, over K classes.
+    """The last Affine, which gives `value` from `source`, and the monotone steps between it and the logits, over K classes.
 
     weight float64 [K, I] and bias int64 [K]: acc = weight (x + offset) + bias. factors int64 [K]: the p of the module's
     head. steps int64 [1 + L, K]: steps[k - first_level, c] = the least reachable accumulator of class c with output >= k,
@@ -37,6 +37,7 @@ class Tail:
     """
 
     source: int
+    value: int
     offset: int
     shape: tuple[int, ...]
     atoms: tuple[TailAtom, ...]
@@ -70,20 +71,30 @@ class Tail:
         sample, label, other int64 [P]; bounds [N, ...] of the value `source`; acc_low, low, high int64 [N, K]: what is known of
         the accumulators and the logits.
         """
+        if not len(sample):
+            return np.zeros(0, np.int64)
         block = max(PAIR_ELEMENTS // max(self.weight.shape[1], 256), 1)
         parts = [slice(k, k + block) for k in range(0, len(sample), block)]
-        lower, upper = (np.asarray(b, np.float64).reshape(len(b), -1) for b in bounds)
-        done = [self._pairs(sample[c], label[c], other[c], lower, upper, acc_low, low, high) for c in parts]
-        return np.concatenate([np.zeros(0, np.int64), *done])
+        least = np.concatenate([self.difference(sample[c], label[c], other[c], bounds) for c in parts])
+        return self.behind(sample, label, other, least, acc_low, low, high)
 
-    def _pairs(
-        self, i: Int64, y: Int64, j: Int64, lower: Array, upper: Array, acc_low: Int64, low: Int64, high: Int64
-    ) -> Int64:
+    def difference(self, i: Int64, y: Int64, j: Int64, bounds: Bounds) -> Int64:
+        """The least p_y acc_y - p_j acc_j, int64 [P], over the box `bounds` [N, ...] of the value `source`."""
+        lower, upper = (np.asarray(b, np.float64).reshape(len(b), -1) for b in bounds)
         p, q = self.factors[y], self.factors[j]
         rows = p[:, None] * self.weight[y] - q[:, None] * self.weight[j]
         centre, radius = lower[i] + upper[i] + 2 * self.offset, upper[i] - lower[i]
         twice = (rows * centre - np.abs(rows) * radius).sum(1)
-        least = (twice.astype(np.int64) >> 1) + p * self.bias[y] - q * self.bias[j]
+        least: Int64 = (twice.astype(np.int64) >> 1) + p * self.bias[y] - q * self.bias[j]
+        return least
+
+    def behind(self, i: Int64, y: Int64, j: Int64, least: Int64, acc_low: Int64, low: Int64, high: Int64) -> Int64:
+        """`fused`, from lower bounds `least` [P] on p_y acc_y - p_j acc_j, wherever they come from."""
+        block = PAIR_ELEMENTS // 256
+        parts = [slice(k, k + block) for k in range(0, len(i), block)]
+        return np.concatenate([self._pairs(i[c], y[c], j[c], least[c], acc_low, low, high) for c in parts])
+
+    def _pairs(self, i: Int64, y: Int64, j: Int64, least: Int64, acc_low: Int64, low: Int64, high: Int64) -> Int64:
         # First the highest level alone: where that is not passed, the ends' own bound has to do.
         margins: Int64 = low[i, y] - high[i, j]
         top = self._reached(i, y, j, high[i, j][:, None], least, acc_low, low)[:, 0] - high[i, j]
@@ -122,7 +133,7 @@ def find_tail(program: Program, logits: int, classes: int) -> Tail | None:
         step = writer[value]
         match step.atom:
             case Affine():
-                return _tail(step.atom, atoms, step.args[0], classes)
+                return _tail(step.atom, atoms, step.args[0], step.out, classes)
             case Monotone() | Between() | Gather(ReshapeTo()):
                 atoms, value = (step.atom, *atoms), step.args[0]
             case AnyOf(choices) if all(isinstance(a, Monotone | Between) for a in choices):
@@ -132,7 +143,7 @@ def find_tail(program: Program, logits: int, classes: int) -> Tail | None:
     return None
 
 
-def _tail(affine: Affine, atoms: tuple[TailAtom, ...], source: int, classes: int) -> Tail | None:
+def _tail(affine: Affine, atoms: tuple[TailAtom, ...], source: int, value: int, classes: int) -> Tail | None:
     shape = affine.linear.out_shape
     factors = _factors(atoms, shape, classes)
     reach = int((256 * affine.linear.reach() + np.abs(affine.bias)).max())
@@ -150,7 +161,19 @@ def _tail(affine: Affine, atoms: tuple[TailAtom, ...], source: int, classes: int
     steps = np.vstack([low[None], t])
     compiled = accumulate(affine)
     return Tail(
-        source, affine.input_offset, shape, atoms, compiled, weight, bias, factors, first, steps, own_first, ladder
+        source,
+        value,
+        affine.input_offset,
+        shape,
+        atoms,
+        compiled,
+        weight,
+        bias,
+        factors,
+        first,
+        steps,
+        own_first,
+        ladder,
     )
 
 

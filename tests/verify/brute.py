@@ -16,7 +16,7 @@ from cactus_edge.ir.atoms import AnyOf, Atom, Between, Monotone, Program, Softma
 from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.profile import Profile
 from cactus_edge.ir.rules import Requantise
-from cactus_edge.verify.decide import decide
+from cactus_edge.verify.decide import Method, decide
 from cactus_edge.verify.interval import propagate
 
 Array = npt.NDArray[Any]
@@ -115,12 +115,12 @@ def check_bounds(program: Program, bounded: Program, seed: int) -> None:
                 assert (value >= low[i]).all() and (value <= high[i]).all()
 
 
-def check_verdicts(program: Program, seed: int) -> int:
+def check_verdicts(program: Program, seed: int, bounds: Method = "interval") -> int:
     """No execution refutes a verdict; the number of certified regions."""
     rng = np.random.default_rng(seed)
     lo, x, hi = boxes(rng, program.values[program.input].shape, 8)
     labels = execute(rng, program, x)[program.output].reshape(len(x), -1).argmax(1)
-    decision = decide(program, lo, hi, labels, x)
+    decision = decide(program, lo, hi, labels, x, bounds=bounds)
     deciding = program.steps[-1].args[0] if isinstance(example(program.steps[-1].atom), Softmax) else program.output
     for i, label in enumerate(labels):
         points = np.concatenate([x[i][None], inside(rng, lo[i], hi[i])[0]])

@@ -143,7 +143,7 @@ def test_the_verdict_check_sees_a_fault(fault: Any, monkeypatch: pytest.MonkeyPa
     real = decide
     with pytest.raises(AssertionError):
         for k, (program, faulty) in enumerate(zip(right, wrong, strict=True)):
-            monkeypatch.setattr("brute.decide", lambda _, *a, faulty=faulty: real(faulty, *a))
+            monkeypatch.setattr("brute.decide", lambda _, *a, faulty=faulty, **k: real(faulty, *a, **k))
             check_verdicts(program, k)
 
 
