@@ -57,6 +57,16 @@ GEMMLOWP: Rules = {
 }
 """The reference kernels' rules: gemmlowp's double rounding and its fixed-point softmax."""
 
+SINGLE: Rules = {
+    **GEMMLOWP,
+    **{kind: ("S", *rule[1:]) for kind, rule in GEMMLOWP.items() if rule[0] == "D"},
+    "Add": ("S_shift20",),
+    "Logistic": ("gemmlowp_q4_27", "S"),
+    "Tanh": ("gemmlowp_q4_27", "S"),
+}
+"""The same kernels built with TFLITE_SINGLE_ROUNDING: family S wherever a multiplier is applied. SOFTMAX comes out the same: its
+shifts are to the left, and the smaller cap of its multiplier changes only what is 0 either way."""
+
 LITERT: Rules = {
     "Sub": ("D_shift20",),
     "Mul": ("D", "float32"),
@@ -154,6 +164,15 @@ PROFILES: Mapping[str, Profile] = {
         reads="tflite",
         rules={**GEMMLOWP, "Sum": ("D", "folded_count")},
         source="tensorflow/lite/micro/kernels, tensorflow/lite/kernels/internal/reference; vectors in tests/formats and tests/ir",
+    ),
+    "tflm-single-rounding": Profile(
+        name="tflm-single-rounding",
+        runtime="TensorFlow Lite for Microcontrollers, reference kernels, built with TFLITE_SINGLE_ROUNDING=1",
+        versions="sources of 2026-08-20 (commit 90b983c)",
+        cpu="any; reference kernels in C++ (of CMSIS-NN the same rounding in C, another one in Helium code)",
+        reads="tflite",
+        rules={k: v for k, v in SINGLE.items() if k not in ("Sub", "LeakyRelu")} | {"Sum": ("S", "folded_count")},
+        source="the kernels of tflm, and tensorflow/lite/kernels/internal/common.cc with the macro; vectors in tests/ir",
     ),
     "litert-ref": Profile(
         name="litert-ref",

@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from cactus_edge.ir.arith import INT8_MAX, INT8_MIN, multiply_by_quantized_multiplier, srdhm
+from cactus_edge.ir.arith import INT8_MAX, INT8_MIN, srdhm
 from cactus_edge.ir.ops import Int64
-from cactus_edge.ir.rules import FloatRequantise, Requantise
+from cactus_edge.ir.rules import REQUANTISE, FloatRequantise, Requantise
 
 
 @dataclass(frozen=True)
 class _GemmlowpAdd(ABC):
-    """(x1, x2) -> clamp(D(term1 + sign * term2; mo,so) + z_out, lo, hi); the terms are a subclass's. All shifts are <= 0.
+    """(x1, x2) -> clamp(R(term1 + sign * term2; mo,so) + z_out, lo, hi); the terms are a subclass's. All shifts are <= 0.
 
-    sign 1 (ADD): non-decreasing in both. sign -1 (SUB): non-increasing in x2.
+    R is `family` of `rules.REQUANTISE`. sign 1 (ADD): non-decreasing in both. sign -1 (SUB): non-increasing in x2.
     """
 
     zero_points: tuple[int, int]
@@ -34,15 +34,20 @@ class _GemmlowpAdd(ABC):
     lo: int
     hi: int
     sign: int = 1
+    family: str = "D"
 
     def apply(self, x1: Int64, x2: Int64) -> Int64:
         total = self.term(0, x1) + self.sign * self.term(1, x2)
-        scaled = multiply_by_quantized_multiplier(total, self.output_multiplier, self.output_shift)
+        scaled = self.scaled(total, self.output_multiplier, self.output_shift)
         return np.clip(scaled + self.zero_point, self.lo, self.hi)
 
     @abstractmethod
     def term(self, index: int, x: Int64) -> Int64:
         """The rescaled argument `index`, before the sum."""
+
+    def scaled(self, x: Int64, multiplier: int, shift: int) -> Int64:
+        """R(x; multiplier, shift)."""
+        return REQUANTISE[self.family](x, np.asarray(multiplier, np.int64), np.asarray(shift, np.int64))
 
     def slopes(self, x1: Int64, x2: Int64) -> tuple[Any, Any]:
         """The derivative by each argument, roughly; no proof rests on it."""
@@ -53,14 +58,14 @@ class _GemmlowpAdd(ABC):
 
 @dataclass(frozen=True)
 class AddRule(_GemmlowpAdd):
-    """(x1, x2) -> clamp(D(D((x1-z1)*2^L; m1,s1) + sign * D((x2-z2)*2^L; m2,s2); mo,so) + z_out, lo, hi).
+    """(x1, x2) -> clamp(R(R((x1-z1)*2^L; m1,s1) + sign * R((x2-z2)*2^L; m2,s2); mo,so) + z_out, lo, hi).
 
     Source: tensorflow/lite/micro/kernels/add_common.cc, reference/integer_ops/add.h, reference/sub.h.
     """
 
     def term(self, index: int, x: Int64) -> Int64:
         shifted = (np.asarray(x, np.int64) - self.zero_points[index]) << self.left_shift
-        return multiply_by_quantized_multiplier(shifted, self.multipliers[index], self.shifts[index])
+        return self.scaled(shifted, self.multipliers[index], self.shifts[index])
 
 
 @dataclass(frozen=True)

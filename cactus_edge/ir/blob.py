@@ -288,7 +288,7 @@ def _window(kernel: Sequence[int], stride: tuple[int, int], padding: ops.Padding
 
 def _add(steps: Sequence[Atom]) -> dict[str, int]:
     (atom,) = steps
-    if not isinstance(atom, Isotone) or not isinstance(atom.rule, AddRule):
+    if not isinstance(atom, Isotone) or not isinstance(atom.rule, AddRule) or atom.rule.family != "D":
         raise UnsupportedError("the C runtime has no such ADD")
     rule = atom.rule
     if not (0 <= rule.left_shift <= 20 and max(*rule.shifts, rule.output_shift) <= 0):

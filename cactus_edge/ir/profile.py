@@ -264,7 +264,7 @@ class Profile:
         """The rule of ADD (sign 1) or SUB (-1).
 
         D_shift20: t = 2 max(S1, S2), (m_i, s_i) = QM(S_i / t), (m_o, s_o) = QM(t / (2^20 S_out)), all in double.
-        vector20: the same constants in VectorAddRule.
+        S_shift20: the same in family S. vector20: the same constants in VectorAddRule.
         fused_u8: r_i = f32(S_i / S_out) in FusedAddRule.
         xnnpack: r_i = f32(S_i / S_out), shift = 20 - floor(log2(max r)), m_i = RNE(r_i 2^shift).
         """
@@ -292,7 +292,7 @@ class Profile:
                     f"{kind} with scales {scales} over {s_out}: LiteRT's vector code leaves its 16 bits"
                 )
             return VectorAddRule(zero_points, (m1, m2), (s1, s2), 20, mo, so, z_out, *clamp, sign)
-        return AddRule(zero_points, (m1, m2), (s1, s2), 20, mo, so, z_out, *clamp, sign)
+        return AddRule(zero_points, (m1, m2), (s1, s2), 20, mo, so, z_out, *clamp, sign, rule[0])
 
     def reduce(
         self, kind: str, s_in: float, z_in: int, s_out: float, z_out: int, count: int, image_channels: int

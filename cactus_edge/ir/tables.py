@@ -46,7 +46,7 @@ def code_table(
             values = _hard_swish(x, out)
         case ops.Logistic() | ops.Tanh():
             fixed = rule[0] == "gemmlowp_q4_27"
-            values = _gemmlowp_sigmoid(op, x) if fixed else _float_sigmoid(op, rule[0], x, out)
+            values = _gemmlowp_sigmoid(op, rule[1:], x) if fixed else _float_sigmoid(op, rule[0], x, out)
         case _:
             assert_never(op)
     return np.clip(values, INT8_MIN, INT8_MAX)
@@ -115,14 +115,16 @@ def _hard_swish(x: Tensor, out: Tensor) -> Int64:
     return rdp(y, -eo) + out.zero_point
 
 
-def _gemmlowp_sigmoid(op: ops.Logistic | ops.Tanh, x: Tensor) -> Int64:
+def _gemmlowp_sigmoid(op: ops.Logistic | ops.Tanh, family: tuple[str, ...], x: Tensor) -> Int64:
     """d = code - z -> f(D(d; QM(2^27 S_in))) in Q0.31, rounded to 8 bits; saturated from |d| >= R = floor(15 * 2^27 / 2^ls) on.
 
+    family ("S",): one rounding, which is the same for left shifts up to 30, beyond which such builds keep 30.
     Source: reference/integer_ops/{logistic,tanh}.h, micro/kernels/logistic_common.cc, kernels/internal CalculateInputRadius.
     """
     multiplier, left = quantize_multiplier(x.scale * 2.0**27)
-    if not 0 <= left <= 31:
-        raise UnsupportedError(f"{type(op).__name__} of scale {x.scale}: expected one from 2^-28 to 2^4")
+    most = 30 if family == ("S",) else 31
+    if not 0 <= left <= most:
+        raise UnsupportedError(f"{type(op).__name__} of scale {x.scale}: expected one from 2^-28 to 2^{most - 27}")
     radius = (15 << 27) >> left
     d = CODES - x.zero_point
     scaled = multiply_by_quantized_multiplier(np.clip(d, -radius, radius), multiplier, left)

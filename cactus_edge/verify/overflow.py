@@ -14,7 +14,7 @@ from typing import Any, assert_never
 import numpy as np
 
 from cactus_edge.errors import ModelError
-from cactus_edge.ir.arith import INT8_MAX, INT8_MIN, INT32_MAX, multiply_by_quantized_multiplier, rdp
+from cactus_edge.ir.arith import INT8_MAX, INT8_MIN, INT32_MAX, rdp
 from cactus_edge.ir.atoms import (
     Affine,
     AnyOf,
@@ -139,7 +139,7 @@ def _sum_quantities(add: BinaryRule) -> Iterator[tuple[str, int]]:
             total = sum(int(np.abs(add.term(i, codes)).max()) for i in range(2))
             yield "the sum of both terms", total << max(add.output_shift, 0)
             ends = np.array([-total, total])
-            result = multiply_by_quantized_multiplier(ends, add.output_multiplier, add.output_shift)
+            result = add.scaled(ends, add.output_multiplier, add.output_shift)
             yield "the requantised sum and its zero point", int(np.abs(result).max()) + abs(add.zero_point)
         case MulRule(zero_points, rule):
             product = int(np.prod([np.abs(codes - z).max() for z in zero_points]))
