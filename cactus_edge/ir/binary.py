@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cactus_edge.ir.arith import INT8_MAX, INT8_MIN, srdhm
+from cactus_edge.ir.arith import INT8_MAX, INT8_MIN, round_half_away_f64, srdhm
 from cactus_edge.ir.ops import Int64
 from cactus_edge.ir.rules import REQUANTISE, FloatRequantise, Requantise
 
@@ -176,5 +176,32 @@ class FusedAddRule:
         return self.ratios
 
 
-BinaryRule = AddRule | VectorAddRule | FixedPointAddRule | FusedAddRule | MulRule
+@dataclass(frozen=True)
+class FloatAddRule:
+    """(x1, x2) -> clamp(RHA(f32(f32(a1 + a2) / S_out) + z_out), lo, hi), a_i = f32((x_i - z_i) * S_i), each step rounded to float32.
+
+    scales: float32 values > 0. Non-decreasing in both. Source: TinyEngine fp_requantize_op/add_fpreq.c, compiled without contraction.
+    """
+
+    zero_points: tuple[int, int]
+    scales: tuple[float, float]
+    output_scale: float
+    zero_point: int
+    lo: int
+    hi: int
+
+    def apply(self, x1: Int64, x2: Int64) -> Int64:
+        a, b = (
+            (np.asarray(x, np.int64) - z).astype(np.float32) * np.float32(s)
+            for x, z, s in zip((x1, x2), self.zero_points, self.scales, strict=True)
+        )
+        real = (a + b) / np.float32(self.output_scale) + np.float32(self.zero_point)
+        return np.clip(round_half_away_f64(real.astype(np.float64)).astype(np.int64), self.lo, self.hi)
+
+    def slopes(self, x1: Int64, x2: Int64) -> tuple[Any, Any]:
+        """The derivative by each argument; no proof rests on it."""
+        return self.scales[0] / self.output_scale, self.scales[1] / self.output_scale
+
+
+BinaryRule = AddRule | VectorAddRule | FixedPointAddRule | FusedAddRule | FloatAddRule | MulRule
 """Every rule of two arguments."""

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.errors import UnsupportedError
-from cactus_edge.ir.arith import fma_f32, quantize_multiplier
-from cactus_edge.ir.binary import AddRule, FixedPointAddRule, FusedAddRule, VectorAddRule
+from cactus_edge.ir.arith import INT8_MAX, INT8_MIN, fma_f32, quantize_multiplier
+from cactus_edge.ir.binary import AddRule, FixedPointAddRule, FloatAddRule, FusedAddRule, VectorAddRule
 from cactus_edge.ir.envelope import EnvelopeEnd, check_range, requantise_ends
 from cactus_edge.ir.graph import Graph, Tensor
 from cactus_edge.ir.inputs import QuantizeRule
@@ -35,6 +35,7 @@ from cactus_edge.ir.rules import (
     softmax_rule,
     table_softmax_rule,
 )
+from cactus_edge.ir.tinyengine import check_translated
 
 
 def _double_product(s_in: float, s_weight: Float64, s_out: float) -> Float64:
@@ -49,6 +50,10 @@ def _float32_ratio(s_in: float, s_weight: Float64, s_out: float) -> Float64:
     return s_weight * float(np.float32(s_in) / np.float32(s_out))
 
 
+def _double_to_float32(s_in: float, s_weight: Float64, s_out: float) -> Float64:
+    return (s_in * s_weight / s_out).astype(np.float32).astype(np.float64)
+
+
 def _float32(s_in: float, s_weight: Float64, s_out: float) -> Float64:
     product = np.float32(s_in) * s_weight.astype(np.float32)
     return (product / np.float32(s_out)).astype(np.float64)
@@ -56,13 +61,15 @@ def _float32(s_in: float, s_weight: Float64, s_out: float) -> Float64:
 
 REAL_MULTIPLIERS: Mapping[str, Callable[[float, Float64, float], Float64]] = {
     "double": _double_product,
+    "double_to_float32": _double_to_float32,
     "float32_product": _float32_product,
     "float32_ratio": _float32_ratio,
     "float32": _float32,
 }
 """How a runtime forms S_in * S_w / S_out before it quantises it (S_w = 1 where there are no weights).
 
-double: every operation in double (kernel_util.cc PopulateConvolutionQuantizationParams). float32_product: S_in * S_w rounded to
+double: every operation in double (kernel_util.cc PopulateConvolutionQuantizationParams). double_to_float32: the same, rounded to
+float32 at the end (TinyEngine tflite_parser/conv2d.py, CodeGenerator._parseEffectivescales). float32_product: S_in * S_w rounded to
 float32 (kernel_util.cc GetQuantizedConvolutionMultipler). float32_ratio: S_in / S_out rounded to float32
 (micro/kernels/activations_common.cc CalculateReluOpData). float32: both operations in float32, left to right (XNNPACK
 src/operators/convolution-nhwc.c).
@@ -113,6 +120,13 @@ def round_half_away_f32(value: np.float32) -> int:
     """trunc(f32(value +- 1/2)): C's spelling of rounding, whose sum is itself rounded."""
     return int(np.trunc(value + np.float32(math.copysign(0.5, value))))
 
+
+SHOWN_ACTIVATIONS: Mapping[str, tuple[Activation, ...]] = {
+    "relu": (Activation.NONE, Activation.RELU),
+    "relu_only": (Activation.RELU,),
+    "none_only": (Activation.NONE,),
+}
+"""Ids of fused activations under which a row has only some of them; the others were not shown to round as `half_away`."""
 
 UINT8 = "uint8"
 """The kind under which a row says that its runtime computes uint8 codes as it does int8 ones, 128 below."""
@@ -165,12 +179,16 @@ class Profile:
     def clamp(self, kind: str, activation: Activation, scale: float, zero_point: int) -> tuple[int, int]:
         """[lo, hi] of an activation fused into op kind `kind`; half_away where the profile has no entry for it.
 
-        Raises UnsupportedError where this runtime was not shown to run it ("relu": only clamps at the zero point were).
+        Raises UnsupportedError where this runtime was not shown to run it (`SHOWN_ACTIVATIONS`), or leaves it out ("ignored") although
+        it would clamp.
         """
         (rounding,) = self.rules.get(f"{kind}.activation", ("half_away",))
-        if rounding == "relu" and activation not in (Activation.NONE, Activation.RELU):
+        if activation not in SHOWN_ACTIVATIONS.get(rounding, (activation,)):
             raise UnsupportedError(f"{kind} with a fused {activation.value} was not shown equal to {self.runtime}")
-        return activation_range(activation, scale, zero_point, rounding)
+        ends = activation_range(activation, scale, zero_point, rounding)
+        if rounding == "ignored" and ends != (INT8_MIN, INT8_MAX):
+            raise UnsupportedError(f"{kind} with a fused {activation.value} to {ends}: {self.runtime} leaves it out")
+        return ends
 
     def check_operands(self, kind: str, x: tuple[int, ...], y: tuple[int, ...], same: bool) -> None:
         """`check_size` for an op of two operands, which a vector kernel must not broadcast either; same: they are one tensor."""
@@ -228,7 +246,12 @@ class Profile:
         return Requantise(family, m, s, z_out, *clamp, input_zero_point)
 
     def admit(self, graph: Graph) -> None:
-        """Raises UnsupportedError where rule "symmetric" forbids the graph: zero points other than 0, weights of -128."""
+        """Raises UnsupportedError where a rule for whole graphs forbids this one.
+
+        "symmetric": zero points other than 0, weights of -128. "tinyengine": `check_translated`.
+        """
+        if self.rules.get("Graph") == ("tinyengine",):
+            check_translated(graph)
         if self.rules.get("Tensor") != ("symmetric",):
             return
         for tensor in graph.tensors:
@@ -260,22 +283,24 @@ class Profile:
         s_out: float,
         z_out: int,
         clamp: tuple[int, int],
-    ) -> AddRule | VectorAddRule | FixedPointAddRule | FusedAddRule:
+    ) -> AddRule | VectorAddRule | FixedPointAddRule | FusedAddRule | FloatAddRule:
         """The rule of ADD (sign 1) or SUB (-1).
 
         D_shift20: t = 2 max(S1, S2), (m_i, s_i) = QM(S_i / t), (m_o, s_o) = QM(t / (2^20 S_out)), all in double.
         S_shift20: the same in family S. vector20: the same constants in VectorAddRule.
-        fused_u8: r_i = f32(S_i / S_out) in FusedAddRule.
+        fused_u8: r_i = f32(S_i / S_out) in FusedAddRule. float32: FloatAddRule.
         xnnpack: r_i = f32(S_i / S_out), shift = 20 - floor(log2(max r)), m_i = RNE(r_i 2^shift).
         """
         rule, *_ = self.rule(kind)
-        if rule in ("xnnpack", "fused_u8"):
+        if rule in ("xnnpack", "fused_u8", "float32"):
             ratios = [float(np.float32(s) / np.float32(s_out)) for s in scales]
             if not all(2.0**-10 <= r < 2.0**8 for r in ratios):
                 who = "XNNPACK takes" if rule == "xnnpack" else "shown equal are"
                 raise UnsupportedError(f"{kind} with scales {scales} over {s_out}: {who} ratios from 2^-10 to 2^8")
             if rule == "fused_u8":
                 return FusedAddRule(zero_points, (ratios[0], ratios[1]), z_out, *clamp)
+            if rule == "float32":
+                return FloatAddRule(zero_points, scales, s_out, z_out, *clamp)
             shift = 21 - math.frexp(max(ratios))[1]
             m1, m2 = (round(r * 2.0**shift) for r in ratios)
             return FixedPointAddRule(zero_points, (m1, m2), shift, z_out, *clamp, sign)

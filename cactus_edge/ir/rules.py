@@ -102,14 +102,22 @@ def _float64_half_away(x: Int64, multiplier: Float64) -> Float64:
     return round_half_away_f64(x.astype(np.float64) * multiplier)
 
 
+def _float32_truncated(x: Int64, multiplier: Float64) -> Float64:
+    """f32(f32(x) * f32(multiplier)) toward zero; |x| <= 2^31."""
+    product = x.astype(np.float32) * multiplier.astype(np.float32)
+    return np.trunc(product).astype(np.float64)
+
+
 FLOAT_REQUANTISE: Mapping[str, Callable[[Int64, Float64], Float64]] = {
     "F": _float32_half_even,
     "E": _float64_half_away,
+    "T": _float32_truncated,
 }
 """Floating-point families: (accumulator, multiplier) -> integral float64.
 
 F: XNNPACK, ST X-CUBE-AI (XNNPACK src/xnnpack/requantization.h xnn_qs8_requantize_fp32, whose clamp before the rounding is at
-integers and therefore the same as one after it). E: LiteRT reference_integer_ops/fully_connected.h.
+integers and therefore the same as one after it). E: LiteRT reference_integer_ops/fully_connected.h. T: TinyEngine
+src/kernels/fp_requantize_op/mat_mul_kernels_fpreq.c and its depthwise template.
 """
 
 
@@ -117,7 +125,7 @@ integers and therefore the same as one after it). E: LiteRT reference_integer_op
 class FloatRequantise:
     """x -> clamp(family(x - input_zero_point; multiplier) + zero_point, lo, hi). Non-decreasing in x, |x - z| <= 2^31.
 
-    multiplier float64 [C] or [1] >= 0, broadcast over the last axis; float32 values in family F.
+    multiplier float64 [C] or [1] >= 0, broadcast over the last axis; float32 values in families F and T.
     """
 
     family: str

@@ -29,7 +29,15 @@ from cactus_edge.ir.atoms import (
     Table,
     example,
 )
-from cactus_edge.ir.binary import AddRule, BinaryRule, FixedPointAddRule, FusedAddRule, MulRule, VectorAddRule
+from cactus_edge.ir.binary import (
+    AddRule,
+    BinaryRule,
+    FixedPointAddRule,
+    FloatAddRule,
+    FusedAddRule,
+    MulRule,
+    VectorAddRule,
+)
 from cactus_edge.ir.envelope import EnvelopeEnd
 from cactus_edge.ir.ops import Int64
 from cactus_edge.ir.rules import (
@@ -148,8 +156,8 @@ def _sum_quantities(add: BinaryRule) -> Iterator[tuple[str, int]]:
             # x * m and z * m as separate terms, in any order, with the rounding constant.
             terms = sum(m * (128 + abs(z)) for m, z in zip(add.multipliers, add.zero_points, strict=True))
             yield "the sum of both products, zero points folded anywhere", terms + (1 << (add.shift - 1))
-        case FusedAddRule():
-            pass  # On floats; what is converted to an integer is clamped to 8 bits before.
+        case FusedAddRule() | FloatAddRule():
+            pass  # On floats; what is converted to an integer is clamped to 8 bits before, or small by the ratios it takes.
         case _:
             assert_never(add)
 
@@ -167,9 +175,9 @@ def _rule_quantities(rule: Elementwise, source: Int64) -> Iterator[tuple[str, in
         case FloatRequantise():
             value = source + abs(rule.input_zero_point)
             yield "the value that becomes a float", int(value.max())
-            if rule.family == "E":
+            if rule.family != "F":
                 # Converted to int32 before it is clamped; family F clamps first.
-                scaled = max(np.abs(FLOAT_REQUANTISE["E"](v, rule.multiplier)).max() for v in (value, -value))
+                scaled = max(np.abs(FLOAT_REQUANTISE[rule.family](v, rule.multiplier)).max() for v in (value, -value))
                 yield "the requantised value and its zero point", int(scaled) + abs(rule.zero_point)
         case FloatAffine() | EnvelopeEnd():
             yield "the value that becomes a float", int(source.max())
