@@ -210,6 +210,29 @@ def narrow(least: int) -> ops.Conv2d:
     return ops.Conv2d(ops.freeze(weight, np.int8), ops.freeze([0] * 4, np.int32), ops.freeze([0.01] * 4, np.float32))
 
 
+def fused(activation: ops.Activation) -> ops.Conv2d:
+    return replace(conv(4), activation=activation)
+
+
+def depthwise(pad: int) -> ops.DepthwiseConv2d:
+    """3 x 3, padded by `pad` before and by 0 or 1 after the image, so that 3 x 3 becomes 2 x 2 or 1 x 1."""
+    constants = (
+        ops.freeze(np.ones((3, 3, 4)), np.int8),
+        ops.freeze([0] * 4, np.int32),
+        ops.freeze([0.01] * 4, np.float32),
+    )
+    return ops.DepthwiseConv2d(*constants, padding=ops.Padding2d(pad, 0, pad, 0))
+
+
+def small(tensor: Tensor) -> Tensor:
+    return replace(tensor, shape=(2, 2, 4))
+
+
+def narrowed(tensor: Tensor) -> Tensor:
+    return replace(tensor, shape=(1, 1, 4))
+
+
+LOUD = Tensor("x", (4,), "int8", 8.0, 0)
 IMAGE, OUT = Tensor("x", (3, 3, 4), "int8", 0.5, 1), Tensor("y", (3, 3, 4), "int8", 0.25, -2)
 
 
@@ -242,6 +265,31 @@ def test_the_table_says_who_takes_which_family() -> None:
         ("x-cube-ai", one(ops.Add(), IMAGE, OUT, 2), "no rule for Add"),
         ("x-cube-ai", one(conv(2), IMAGE, OUT), "no rule for GroupedConv2d"),
         ("x-cube-ai", one(ops.Requantize(), IMAGE, OUT), "no rule for Requantize"),
+        ("x-cube-ai", one(fused(ops.Activation.RELU6), IMAGE, OUT), "a fused relu6"),
+        ("plumerai", one(fused(ops.Activation.NONE), IMAGE, OUT), "a fused none"),
+        ("plumerai", one(ops.Add(), IMAGE, OUT, 2), "no rule for Add"),
+        ("tflm-single-rounding", one(ops.Sub(), IMAGE, OUT, 2), "no rule for Sub"),
+        (
+            "tflm-single-rounding",
+            one(ops.Tanh(), LOUD, replace(LOUD, name="y", scale=1 / 128, zero_point=0)),
+            "to 2\\^3",
+        ),
+        ("tinyengine", one(fused(ops.Activation.RELU), IMAGE, OUT), "leaves it out"),
+        ("tinyengine", one(conv(2), IMAGE, OUT), "no rule for GroupedConv2d"),
+        ("tinyengine", one(replace(conv(4), stride=(2, 2)), IMAGE, small(OUT)), "stride 2 on 4 channels"),
+        ("tinyengine", one(depthwise(1), IMAGE, small(OUT)), "another size than the image"),
+        ("tinyengine", one(depthwise(0), IMAGE, narrowed(OUT)), "0\\) rows and columns before"),
+        (
+            "tinyengine",
+            one(ops.AvgPool((2, 2), (1, 1)), IMAGE, small(replace(IMAGE, name="y"))),
+            "less than the whole image",
+        ),
+        ("tinyengine", one(ops.Add(), IMAGE, OUT, 2), "a tensor with itself"),
+        (
+            "tinyengine",
+            one(ops.Pad(((1, 1), (1, 1), (0, 0))), IMAGE, replace(IMAGE, name="y", shape=(5, 5, 4))),
+            "a PAD other",
+        ),
     ],
 )
 def test_what_was_not_shown_equal_is_refused_by_name(name: str, graph: Graph, message: str) -> None:
@@ -273,3 +321,24 @@ def test_the_c_runtime_refuses_other_arithmetics(name: str) -> None:
     dense = ops.Dense(weight, ops.freeze([0] * 4, np.int32), ops.freeze([0.01], np.float32))
     with pytest.raises(UnsupportedError):
         to_blob(one(dense, IMAGE, Tensor("y", (4,), "int8", 0.25, 0)), profile(name))
+
+
+def test_the_c_runtime_refuses_a_sum_that_is_rounded_once() -> None:
+    b = GraphBuilder()
+    x = b.input(IMAGE)
+    graph = b.finish(b.node(ops.Add(), [x, x], OUT))
+    assert to_blob(graph, profile("tflm"))
+    with pytest.raises(UnsupportedError, match="no such ADD"):
+        to_blob(graph, profile("tflm-single-rounding"))
+
+
+def test_a_depthwise_convolution_may_not_overwrite_what_is_read_again() -> None:
+    b = GraphBuilder()
+    x = b.input(IMAGE)
+    y = b.node(replace(depthwise(1), padding=ops.Padding2d(1, 1, 1, 1)), [x], replace(OUT, name="y"))
+    assert lower(b.finish(y), profile("tinyengine")).steps
+    b = GraphBuilder()
+    x = b.input(IMAGE)
+    y = b.node(replace(depthwise(1), padding=ops.Padding2d(1, 1, 1, 1)), [x], replace(OUT, name="y"))
+    with pytest.raises(UnsupportedError, match="after it was overwritten"):
+        lower(b.finish(b.node(ops.Add(), [x, y], replace(OUT, name="z"))), profile("tinyengine"))

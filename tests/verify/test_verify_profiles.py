@@ -11,18 +11,20 @@ from brute import boxes, inside, margins, programs
 from hypothesis import given
 from hypothesis import strategies as st
 from test_verify_interval import check_engine, check_sound
+from tinyengine_kit import translated_programs
 
 from cactus_edge.errors import ModelError, UnsupportedError
 from cactus_edge.ir import evaluate
 from cactus_edge.ir.arithmetic import PROFILES, profile
 from cactus_edge.ir.atoms import Affine, Isotone, Monotone, Program, Softmax
-from cactus_edge.ir.binary import FixedPointAddRule, FusedAddRule
+from cactus_edge.ir.binary import AddRule, FixedPointAddRule, FloatAddRule, FusedAddRule
 from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.rules import (
     FloatAffine,
     FloatRequantise,
     FloatRescale,
     FloatSoftmaxRule,
+    Requantise,
     float_softmax_rule,
     table_softmax_rule,
 )
@@ -34,6 +36,7 @@ from cactus_edge.verify.overflow import prove
 OTHERS = [name for name in PROFILES if name != "tflm"]
 MIDDLE = {
     "x-cube-ai": ("conv2d", "depthwise_conv2d", "dense", "avg_pool", "reshape"),
+    "plumerai": ("conv2d", "depthwise_conv2d", "dense", "avg_pool", "reshape"),
     "ort-x86": (
         "conv2d",
         "dense",
@@ -52,6 +55,8 @@ MIDDLE = {
 
 def under(name: str, seed: int, count: int, **options: Any) -> list[Program]:
     """Random networks of the ops that the profile runs."""
+    if name == "tinyengine":
+        return translated_programs(seed, count, options["max_nodes"])
     kinds = MIDDLE.get(
         name,
         ["conv2d", "depthwise_conv2d", "dense", "add", "avg_pool", "mean", "requantize", "relu", "max_pool", "concat"],
@@ -84,8 +89,10 @@ def spoiled(program: Program) -> Program:
                 return Monotone(replace(rule, zero_point=rule.zero_point + 1))
             case Isotone(FusedAddRule() as rule, signs):
                 return Isotone(replace(rule, zero_point=rule.zero_point + 1), signs)
-            case Isotone(FixedPointAddRule() as rule, signs):
+            case Isotone(FixedPointAddRule() | FloatAddRule() | AddRule() as rule, signs):
                 return Isotone(replace(rule, zero_point=rule.zero_point + 1), signs)
+            case Monotone(Requantise() as rule):
+                return Monotone(replace(rule, zero_point=rule.zero_point + 1))
             case _:
                 return atom
 
@@ -97,6 +104,9 @@ def spoiled(program: Program) -> Program:
     [
         *(("litert-xnnpack", kind) for kind in ("dense", "mean", "add")),
         *(("ort-x86", kind) for kind in ("dense", "add", "relu", "requantize")),
+        *(("tflm-single-rounding", kind) for kind in ("dense", "add", "mean", "requantize")),
+        ("plumerai", "dense"),
+        ("tinyengine", "any"),
     ],
 )
 def test_the_soundness_check_sees_a_wrong_float_rule(name: str, kind: str) -> None:
@@ -109,7 +119,7 @@ def test_the_soundness_check_sees_a_wrong_float_rule(name: str, kind: str) -> No
     rule=st.one_of(
         st.builds(
             lambda f, m, z: FloatRequantise(f, np.array([float(np.float32(m))]), z),
-            st.sampled_from(["F", "E"]),
+            st.sampled_from(["F", "E", "T"]),
             st.floats(2.0**-16, 1.0),
             st.integers(-128, 127),
         ),
