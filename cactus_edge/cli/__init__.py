@@ -9,12 +9,26 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from cactus_edge.cli import agree, bench, build, certify, convert, doctor, flash, inspect, recipes, run, targets, verify
+from cactus_edge.cli import (
+    agree,
+    bench,
+    build,
+    certify,
+    convert,
+    doctor,
+    flash,
+    inspect,
+    profiles,
+    recipes,
+    run,
+    targets,
+    verify,
+)
 from cactus_edge.errors import UNUSABLE, CactusError
 from cactus_edge.process import settle
 from cactus_edge.version import __version__
 
-VERBS = (build, certify, verify, bench, flash, inspect, run, agree, convert, targets, recipes, doctor)
+VERBS = (build, certify, verify, bench, flash, inspect, run, agree, convert, targets, recipes, profiles, doctor)
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells use it (128 + SIGINT)."""

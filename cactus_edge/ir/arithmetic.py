@@ -234,8 +234,8 @@ PROFILES: Mapping[str, Profile] = {
     "x-cube-ai": Profile(
         name="x-cube-ai",
         runtime="ST X-CUBE-AI",
-        versions="7 (MLPerf Tiny v1.1, 2023)",
-        cpu="Cortex-M4F (Nucleo-L4R5ZI)",
+        versions="7.3 and 8.0 (MLPerf Tiny v1.1, 2023)",
+        cpu="Cortex-M4F, M7 and M33 (Nucleo-L4R5ZI, H7A3ZI and U575ZI, all with the same log)",
         reads="tflite",
         rules={
             "Conv2d": ("F", "float32"),
@@ -250,7 +250,7 @@ PROFILES: Mapping[str, Profile] = {
             "Input": ("half_away",),
             "Softmax": ("gemmlowp_q5_26",),
         },
-        source="closed; the board's log of 1,000 keyword inputs, equal to three digits of every output (tests/formats)",
+        source="closed; the boards' log of 1,000 keyword inputs, equal to three digits of every output (tests/formats)",
     ),
     "plumerai": Profile(
         name="plumerai",

@@ -14,6 +14,7 @@ from file_kit import Shown, refused
 
 import cactus_edge as ce
 from cactus_edge.cli import main
+from cactus_edge.ir.arithmetic import PROFILES
 from cactus_edge.samples import read_samples, write_samples
 
 
@@ -226,6 +227,19 @@ def _no_network(*_: object, **__: object) -> None:
 def test_tables(verb: str, capsys: Shown) -> None:
     assert main([verb]) in (0, 1)
     assert len(capsys.readouterr().out.splitlines()) > 3
+
+
+def test_profiles_lists_every_row_and_shows_one_in_full(capsys: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    assert main(["profiles"]) == 0
+    shown = capsys.readouterr().out
+    assert all(any(line.startswith(f"{name} ") for line in shown.splitlines()) for name in PROFILES)
+    for name, row in PROFILES.items():
+        assert main(["profiles", name]) == 0
+        shown = capsys.readouterr().out
+        assert row.digest() in shown and row.source in shown
+        assert all(" ".join(rule) in shown for rule in row.rules.values())
+    refused(["profiles", "x-cub-ai"], capsys, "x-cube-ai")
 
 
 def test_help_and_usage() -> None:
