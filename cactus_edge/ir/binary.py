@@ -143,6 +143,36 @@ class MulRule:
 
 
 @dataclass(frozen=True)
+class UnsignedMulRule:
+    """(x1, x2) -> clamp(RNE(f32(f32((x1-z1)(x2-z2) * multiplier) + u_out)) - 128, lo, hi), u_out = z_out + 128. Monotone as MulRule.
+
+    multiplier > 0 is a float32 value; the product of two codes is an exact one. The sum is clamped to [0, 255].
+    Source: onnxruntime/core/mlas/lib/qlmul.cpp, where the graph optimiser turns int8 codes to uint8.
+    """
+
+    zero_points: tuple[int, int]
+    multiplier: float
+    zero_point: int
+    lo: int = INT8_MIN
+    hi: int = INT8_MAX
+
+    def apply(self, x1: Int64, x2: Int64) -> Int64:
+        product = (self.factor(0, x1) * self.factor(1, x2)).astype(np.float32) * np.float32(self.multiplier)
+        total = product + np.float32(self.zero_point - INT8_MIN)
+        codes: Int64 = np.rint(np.clip(total, 0, 255)).astype(np.int64) + INT8_MIN
+        clipped: Int64 = np.clip(codes, self.lo, self.hi)
+        return clipped
+
+    def factor(self, index: int, x: Int64) -> Int64:
+        """Argument `index` without its zero point."""
+        return np.asarray(x, np.int64) - self.zero_points[index]
+
+    def slopes(self, x1: Int64, x2: Int64) -> tuple[Any, Any]:
+        """The derivative by each argument; no proof rests on it."""
+        return self.multiplier * self.factor(1, x2), self.multiplier * self.factor(0, x1)
+
+
+@dataclass(frozen=True)
 class FusedAddRule:
     """(x1, x2) -> clamp(RNE(fma(u1, r1, fma(u2, r2, c))) - 128, lo, hi) on codes u = x + 128. Non-decreasing in both (r >= 0).
 
@@ -203,5 +233,5 @@ class FloatAddRule:
         return self.scales[0] / self.output_scale, self.scales[1] / self.output_scale
 
 
-BinaryRule = AddRule | VectorAddRule | FixedPointAddRule | FusedAddRule | FloatAddRule | MulRule
+BinaryRule = AddRule | VectorAddRule | FixedPointAddRule | FusedAddRule | FloatAddRule | MulRule | UnsignedMulRule
 """Every rule of two arguments."""

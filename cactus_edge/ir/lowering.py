@@ -26,13 +26,11 @@ from cactus_edge.ir.atoms import (
     Take,
     Value,
 )
-from cactus_edge.ir.binary import MulRule
 from cactus_edge.ir.graph import Graph, Node
 from cactus_edge.ir.linear import Linear
 from cactus_edge.ir.profile import Profile
 from cactus_edge.ir.rules import (
     Clamp,
-    FloatRescale,
     RoundDivide,
     activation_range,
 )
@@ -128,10 +126,8 @@ def _expand(b: _Builder, index: int, node: Node) -> None:
             scales, zero_points = (x.scale, y.scale), (x.zero_point, y.zero_point)
             clamp = profile.clamp(kind, activation, out.scale, out.zero_point)
             if isinstance(node.op, ops.Mul):
-                product = profile.requantise(kind, x.scale, y.scale, out.scale, out.zero_point, clamp)
-                if isinstance(product, FloatRescale):
-                    raise UnsupportedError(f"{kind} as a rescaling of codes: it scales a product of two")
-                b.result(Isotone(MulRule(zero_points, product), (0, 0)), args, index)
+                product = profile.mul(kind, scales, zero_points, out.scale, out.zero_point, clamp)
+                b.result(Isotone(product, (0, 0)), args, index)
             else:
                 sign = -1 if isinstance(node.op, ops.Sub) else 1
                 total = profile.add(kind, scales, zero_points, sign, out.scale, out.zero_point, clamp)

@@ -17,7 +17,15 @@ import numpy.typing as npt
 
 from cactus_edge.errors import UnsupportedError
 from cactus_edge.ir.arith import INT8_MAX, INT8_MIN, fma_f32, quantize_multiplier
-from cactus_edge.ir.binary import AddRule, FixedPointAddRule, FloatAddRule, FusedAddRule, VectorAddRule
+from cactus_edge.ir.binary import (
+    AddRule,
+    FixedPointAddRule,
+    FloatAddRule,
+    FusedAddRule,
+    MulRule,
+    UnsignedMulRule,
+    VectorAddRule,
+)
 from cactus_edge.ir.envelope import EnvelopeEnd, check_range, requantise_ends
 from cactus_edge.ir.graph import Graph, Tensor
 from cactus_edge.ir.inputs import QuantizeRule
@@ -318,6 +326,28 @@ class Profile:
                 )
             return VectorAddRule(zero_points, (m1, m2), (s1, s2), 20, mo, so, z_out, *clamp, sign)
         return AddRule(zero_points, (m1, m2), (s1, s2), 20, mo, so, z_out, *clamp, sign, rule[0])
+
+    def mul(
+        self,
+        kind: str,
+        scales: tuple[float, float],
+        zero_points: tuple[int, int],
+        s_out: float,
+        z_out: int,
+        clamp: tuple[int, int],
+    ) -> MulRule | UnsignedMulRule:
+        """The rule of MUL: unsigned is M = f32(f32(S1 S2) / S_out) in UnsignedMulRule, the others requantise the product."""
+        if self.rule(kind)[0] == "unsigned":
+            (multiplier,) = _float32(scales[0], np.array([scales[1]]), s_out)
+            if not 2.0**-16 <= multiplier < FLOAT_LIMIT:
+                raise UnsupportedError(
+                    f"{kind}: a multiplier of {multiplier:.3g}, expected one in [2^-16, {FLOAT_LIMIT})"
+                )
+            return UnsignedMulRule(zero_points, float(multiplier), z_out, *clamp)
+        product = self.requantise(kind, scales[0], scales[1], s_out, z_out, clamp)
+        if isinstance(product, FloatRescale):
+            raise UnsupportedError(f"{kind} as a rescaling of codes: it scales a product of two")
+        return MulRule(zero_points, product)
 
     def reduce(
         self, kind: str, s_in: float, z_in: int, s_out: float, z_out: int, count: int, image_channels: int

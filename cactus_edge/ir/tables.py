@@ -17,6 +17,7 @@ from cactus_edge.ir import ops
 from cactus_edge.ir.arith import (
     INT8_MAX,
     INT8_MIN,
+    fma_f32,
     logistic_q4_27,
     multiply_by_quantized_multiplier,
     quantize_multiplier,
@@ -43,7 +44,7 @@ def code_table(
         case ops.LeakyRelu(alpha):
             values = _leaky_relu(rule, alpha, x, out)
         case ops.HardSwish():
-            values = _hard_swish(x, out)
+            values = _hard_swish_in_float(x, out) if rule[0] == "dequantised" else _hard_swish(x, out)
         case ops.Logistic() | ops.Tanh():
             fixed = rule[0] == "gemmlowp_q4_27"
             values = _gemmlowp_sigmoid(op, rule[1:], x) if fixed else _float_sigmoid(op, rule[0], x, out)
@@ -65,11 +66,15 @@ def _leaky_relu(rule: tuple[str, ...], alpha: float, x: Tensor, out: Tensor) -> 
     "double" in double.
 
     fraction8: (256 z_out + 128 + d m) >> 8 with m = RNE(256 S_in / S_out) or RNE(256 S_in / S_out alpha), ratios in [2^-8, 2^7]
-    (XNNPACK src/microparams-init.c xnn_init_qs8_lrelu_scalar_params, src/qs8-vlrelu).
+    (XNNPACK src/microparams-init.c xnn_init_qs8_lrelu_scalar_params, src/qs8-vlrelu). dequantised: v or f32(v alpha) for
+    v = f32(S_in d), rounded (onnxruntime contrib_ops/cpu/quantization/qlinear_lookup_table.cc).
     """
     real = np.float64 if rule[1:] == ("double",) else np.float32
     s_in, s_out, slope = real(x.scale), real(out.scale), real(alpha)
     d = CODES - x.zero_point
+    if rule[0] == "dequantised":
+        v = _dequantised(x)
+        return _requantised(np.where(v >= 0, v, v * np.float32(alpha)), out)
     if alpha < 0:
         raise UnsupportedError(f"LEAKY_RELU with a negative alpha {alpha}, whose rounding changed between versions")
     if rule[0] == "fraction8":
@@ -115,6 +120,37 @@ def _hard_swish(x: Tensor, out: Tensor) -> Int64:
     return rdp(y, -eo) + out.zero_point
 
 
+def _dequantised(x: Tensor) -> Floats:
+    """v = f32(S_in (code - z)) of each code."""
+    values: Floats = np.float32(x.scale) * (CODES - x.zero_point).astype(np.float32)
+    return values
+
+
+def _requantised(values: Floats, out: Tensor) -> Int64:
+    """RNE(f32(v / S_out)) + z_out, unclamped: ONNX QuantizeLinear."""
+    steps = np.clip(np.rint(values.astype(np.float32) / np.float32(out.scale)), -(2.0**31), 2.0**31)
+    codes: Int64 = steps.astype(np.int64) + out.zero_point
+    return codes
+
+
+def _hard_swish_in_float(x: Tensor, out: Tensor) -> Int64:
+    """v max(0, min(1, v / 6 + 1/2)) for v = f32(S_in (code - z)), in float32; refused where it matters whether product and sum are fused.
+
+    Source: ONNX Runtime's float HardSigmoid and Mul, which it puts in the place of HardSwish.
+    """
+    v, sixth, half = _dequantised(x), np.float32(1 / 6), np.float32(0.5)
+    once, twice = (
+        _requantised(v * np.clip(inner, np.float32(0), np.float32(1)), out)
+        for inner in (fma_f32(v, sixth, half), v * sixth + half)
+    )
+    if (once != twice).any():
+        raise UnsupportedError(
+            f"HardSwish of scale {x.scale} and zero point {x.zero_point}: an entry of its table depends on whether a product and "
+            "a sum are rounded once"
+        )
+    return once
+
+
 def _gemmlowp_sigmoid(op: ops.Logistic | ops.Tanh, family: tuple[str, ...], x: Tensor) -> Int64:
     """d = code - z -> f(D(d; QM(2^27 S_in))) in Q0.31, rounded to 8 bits; saturated from |d| >= R = floor(15 * 2^27 / 2^ls) on.
 
@@ -139,13 +175,17 @@ EXP_ULPS, TANH_ULPS = 1, 3
 """Units in the last place by which a C library's exp and tanhf may differ from the correctly rounded value: glibc documents at
 most 1 and 2 (manual, "Known Maximum Errors in Math Functions")."""
 
+MLAS_ERROR = 2.0**-21
+"""More than ONNX Runtime's Sigmoid and Tanh, which are rational approximations, were seen to be off by (1.8e-7 and 3.1e-7)."""
+
 
 def _float_sigmoid(op: ops.Logistic | ops.Tanh, rule: str, x: Tensor, out: Tensor) -> Int64:
     """round(f(S_in (code - z)) / S_out) + z_out; `rule` names precision and rounding. Raises UnsupportedError near a tie.
 
     float32_table: 1 / (1 + expf(-v)) or tanhf(v), RHA(f32(. * f32(1 / S_out))) + z_out (LiteRT common.h LUTPopulateInt8).
     xnnpack: e / (1 + e) in double, rounded to float32, or tanhf(v); RNE(f32(f32(. * f32(1 / S_out)) + z_out))
-    (XNNPACK src/reference/unary-elementwise.cc, which fills a table).
+    (XNNPACK src/reference/unary-elementwise.cc, which fills a table). mlas: RNE(f32(f / S_out)) + z_out for f within `MLAS_ERROR`
+    (ONNX Runtime, onnxruntime/core/mlas/lib/{logistic,tanh}.cpp).
     """
     v = np.float32(x.scale) * (CODES - x.zero_point).astype(np.float32)
     inverse = np.float32(1) / np.float32(out.scale)
@@ -160,6 +200,9 @@ def _float_sigmoid(op: ops.Logistic | ops.Tanh, rule: str, x: Tensor, out: Tenso
 
     wide = np.clip(v.astype(np.float64), -80, 80)
     results = []
+    if rule == "mlas":
+        exact = np.tanh(wide) if isinstance(op, ops.Tanh) else 1 / (1 + np.exp(-wide))
+        return _unanimous(op, x, [_requantised(exact + e, out) for e in (0.0, -MLAS_ERROR, MLAS_ERROR)])
     most = TANH_ULPS if isinstance(op, ops.Tanh) else EXP_ULPS
     for ulps in range(-most, most + 1):
         if isinstance(op, ops.Tanh):
@@ -170,10 +213,15 @@ def _float_sigmoid(op: ops.Logistic | ops.Tanh, rule: str, x: Tensor, out: Tenso
         else:
             e = _moved(np.exp(-wide).astype(np.float32), ulps)
             results.append(rounded(np.float32(1) / (np.float32(1) + e)))
+    return _unanimous(op, x, results)
+
+
+def _unanimous(op: ops.Logistic | ops.Tanh, x: Tensor, results: list[Int64]) -> Int64:
+    """The first of tables that must be one."""
     if any((r != results[0]).any() for r in results):
         raise UnsupportedError(
             f"{type(op).__name__} of scale {x.scale} and zero point {x.zero_point}: an entry of its table lies so near a tie "
-            "that C libraries may round it differently"
+            "that implementations may round it differently"
         )
     return results[0]
 

@@ -26,7 +26,7 @@ OPSETS = (13, 23)
 IR_VERSIONS = (4, 13)
 """From 4 on, an initializer is a constant rather than a graph input's default."""
 
-FLOAT, UINT8, INT8, INT32, INT64 = 1, 2, 3, 6, 7
+FLOAT, UINT8, INT8, INT32, INT64, BOOL = 1, 2, 3, 6, 7, 9
 ATTRIBUTE_FLOAT, ATTRIBUTE_INT, ATTRIBUTE_STRING, ATTRIBUTE_TENSOR, ATTRIBUTE_INTS = 1, 2, 3, 4, 7
 """TensorProto.DataType and AttributeProto.AttributeType, as stored."""
 
@@ -36,8 +36,13 @@ DTYPES: dict[int, tuple[str, str]] = {
     INT8: ("i1", "int32_data"),
     INT32: ("<i4", "int32_data"),
     INT64: ("<i8", "int64_data"),
+    BOOL: ("?", "int32_data"),
 }
 """Per data type: the numpy dtype of its raw bytes, and the field that holds its values otherwise."""
+
+OTHER_TYPES = {4: "uint16", 5: "int16", 10: "float16", 11: "float64", 12: "uint32", 13: "uint64", 16: "bfloat16"}
+OTHER_TYPES |= {17: "float8", 18: "float8", 19: "float8", 20: "float8", 21: "uint4", 22: "int4", 23: "float4"}
+"""What files may hold beside, for messages: above all codes of 16 and of 4 bits."""
 
 EXTERNAL = 1
 
@@ -84,14 +89,15 @@ def constants(tensors: Sequence[Any]) -> dict[str, Array]:
 
 
 def decode(t: Any, what: str) -> Array:
-    """One TensorProto as a read-only array of int8, uint8, int32, int64 or float32."""
+    """One TensorProto as a read-only array of int8, uint8, int32, int64, float32 or bool."""
     if t.data_location == EXTERNAL or len(t.external_data):
         raise UnsupportedError(
             f"{what} keeps its data outside the file, which is never followed",
             hint="save the model with its weights inside: onnx.save(onnx.load(path), path)",
         )
     if t.data_type not in DTYPES:
-        raise UnsupportedError(f"{what} has data type {t.data_type}, expected int8, uint8, int32, int64 or float32")
+        found = OTHER_TYPES.get(t.data_type, f"data type {t.data_type}")
+        raise UnsupportedError(f"{what} is {found}, expected int8, uint8, int32, int64 or float32")
     dims = tuple(int(n) for n in t.dims[:9])
     if len(dims) > 8 or any(not 0 <= n <= MAX_ELEMENTS for n in dims) or math.prod(dims) > MAX_ELEMENTS:
         raise ModelError(f"malformed ONNX: {what}: shape {dims}, expected at most {MAX_ELEMENTS} elements")

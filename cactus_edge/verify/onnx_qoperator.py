@@ -6,24 +6,18 @@ Source: onnx.ai QLinearConv, QLinearMatMul; onnxruntime docs/ContribOperators.md
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from cactus_edge.ir import ops
 from cactus_edge.ir.graph import Tensor
+from cactus_edge.verify.onnx_affine import conv_op, dense_op
 from cactus_edge.verify.onnx_layout import Image, as_image
-from cactus_edge.verify.onnx_nodes import (
-    conv_op,
-    dense_op,
-    max_pool_op,
-    parameters,
-    pending_add,
-    pending_concat,
-    pending_flat,
-    reshape_sizes,
-    rounded,
-)
-from cactus_edge.verify.onnx_values import Codes, Constant, Operator, Value
+from cactus_edge.verify.onnx_moves import MOVES
+from cactus_edge.verify.onnx_nodes import leaky_relu, pending_average, pending_binary, pending_concat, pending_unary
+from cactus_edge.verify.onnx_quantise import parameters, rounded
+from cactus_edge.verify.onnx_values import Codes, Constant, Operator, Pending, Value
 
 
 def _codes(o: Operator, at: int) -> Codes:
@@ -94,71 +88,62 @@ def _gemm(o: Operator) -> Value:
     return _result(o, op, (x,), (len(op.bias),), None, 7)
 
 
-def _add(o: Operator) -> Value:
+def _rounded(o: Operator, pending: Pending, sources: tuple[Codes, ...], at: int) -> Value:
+    return _result(o, pending.op, sources, pending.shape, pending.image, at)
+
+
+def _binary(op: ops.Add | ops.Mul, o: Operator) -> Value:
     o.operands(8, 8)
     x, y = _codes(o, 0), _codes(o, 3)
     if not x.unsigned:
-        raise o.unsupported("an int8 sum, which ONNX Runtime rounds in another way than a uint8 one,")
-    pending = pending_add(o, (x.tensor, y.tensor))
-    return _result(o, pending.op, (x, y), pending.shape, pending.image, 6)
+        raise o.unsupported("an int8 sum or product, which ONNX Runtime rounds in another way than a uint8 one,")
+    return _rounded(o, pending_binary(o, op, (x.tensor, y.tensor)), (x, y), 6)
 
 
 def _global_average(o: Operator) -> Value:
     o.operands(5, 5)
     o.attributes.expect("channels_last", 0)
     x = _codes(o, 0)
-    shape = o.net.tensors[x.tensor].shape
-    if len(shape) != 3:
-        raise o.unsupported(f"a pool over {shape}: only images [N, channels, height, width] are")
-    return _result(o, ops.Mean((0, 1), True), (x,), (1, 1, shape[2]), (1, 1, shape[2]), 3)
+    return _rounded(o, pending_average(o, x.tensor), (x,), 3)
 
 
 def _concat(o: Operator) -> Value:
     if len(o.outputs) != 1 or len(o.inputs) < 5 or len(o.inputs) % 3 != 2:
         raise o.malformed("a scale, a zero point and three inputs per tensor", len(o.inputs))
     sources = tuple(_codes(o, at) for at in range(2, len(o.inputs), 3))
-    pending = pending_concat(o, tuple(s.tensor for s in sources))
-    return _result(o, pending.op, sources, pending.shape, pending.image, 0)
+    return _rounded(o, pending_concat(o, tuple(s.tensor for s in sources)), sources, 0)
 
 
-def _copied(o: Operator, op: ops.Op, shape: tuple[int, ...], image: Image | None) -> Value:
+def _leaky_relu(o: Operator) -> Value:
+    o.operands(5, 5)
+    x = _codes(o, 0)
+    return _rounded(o, pending_unary(o, leaky_relu(o), x.tensor), (x,), 3)
+
+
+def _sigmoid(o: Operator) -> Value:
+    o.operands(5, 5)
+    x = _codes(o, 0)
+    return _rounded(o, pending_unary(o, ops.Logistic(), x.tensor), (x,), 3)
+
+
+def _move(o: Operator) -> Value:
     """An op that keeps scale and zero point."""
     x = o.codes(0)
-    like = o.net.tensors[x.tensor]
-    out = Tensor(o.outputs[0], shape, "int8", like.scale, like.zero_point)
-    return rounded(o, op, (x.tensor,), out, image, x.unsigned)
-
-
-def _max_pool(o: Operator) -> Value:
-    o.operands(1, 1)
-    op, shape = max_pool_op(o, o.net.tensors[o.codes(0).tensor])
-    return _copied(o, op, shape, as_image(shape))
-
-
-def _flatten(o: Operator) -> Value:
-    o.operands(1, 1)
-    o.attributes.expect("axis", 1)
-    pending = pending_flat(o, o.codes(0).tensor)
-    return _copied(o, pending.op, pending.shape, pending.image)
-
-
-def _reshape(o: Operator) -> Value:
-    o.operands(2, 2)
-    source = o.codes(0).tensor
-    reshape_sizes(o, source)
-    pending = pending_flat(o, source)
-    return _copied(o, pending.op, pending.shape, pending.image)
+    pending, like = MOVES[o.kind](o, x.tensor), o.net.tensors[x.tensor]
+    out = Tensor(o.outputs[0], pending.shape, "int8", like.scale, like.zero_point)
+    return rounded(o, pending.op, (x.tensor,), out, pending.image, x.unsigned)
 
 
 ON_CODES: dict[tuple[str, str], Callable[[Operator], Value]] = {
     ("", "QLinearConv"): _conv,
     ("", "QLinearMatMul"): _matmul,
     ("com.microsoft", "QGemm"): _gemm,
-    ("com.microsoft", "QLinearAdd"): _add,
+    ("com.microsoft", "QLinearAdd"): partial(_binary, ops.Add()),
+    ("com.microsoft", "QLinearMul"): partial(_binary, ops.Mul()),
+    ("com.microsoft", "QLinearLeakyRelu"): _leaky_relu,
+    ("com.microsoft", "QLinearSigmoid"): _sigmoid,
     ("com.microsoft", "QLinearGlobalAveragePool"): _global_average,
     ("com.microsoft", "QLinearConcat"): _concat,
-    ("", "MaxPool"): _max_pool,
-    ("", "Flatten"): _flatten,
-    ("", "Reshape"): _reshape,
+    **{("", kind): _move for kind in MOVES},
 }
 """Every operator that is understood on codes, by domain and name."""

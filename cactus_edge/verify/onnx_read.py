@@ -22,14 +22,15 @@ from cactus_edge.verify.onnx_layout import as_image, keeps_order
 from cactus_edge.verify.onnx_nodes import READ
 from cactus_edge.verify.onnx_proto import FLOAT, constants, parse
 from cactus_edge.verify.onnx_qoperator import ON_CODES
-from cactus_edge.verify.onnx_values import Codes, Network, Operator, Real, Source, Value
+from cactus_edge.verify.onnx_values import Codes, Network, Operator, Pending, Real, Source, Value
 
 
 @dataclass(frozen=True)
 class OnnxModel:
     """A file's graph, its metadata by name, the SHA-256 (hex) of its bytes, and the file's name of each graph tensor.
 
-    The file's images are [N, C, H, W], the graph's (H, W, C). unsigned: its codes are uint8, 128 above the graph's. rounded: a
+    The file's images are [N, C, H, W], the graph's (H, W, C). uint8: tensors whose codes are uint8 in the file, 128 above the
+    graph's. rounded: a
     float32 bias of the file is not exactly the int32 one of the graph, which is what ONNX Runtime makes of it. A tensor that
     is in the graph alone has no name. `file_tensors` are graph indices, for `formats.agree`.
     """
@@ -38,8 +39,13 @@ class OnnxModel:
     metadata: dict[str, bytes]
     sha256: str
     names: tuple[str, ...]
-    unsigned: bool
+    uint8: frozenset[int]
     rounded: bool
+
+    @property
+    def unsigned(self) -> bool:
+        """Whether any of the file's codes are uint8."""
+        return bool(self.uint8)
 
     @property
     def file_tensors(self) -> tuple[int, ...]:
@@ -65,16 +71,15 @@ def read_onnx(data: bytes) -> OnnxModel:
     uses[end] += 1
     net = Network(known, uses)
     shape = _input_shape(g.input[0])
+    net.single = g.input[0].type.tensor_type.shape.dim[0].has("dim_value")
     net.tensor(Tensor(source, shape, "float32"), as_image(shape))
     net.define(source, Source(), "the graph's input")
     for index, node in enumerate(g.node):
         _read_node(Operator(net, node, index))
+    net.settle(end)
     last = net.values.get(end)
     if not isinstance(last, Real):
-        raise UnsupportedError(
-            f"the output {end!r} is not the result of a DequantizeLinear on int8 codes",
-            hint="an int8 or float output leaves the last layer in float in ONNX Runtime",
-        )
+        raise _float_end(end, last)
     out = net.tensors[last.tensor]
     if len(out.shape) == 1 and not keeps_order(net.images[last.tensor]):
         raise UnsupportedError(f"the output {end!r} is a flattened image in channel-first order")
@@ -84,16 +89,33 @@ def read_onnx(data: bytes) -> OnnxModel:
     graph = Graph(tuple(net.tensors), tuple(net.nodes), (0,), (len(net.tensors) - 1,))
     check(graph)
     names = tuple(t.name for t in net.tensors)
-    return OnnxModel(graph, _metadata(model), hashlib.sha256(data).hexdigest(), names, bool(net.unsigned), net.rounded)
+    return OnnxModel(
+        graph, _metadata(model), hashlib.sha256(data).hexdigest(), names, frozenset(net.uint8), net.rounded
+    )
 
+
+def _float_end(name: str, last: Value | None) -> UnsupportedError:
+    """Why a file whose output is `last` has no integer network."""
+    if isinstance(last, Pending):
+        return UnsupportedError(
+            f"the output {name!r} is the float32 result of the last {type(last.op).__name__}, never rounded to codes: a float "
+            "island at the end",
+            hint="quantise the output as well; NNCF does with quantize_outputs=True, on a model that ends in an Identity",
+        )
+    return UnsupportedError(
+        f"the output {name!r} is not the result of a DequantizeLinear on int8 codes",
+        hint="an int8 or float output leaves the last layer in float in ONNX Runtime",
+    )
+
+
+QUANTISING = ("QuantizeLinear", "DequantizeLinear")
+"""Operators that domain com.microsoft has as well, for codes of 16 and 4 bits, and the same for those of 8 bits."""
 
 FLOAT_THERE = {
     "AveragePool": "sums in float, in an order of its own",
     "QLinearAveragePool": "sums in float, in an order of its own",
     "ReduceMean": "computes in float",
     "Sub": "computes in float",
-    "HardSwish": "computes in float",
-    "Tanh": "computes in float",
     "Softmax": "computes from a float table",
     "QLinearSoftmax": "computes from a float table",
     "ConvInteger": "rescales in float",
@@ -108,7 +130,7 @@ def _read_node(o: Operator) -> None:
     on_codes = ON_CODES.get((o.domain, o.kind))
     if on_codes is not None and (o.kind not in READ or (o.inputs and isinstance(o.value(0), Codes))):
         value: Value | None = on_codes(o)
-    elif o.domain == "" and o.kind in READ:
+    elif o.kind in READ and o.domain in ("", *(("com.microsoft",) if o.kind in QUANTISING else ())):
         value = READ[o.kind](o)
     else:
         why = FLOAT_THERE.get(o.kind, "")
@@ -136,6 +158,8 @@ def _check_output(value: Any, shape: tuple[int, ...]) -> None:
     """Raises ModelError where the sizes that the output states contradict `shape`, channel last."""
     stored = (shape[2], shape[0], shape[1]) if len(shape) == 3 else shape
     dims = _float_dims(value, f"the output {value.name!r}")
+    if not value.type.tensor_type.has("shape"):
+        return
     stated = [int(d.dim_value) if d.has("dim_value") else None for d in dims]
     if len(stated) != len(stored) + 1 or any(s not in (None, n) for s, n in zip(stated[1:], stored, strict=True)):
         raise ModelError(f"malformed ONNX: the output states shape {stated}, the nodes give [N, *{stored}]")

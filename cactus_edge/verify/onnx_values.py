@@ -72,7 +72,10 @@ Value = Source | Codes | Real | Constant | Pending | Clamped
 
 
 class Network:
-    """Tensors and nodes read so far, the values by name, and how often each name is read."""
+    """Tensors and nodes read so far, the values by name, and how often each name is read.
+
+    uint8: tensors whose codes the file holds as uint8. single: the file's batch is 1.
+    """
 
     def __init__(self, constants: dict[str, Array], uses: Counter[str]) -> None:
         self.constants = constants
@@ -82,7 +85,8 @@ class Network:
         self.images: list[Image | None] = []
         self.nodes: list[Node] = []
         self.writer: dict[int, int] = {}
-        self.unsigned: bool | None = None
+        self.uint8: set[int] = set()
+        self.single = False
         self.rounded = False
 
     def tensor(self, tensor: Tensor, image: Image | None) -> int:
@@ -99,16 +103,21 @@ class Network:
     def define(self, name: str, value: Value, what: str) -> None:
         if not name or name in self.values or name in self.constants:
             raise ModelError(f"malformed ONNX: {what} writes {name!r}, expected a name of its own")
-        if isinstance(value, Pending | Clamped) and self.uses[name] != 1:
+        if isinstance(value, Pending | Clamped) and not moved(value) and self.uses[name] != 1:
             raise UnsupportedError(
                 f"{what}: {self.uses[name]} nodes read its result before it is quantised, expected one QuantizeLinear: a float "
                 "island"
             )
-        if isinstance(value, Codes):
-            if self.unsigned not in (None, value.unsigned):
-                raise UnsupportedError(f"{what}: int8 and uint8 activations in one file are not supported")
-            self.unsigned = value.unsigned
+        if isinstance(value, Codes) and self.tensors[value.tensor].name == name:
+            (self.uint8.add if value.unsigned else self.uint8.discard)(value.tensor)
         self.values[name] = value
+
+    def settle(self, name: str) -> None:
+        """Makes a move that nobody has rounded, which needs no rounding, a tensor of the scale that it moved; it has no name."""
+        value = self.values.get(name)
+        if isinstance(value, Pending) and moved(value):
+            like = replace(self.tensors[value.tensors[0]], name="", shape=value.shape)
+            self.values[name] = Real(self.node(value.op, value.tensors, like, value.image))
 
     def fuse(self, tensor: int, activation: ops.Activation, name: str) -> None:
         """Gives the node that writes `tensor` a fused activation and the tensor the name `name`."""
@@ -127,6 +136,15 @@ class Network:
 
 FUSING = (ops.Conv2d, ops.DepthwiseConv2d, ops.Dense, ops.MaxPool, ops.Add)
 """Ops with a fused activation."""
+
+MOVING = (ops.MaxPool, ops.Reshape, ops.Transpose, ops.Slice, ops.ResizeNearest, ops.Pad)
+"""Ops that move or choose codes: their output keeps scale and zero point."""
+
+
+def moved(value: Value) -> bool:
+    """Whether a value holds codes of its source, moved or chosen, which rounding leaves as they are."""
+    op = value.op if isinstance(value, Pending) else None
+    return isinstance(op, MOVING) and not (isinstance(op, FUSING) and op.activation is not ops.Activation.NONE)
 
 
 class Operator:
@@ -153,17 +171,23 @@ class Operator:
                 f"{len(self.outputs)}"
             )
 
+    def name(self, index: int) -> str:
+        """The name of operand `index`."""
+        if index >= len(self.inputs):
+            raise self.malformed(f"at least {index + 1} inputs", len(self.inputs))
+        return str(self.inputs[index])
+
     def has(self, index: int) -> bool:
         """Whether the optional operand `index` is there."""
         return index < len(self.inputs) and self.inputs[index] != ""
 
     def value(self, index: int) -> Value | None:
         """The value that is operand `index`; None for a plain constant."""
-        return self.net.values.get(self.inputs[index])
+        return self.net.values.get(self.name(index))
 
     def plain(self, index: int, *dtypes: npt.DTypeLike) -> Array:
         """The constant operand `index` of one of the types. Raises UnsupportedError where it is computed or of another one."""
-        name = self.inputs[index]
+        name = self.name(index)
         if name not in self.net.constants:
             raise UnsupportedError(f"{self.what}: input {index} {name!r} is not a constant")
         found = self.net.constants[name]
@@ -181,6 +205,7 @@ class Operator:
 
     def real(self, index: int = 0) -> int:
         """The tensor whose dequantised codes are operand `index`. Raises UnsupportedError for a float island."""
+        self.net.settle(self.name(index))
         value = self.value(index)
         if not isinstance(value, Real):
             raise UnsupportedError(
@@ -214,6 +239,16 @@ class Operator:
         if not name or name in self.net.values or name in self.net.constants:
             raise self.malformed("an output name of its own", repr(name))
         self.net.constants[name] = values
+
+    def rename(self) -> None:
+        """Makes operand 0 known under the node's output name as well."""
+        if self.inputs[0] in self.net.constants:
+            self.define_constant(self.net.constants[self.inputs[0]])
+            return
+        value = self.value(0)
+        if value is None:
+            raise self.malformed("an operand", "none")
+        self.net.define(self.outputs[0], value, self.what)
 
     def malformed(self, expected: str, got: object) -> ModelError:
         return ModelError(f"malformed ONNX: {self.what}: expected {expected}, got {got}")

@@ -73,11 +73,6 @@ def other_scale_behind(m: Any) -> None:
     node(m, "DequantizeLinear", 0).input[1] = "conv_scale"
 
 
-def unsigned_codes(m: Any) -> None:
-    t = initializer(m, "input_zero_point")
-    t.data_type = TensorProto.UINT8
-
-
 def no_zero_point(m: Any) -> None:
     del node(m, "QuantizeLinear").input[2:]
 
@@ -129,6 +124,18 @@ def negative_dimension(m: Any) -> None:
 
 def double_constant(m: Any) -> None:
     m.graph.initializer.append(numpy_helper.from_array(np.zeros(1), "d"))
+
+
+def short_codes(m: Any) -> None:
+    initializer(m, "conv_zero_point").data_type = TensorProto.INT16
+
+
+def nibbles(m: Any) -> None:
+    initializer(m, "conv_weight").data_type = TensorProto.INT4
+
+
+def per_channel_codes(m: Any) -> None:
+    initializer(m, "conv_scale").CopyFrom(numpy_helper.from_array(np.float32([1, 2, 3]), "conv_scale"))
 
 
 def twice_named(m: Any) -> None:
@@ -213,6 +220,7 @@ def zero_stride(m: Any) -> None:
 
 def rounding_up(m: Any) -> None:
     node(m, "MaxPool").attribute.append(helper.make_attribute("ceil_mode", 1))
+    next(a for a in node(m, "MaxPool").attribute if a.name == "strides").ints[:] = [3, 3]
 
 
 def zero_groups(m: Any) -> None:
@@ -271,7 +279,6 @@ SINS: list[tuple[Callable[[Any], None], str]] = [
     (negative_weight_scale, "expected finite scales above zero"),
     (tiny_scale, r"expected them in \[2\^-60, 2\^60\]"),
     (other_scale_behind, "node 1 DequantizeLinear .*differs from the QuantizeLinear's"),
-    (unsigned_codes, "node 5 QuantizeLinear .*int8 and uint8 activations in one file"),
     (no_zero_point, "node 1 DequantizeLinear .*zero point that differs from the QuantizeLinear"),
     (weight_zero_point, "a constant with a zero point other than 0"),
     (float_weight, "node 4 Conv .*'w' is not a constant behind a DequantizeLinear"),
@@ -283,7 +290,10 @@ SINS: list[tuple[Callable[[Any], None], str]] = [
     (listed_out_of_range, "'conv_zero_point': values outside int8"),
     (huge_weight, "'conv_weight': shape .* expected at most"),
     (negative_dimension, r"'conv_weight': shape \(-3, 2, 3, 3\)"),
-    (double_constant, "'d' has data type 11"),
+    (double_constant, "'d' is float64, expected int8"),
+    (short_codes, "'conv_zero_point' is int16, expected int8"),
+    (nibbles, "'conv_weight' is int4, expected int8"),
+    (per_channel_codes, "activations with a scale per channel"),
     (twice_named, "'conv_weight': expected a name of its own"),
     (skipped_quantisation, "2 nodes read its result before it is quantised.*: a float island"),
     (two_readers, "2 nodes read its result before it is quantised.*: a float island"),

@@ -24,6 +24,7 @@ from cactus_edge.formats.onnx.package import onnx_module
 from cactus_edge.ir import ops
 from cactus_edge.ir.graph import Graph
 from cactus_edge.verify.onnx_layout import our_columns, stored_image
+from cactus_edge.verify.onnx_moves import MOVES
 from cactus_edge.verify.onnx_proto import INT32, UINT8, decode
 from cactus_edge.verify.onnx_read import read_onnx
 from cactus_edge.verify.onnx_wire import parse_message
@@ -39,13 +40,23 @@ INTEGER_KERNELS: dict[tuple[str, str], int | None] = {
 }
 """Kernels that accumulate in int32, and the input that is the bias (None: the kernel has none)."""
 
-OTHER_KERNELS: dict[type[ops.Op], str] = {ops.Add: "QLinearAdd", ops.Mean: "QLinearGlobalAveragePool"}
+OTHER_KERNELS: dict[type[ops.Op], str] = {
+    ops.Add: "QLinearAdd",
+    ops.Mul: "QLinearMul",
+    ops.Mean: "QLinearGlobalAveragePool",
+}
 """Ops that must become this kernel of domain com.microsoft."""
 
-PER_CODE = frozenset(
-    {"QuantizeLinear", "DequantizeLinear", "Relu", "Clip", "MaxPool", "Flatten", "Reshape", "Concat", "QLinearConcat"}
-)
+PER_CODE = frozenset({"QuantizeLinear", "DequantizeLinear", "Relu", "Clip", "Concat", "QLinearConcat", *MOVES})
 """Operators that may stay as they are: on codes dequantised with one scale and quantised again with the same, exact."""
+
+TABLES: dict[type[ops.Op], frozenset[str]] = {
+    ops.LeakyRelu: frozenset({"QLinearLeakyRelu", "LeakyRelu"}),
+    ops.Logistic: frozenset({"QLinearSigmoid", "Sigmoid"}),
+    ops.Tanh: frozenset({"Tanh"}),
+    ops.HardSwish: frozenset({"HardSwish", "HardSigmoid", "Mul"}),
+}
+"""Ops on each code alone, and the operators that compute them, of codes or of their real values: the same functions."""
 
 PAIR_LIMIT = 32767
 """vpmaddubsw, the kernel of x86 processors without VNNI, saturates u8 * s8 + u8 * s8 at 16 bits."""
@@ -148,6 +159,7 @@ def require_fused(optimised: bytes, graph: Graph) -> bytes:
     affine = [n.op for n in graph.nodes if isinstance(n.op, ops.Conv2d | ops.DepthwiseConv2d | ops.Dense)]
     biases = {op.bias.tobytes() for op in affine}
     wanted = Counter(kernel for n in graph.nodes for kind, kernel in OTHER_KERNELS.items() if isinstance(n.op, kind))
+    tables = frozenset[str]().union(*(TABLES.get(type(n.op), ()) for n in graph.nodes))
     unsigned = {t.name for t in model.graph.initializer if t.data_type == UINT8}
     others: Counter[str] = Counter()
     fused, floats = 0, []
@@ -161,9 +173,10 @@ def require_fused(optimised: bytes, graph: Graph) -> bytes:
             fused += 1
         elif node.op_type in wanted:
             others[node.op_type] += 1
-            if node.op_type == "QLinearAdd" and not unsigned.issuperset(node.input[i] for i in (2, 5, 7)):
-                floats.append(f"QLinearAdd {node.output[0]!r} on int8 codes, which are rounded in another way")
-        elif node.op_type not in PER_CODE:
+            two = node.op_type in ("QLinearAdd", "QLinearMul")
+            if two and not unsigned.issuperset(node.input[i] for i in (2, 5, 7)):
+                floats.append(f"{node.op_type} {node.output[0]!r} on int8 codes, which are rounded in another way")
+        elif node.op_type not in PER_CODE | tables:
             floats.append(f"{node.op_type} {node.output[0]!r}")
     floats += [f"{n} of {kernel}, expected {wanted[kernel]}" for kernel, n in others.items() if n != wanted[kernel]]
     floats += [f"no {kernel}" for kernel in wanted if kernel not in others]
@@ -184,7 +197,7 @@ def cut(data: bytes, index: int) -> bytes:
     found = read_onnx(data)
     name, tensor = found.names[index], found.graph.tensors[index]
     at = next(i for i, n in enumerate(model.graph.node) if name in n.output)
-    shift, dtype = (128, np.uint8) if found.unsigned else (0, np.int8)
+    shift, dtype = (128, np.uint8) if index in found.uint8 else (0, np.int8)
     values = {f"{name}_cut_scale": np.float32(tensor.scale), f"{name}_cut_zero": dtype(tensor.zero_point + shift)}
     model.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in values.items())
     kept = list(model.graph.node[: at + 1])
