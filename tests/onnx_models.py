@@ -40,11 +40,11 @@ class File:
         self.node("QuantizeLinear", [source, *q], f"{name}_codes", domain)
         return self.node("DequantizeLinear", [f"{name}_codes", *q], name, domain)
 
-    def weight(self, name: str, values: Any, scale: Any) -> str:
-        """An int8 constant behind a DequantizeLinear, per channel along axis 0 where it has several scales."""
+    def weight(self, name: str, values: Any, scale: Any, zero: int = 0, codes: Codes = np.int8) -> str:
+        """A constant behind a DequantizeLinear, per channel along axis 0 where it has several scales."""
         scale = np.asarray(scale, np.float32)
-        parts = [self.constant(f"{name}_codes", np.asarray(values, np.int8)), self.constant(f"{name}_scale", scale)]
-        parts.append(self.constant(f"{name}_zero", np.zeros(scale.shape, np.int8)))
+        parts = [self.constant(f"{name}_codes", np.asarray(values, codes)), self.constant(f"{name}_scale", scale)]
+        parts.append(self.constant(f"{name}_zero", np.full(scale.shape, zero, codes)))
         return self.node("DequantizeLinear", parts, name, axis=0)
 
     def bytes(self, output: str, opset: int = 17) -> bytes:

@@ -99,9 +99,9 @@ def _flatten(o: Operator, source: int) -> Pending:
 def _reshape(o: Operator, source: int) -> Pending:
     """To a constant shape whose first size stands for the batch: 0, -1, or 1 where the file's batch is 1."""
     o.operands(2, 2)
-    o.attributes.expect("allowzero", 0)
     stored, size = _stored(o, source), o.net.tensors[source].size
     wanted = _listed(o, 1)
+    o.attributes.expect("allowzero", 0, *(() if 0 in wanted else (1,)))
     shape = [stored[i - 1] if n == 0 and 0 < i <= len(stored) else n for i, n in enumerate(wanted)]
     if len(shape) < 2 or shape.count(-1) > 1 or shape[0] not in ((0, -1, 1) if o.net.single else (0, -1)):
         raise o.unsupported(f"a reshape to {wanted}, which does not keep the batch in front,")

@@ -16,7 +16,7 @@ from cactus_edge.verify.onnx_affine import conv_op, dense_op
 from cactus_edge.verify.onnx_layout import Image, as_image
 from cactus_edge.verify.onnx_moves import MOVES
 from cactus_edge.verify.onnx_nodes import leaky_relu, pending_average, pending_binary, pending_concat, pending_unary
-from cactus_edge.verify.onnx_quantise import parameters, rounded
+from cactus_edge.verify.onnx_quantise import CODES, centred, parameters, rounded
 from cactus_edge.verify.onnx_values import Codes, Constant, Operator, Pending, Value
 
 
@@ -30,14 +30,18 @@ def _codes(o: Operator, at: int) -> Codes:
 
 
 def _weight(o: Operator, axis: int) -> Constant:
-    """Operands 3 to 5: int8 weights, scales along `axis` or one, zero points 0."""
-    scale, zero_point = o.plain(4, np.float32), o.plain(5, np.int8)
-    if zero_point.any() or zero_point.size not in (1, scale.size):
-        raise o.unsupported("a weight with a zero point other than 0")
+    """Operands 3 to 5: weights of 8 bits, scales along `axis` or one, zero points alike."""
+    weight, scale = o.plain(3, *CODES), o.plain(4, np.float32)
+    zero_point = o.plain(5, weight.dtype)
+    if zero_point.size not in (1, scale.size):
+        raise o.malformed("a zero point per scale, or one", zero_point.shape)
     if not (np.isfinite(scale).all() and (scale > 0).all() and scale.size and scale.ndim <= 1):
         raise o.malformed("finite scales above zero", scale.ravel()[:4])
     one = scale.size == 1
-    return Constant(o.plain(3, np.int8), ops.freeze(scale.reshape(-1), np.float32), None if one else axis)
+    if not one and (axis >= weight.ndim or weight.shape[axis] != scale.size):
+        raise o.malformed(f"scales along axis {axis} of {weight.shape}", scale.shape)
+    integers = centred(o, weight, zero_point, axis)
+    return Constant(integers, ops.freeze(scale.reshape(-1), np.float32), None if one else axis)
 
 
 def _bias(at: int) -> Callable[[Operator, Constant, float, int], ops.Int32]:

@@ -11,7 +11,7 @@ from cactus_edge.ir import ops
 from cactus_edge.ir.arith import INT8_MIN
 from cactus_edge.ir.graph import Tensor
 from cactus_edge.verify.onnx_layout import Image, check_activation, check_scales
-from cactus_edge.verify.onnx_proto import INT8, UINT8
+from cactus_edge.verify.onnx_proto import INT8, UINT8, Array
 from cactus_edge.verify.onnx_values import (
     FUSING,
     MOVING,
@@ -165,18 +165,34 @@ def dequantize_linear(o: Operator) -> Value:
     if not o.has(0):
         raise o.malformed("something to dequantise", "no name")
     integers = o.net.constants[o.inputs[0]]
-    if integers.dtype not in (np.int8, np.int32):
+    if integers.dtype not in (np.int8, np.uint8, np.int32):
         raise o.unsupported(f"dequantising {integers.dtype}")
     scale = o.plain(1, np.float32)
     if not (np.isfinite(scale).all() and (scale > 0).all() and scale.size):
         raise o.malformed("finite scales above zero", scale.ravel()[:4])
-    if o.has(2):
-        zero_point = o.plain(2, integers.dtype)
-        if zero_point.any() or zero_point.size not in (1, scale.size):
-            raise o.unsupported("a constant with a zero point other than 0")
-    if scale.size == 1 and scale.ndim <= 1:
-        return Constant(integers, ops.freeze(scale.reshape(1), np.float32), None)
     axis += integers.ndim if axis < 0 else 0
-    if scale.ndim != 1 or not 0 <= axis < integers.ndim or scale.size != integers.shape[axis]:
+    one = scale.size == 1 and scale.ndim <= 1
+    if not one and (scale.ndim != 1 or not 0 <= axis < integers.ndim or scale.size != integers.shape[axis]):
         raise o.malformed(f"scales along one axis of {integers.shape}", f"{scale.shape} along {axis}")
-    return Constant(integers, scale, axis)
+    zero_point = o.plain(2, integers.dtype) if o.has(2) else np.zeros(1, integers.dtype)
+    if zero_point.size not in (1, scale.size):
+        raise o.malformed("a zero point per scale, or one", zero_point.shape)
+    integers = centred(o, integers, zero_point, axis)
+    return Constant(integers, ops.freeze(scale.reshape(-1), np.float32), None if one else axis)
+
+
+def centred(o: Operator, integers: Array, zero_point: Array, axis: int) -> Array:
+    """A constant less its zero point, or zero points along `axis`: int32 as it is, codes of 8 bits as int8 where they fit."""
+    if integers.dtype == np.int32:
+        if zero_point.any():
+            raise o.unsupported("an int32 constant with a zero point other than 0")
+        return integers
+    along = [-1 if i == axis and zero_point.size > 1 else 1 for i in range(integers.ndim)]
+    moved = integers.astype(np.int32) - zero_point.astype(np.int32).reshape(along)
+    if moved.size and (moved.min() < -128 or moved.max() > 127):
+        raise UnsupportedError(
+            f"{o.what}: weights from {moved.min()} to {moved.max()} around their zero point, which are more than 8 bits, are not "
+            "supported",
+            hint="quantise the weights symmetrically (quantize_static: extra_options={'WeightSymmetric': True})",
+        )
+    return ops.freeze(moved, np.int8)

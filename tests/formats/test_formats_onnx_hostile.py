@@ -78,7 +78,7 @@ def no_zero_point(m: Any) -> None:
 
 
 def weight_zero_point(m: Any) -> None:
-    initializer(m, "conv_weight_zero_point").raw_data = b"\1\0\0"
+    initializer(m, "conv_weight_zero_point").raw_data = b"\x7f\0\0"
 
 
 def float_weight(m: Any) -> None:
@@ -280,7 +280,7 @@ SINS: list[tuple[Callable[[Any], None], str]] = [
     (tiny_scale, r"expected them in \[2\^-60, 2\^60\]"),
     (other_scale_behind, "node 1 DequantizeLinear .*differs from the QuantizeLinear's"),
     (no_zero_point, "node 1 DequantizeLinear .*zero point that differs from the QuantizeLinear"),
-    (weight_zero_point, "a constant with a zero point other than 0"),
+    (weight_zero_point, "weights from -.* around their zero point"),
     (float_weight, "node 4 Conv .*'w' is not a constant behind a DequantizeLinear"),
     (other_bias_scale, "a bias whose scale is not that of input times weight"),
     (huge_float_bias, "a float32 bias of more than 32 bits"),

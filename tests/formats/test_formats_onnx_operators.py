@@ -285,3 +285,27 @@ def test_geometries_of_convolutions_agree(shape: tuple[int, ...], attributes: di
     weight = np.random.default_rng(0).integers(-127, 128, shape)
     value = f.node("Conv", [value, f.weight("w", weight, np.linspace(0.01, 0.03, shape[0]))], "c", **attributes)
     assert mismatches(f.bytes(f.rounded(value, (0.5, -3), "y")), images(50)) == 0
+
+
+@pytest.mark.parametrize("scale", [0.02, [0.01, 0.02, 0.03]], ids=["per-tensor", "per-channel"])
+@pytest.mark.parametrize("codes", [np.int8, np.uint8], ids=["int8", "uint8"])
+def test_weights_around_another_zero_point_agree(codes: Codes, scale: Any) -> None:
+    """As long as they are 8 bits around it."""
+    zero = 128 if codes is np.uint8 else -20
+    f = File(SHAPE)
+    value = f.rounded("input", (0.05, 3), "x")
+    weight = zero + np.random.default_rng(0).integers(-100, 100, (3, 4, 3, 3))
+    value = f.node("Conv", [value, f.weight("w", weight, scale, zero, codes)], "c")
+    value = f.node("Flatten", [f.rounded(value, (0.3, -3), "a")], "f")
+    value = f.rounded(value, (0.3, -3), "b")
+    dense = f.weight("v", zero + np.random.default_rng(1).integers(-100, 100, (5, 72)), 0.01, zero, codes)
+    data = f.bytes(f.rounded(f.node("Gemm", [value, dense], "g", transB=1), (0.7, 9), "y"))
+    assert mismatches(data, images(200)) == 0
+
+
+def test_weights_of_nine_bits_are_refused() -> None:
+    f = File(SHAPE)
+    weight = f.weight("w", np.arange(0, 144).reshape(4, 4, 3, 3), 0.02, 7, np.uint8)
+    value = f.node("Conv", [f.rounded("input", (0.05, 3), "x"), weight], "c")
+    with pytest.raises(UnsupportedError, match="weights from -7 to 136 around their zero point"):
+        read_onnx(f.bytes(f.rounded(value, (0.3, -3), "y")))

@@ -15,7 +15,7 @@ from onnx_kit import branched, classifier, edit, initializer, node, real_inputs,
 from strategies import random_inputs
 from test_formats_onnx_tensorrt import symmetric
 
-from cactus_edge.errors import ModelError, UnsupportedError
+from cactus_edge.errors import UnsupportedError
 from cactus_edge.formats.agree import agree
 from cactus_edge.formats.onnx import onnx_form, read_onnx, write_onnx
 from cactus_edge.formats.onnx.runtime import OrtSession, has_vnni
@@ -272,12 +272,17 @@ def test_uint8_codes_are_refused_where_nothing_was_shown(tmp_path: Path) -> None
         read_for(data, profile("ort-arm64"))
 
 
-def test_uint8_weights_are_refused(tmp_path: Path) -> None:
+@vnni
+@pytest.mark.parametrize("form", ["QDQ", "QOperator"])
+def test_uint8_weights_agree_where_they_are_symmetric(tmp_path: Path, form: str) -> None:
     from onnxruntime.quantization import QuantType
 
-    data = residual(tmp_path, "QDQ", "QUInt8", weight_type=QuantType.QUInt8)
-    with pytest.raises(ModelError, match=r"dequantising uint8|uint8, expected int8"):
-        read_onnx(data)
+    data = residual(tmp_path, form, "QUInt8", weight_type=QuantType.QUInt8)
+    assert mismatches(data, np.random.default_rng(0).normal(0, 1.2, (500, 8, 8, 2)).astype(np.float32)) == 0
+    wide = {"weight_type": QuantType.QUInt8, "extra_options": {"WeightSymmetric": False}, "per_channel": False}
+    with pytest.raises(UnsupportedError, match=r"weights from .* around their zero point") as refused:
+        read_onnx(residual(tmp_path, form, "QUInt8", **wide))
+    assert "WeightSymmetric" in str(refused.value.hint)
 
 
 def as_average(m: Any) -> None:

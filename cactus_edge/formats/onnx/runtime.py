@@ -184,7 +184,7 @@ def require_fused(optimised: bytes, graph: Graph) -> bytes:
         named = ", ".join(floats[:4]) or f"{fused} integer kernels for {len(affine)} convolutions and dense layers"
         raise UnsupportedError(
             f"ONNX Runtime does not compute this file in integers: {named}",
-            hint="write it with cactus-edge, whose form ONNX Runtime fuses, or quantise with int8 activations and float ends",
+            hint="cactus-edge convert --to onnx writes the same network in a form that ONNX Runtime computes in integers",
         )
     return optimised
 
