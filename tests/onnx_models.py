@@ -122,3 +122,45 @@ def two(
             part = f.rounded(f.node("GlobalAveragePool", [part], "average"), p, "pixel")
         parts.append(part)
     return f.bytes(f.rounded(f.node(kind, parts, "result", **attributes), scales[2], "y"))
+
+
+def every_operator(codes: Codes = np.uint8) -> bytes:
+    """A network of every operator that has a rule, in one chain, with the names that exporters leave in between."""
+    rng = np.random.default_rng(7)
+    f = File((2, 6, 6), codes)
+    p = (1 / 16, 3)
+
+    def step(
+        kind: str, source: str, name: str, after: Parameters = p, constants: tuple[Any, ...] = (), **a: Any
+    ) -> str:
+        names = [f.constant(f"{name}_{i}", v) if v is not None else "" for i, v in enumerate(constants)]
+        return f.rounded(f.node(kind, [source, *names], f"{name}_real", **a), after, name)
+
+    def conv(source: str, name: str, shape: tuple[int, ...], after: Parameters = p, **a: Any) -> str:
+        weight = f.weight(f"{name}_w", rng.integers(-127, 128, shape), np.linspace(0.01, 0.02, shape[0]))
+        return f.rounded(f.node("Conv", [source, weight], f"{name}_real", **a), after, name)
+
+    x = conv(f.rounded("input", p, "x"), "stem", (4, 2, 3, 3), auto_pad="SAME_UPPER")
+    x = step("LeakyRelu", x, "leaky", (1 / 20, -5), alpha=0.25)
+    x = step("HardSwish", x, "swish", (1 / 24, -60))
+    x = step("Pad", x, "pad", (1 / 24, -60), (np.array([0, 0, 1, 0, 0, 0, 0, 1]),))
+    x = step("AveragePool", x, "average", (1 / 32, -9), kernel_shape=[2, 3], strides=[2, 1], pads=[0, 1, 0, 1])
+    x = step(
+        "Slice", x, "slice", (1 / 32, -9), (np.array([0, 1]), np.array([3, 7]), np.array([2, 3]), np.array([1, 2]))
+    )
+    x = step("Transpose", x, "turned", (1 / 32, -9), perm=[0, 1, 3, 2])
+    factors = np.array([1, 1, 2, 2], np.float32)
+    x = step("Resize", x, "grown", (1 / 32, -9), (None, factors), mode="nearest")
+    x = step("MaxPool", x, "pool", (1 / 32, -9), kernel_shape=[2, 2], strides=[1, 1])
+    if codes is np.uint8:  # branches of int8 codes stay in float
+        gate = step("GlobalAveragePool", x, "gate", (1 / 40, -30))
+        gate = step("Sigmoid", conv(gate, "weigh", (4, 4, 1, 1)), "sigmoid", (1 / 256, -128))
+        x = f.rounded(f.node("Mul", [x, gate], "scaled_real"), (1 / 40, 3), "scaled")
+    x = step("Tanh", x, "tanh", (1 / 128, 0))
+    x = step("GlobalMaxPool", x, "most", (1 / 128, 0))
+    x = step("Squeeze", x, "squeezed", (1 / 128, 0), (np.array([2, 3]),))
+    x = step("Unsqueeze", x, "back", (1 / 128, 0), (np.array([3, 2]),))
+    x = step("Reshape", f.node("Dropout", [x], "dropped"), "flat", (1 / 128, 0), (np.array([0, -1]),))
+    dense = f.weight("dense", rng.integers(-127, 128, (3, 4)), 0.02)
+    x = f.node("Identity", [f.node("Gemm", [x, dense], "product", transB=1)], "same")
+    return f.bytes(f.rounded(x, (1 / 10, 2), "y"))

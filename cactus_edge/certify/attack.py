@@ -126,6 +126,8 @@ def _backward(step: Step, known: list[Int64], above: Real) -> list[Real]:
             return [above * (after - before) / 2]
         case atoms.Max() as window:
             return [_max_backward(window, args[0], out, above)]
+        case atoms.FloatAverage(pool=pool) as average:
+            return [pool.adjoint(above * average.slope() * _free(average, out))]
         case atoms.Gather(rearrangement):
             return _gather_backward(rearrangement, args, above)
         case atoms.Softmax():
@@ -141,7 +143,7 @@ def _summed_like(part: Real, argument: Int64) -> Real:
     return result
 
 
-def _free(rule: Elementwise | BinaryRule, out: Int64) -> npt.NDArray[np.bool_]:
+def _free(rule: Elementwise | BinaryRule | atoms.FloatAverage, out: Int64) -> npt.NDArray[np.bool_]:
     inside: npt.NDArray[np.bool_] = (out > rule.lo) & (out < rule.hi)
     return inside
 

@@ -142,6 +142,8 @@ def explicit_padding(graph: Graph) -> Graph:
             raise UnsupportedError(
                 f"{graph.label(number)}: padding {op.padding} is neither SAME nor VALID, which is all a .tflite pool can say"
             )
+        if isinstance(op, ops.AvgPool) and not x.quantised_like(graph.tensors[node.output]):
+            raise UnsupportedError(f"{graph.label(number)}: a .tflite average keeps its input's scale and zero point")
         if isinstance(op, ops.Conv2d | ops.DepthwiseConv2d) and _padding_name(op, x) is None:
             p = op.padding
             pads = ((p.top, p.bottom), (p.left, p.right), (0, 0))

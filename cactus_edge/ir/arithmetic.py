@@ -311,6 +311,7 @@ PROFILES: Mapping[str, Profile] = {
             **MLAS,
             "Add": ("fused_u8",),
             "Mul": ("unsigned", DISTINCT),
+            "AvgPool": ("float32_sum",),
             "Concat": ("copy",),
             "Pad": ("copy",),
             **MOVES,

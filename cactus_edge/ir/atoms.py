@@ -110,6 +110,41 @@ class Max:
 
 
 @dataclass(frozen=True)
+class FloatAverage:
+    """y = clamp(RNE(f32(f32(f32(s / n) / scale_out) + u_out)) - 128, lo, hi), u_out = zero_out + 128; the sum is clamped to [0, 255].
+
+    s = f32(scale_in (x - zero_in)) over the window's n taps inside the image, added in float32 one by one, row after row. Each
+    float32 operation is non-decreasing in what it reads, so y is in every tap; it is no function of their sum.
+    Source: onnxruntime/contrib_ops/cpu/quantization/qlinear_pool.cc QLinearAveragePool on uint8 codes.
+    """
+
+    pool: linear.WindowSum
+    scale_in: float
+    zero_in: int
+    scale_out: float
+    zero_out: int
+    lo: int = INT8_MIN
+    hi: int = INT8_MAX
+
+    def apply(self, x: Array) -> Int64:
+        real = np.float32(self.scale_in) * (x - self.zero_in).astype(np.float32)
+        taps = linear.windows(linear.pad_image(real, self.pool.padding), self.pool.kernel, self.pool.stride)
+        total = np.zeros((len(x), *self.pool.out_shape), np.float32)
+        for row in range(self.pool.kernel[0]):
+            for column in range(self.pool.kernel[1]):
+                total += taps[:, :, :, row, column]  # a tap outside is 0, which changes no sum
+        steps = total / self.pool.reach().astype(np.float32) / np.float32(self.scale_out)
+        codes = np.rint(np.clip(steps + np.float32(self.zero_out - INT8_MIN), 0, 255)).astype(np.int64) + INT8_MIN
+        clipped: Int64 = np.clip(codes, self.lo, self.hi)
+        return clipped
+
+    def slope(self) -> Array:
+        """The derivative by each tap of a window, roughly, float64 [OH, OW, 1]; no proof rests on it."""
+        slope: Array = self.scale_in / self.scale_out / self.pool.reach()
+        return slope
+
+
+@dataclass(frozen=True)
 class ReshapeTo:
     """The same elements in row-major order as [N, *shape]."""
 
@@ -175,7 +210,7 @@ class Softmax:
         return self.rule.apply(x)
 
 
-Simple = Affine | Monotone | Between | Isotone | Table | Max | Gather | Softmax
+Simple = Affine | Monotone | Between | Isotone | Table | Max | FloatAverage | Gather | Softmax
 """What one profile makes of a step."""
 
 

@@ -12,6 +12,7 @@ from cactus_edge.ir.atoms import (
     Affine,
     Atom,
     Between,
+    FloatAverage,
     Gather,
     Isotone,
     Join,
@@ -133,11 +134,18 @@ def _expand(b: _Builder, index: int, node: Node) -> None:
                 total = profile.add(kind, scales, zero_points, sign, out.scale, out.zero_point, clamp)
                 b.result(Isotone(total, (1, sign)), args, index)
         case ops.AvgPool(kernel, stride, padding, activation):
-            profile.rule(kind)
             pool = linear.WindowSum(_image(x.shape), kernel, stride, padding)
-            acc = b.accumulator(Affine(pool, 0, np.zeros(1, np.int64)), args, index)
             clamp = profile.clamp(kind, activation, out.scale, out.zero_point)
-            b.result(Monotone(RoundDivide(pool.reach(), *clamp)), (acc,), index)
+            if profile.rule(kind) == ("float32_sum",):
+                average = FloatAverage(pool, x.scale, x.zero_point, out.scale, out.zero_point, *clamp)
+                b.result(average, args, index)
+            elif x.quantised_like(out):
+                acc = b.accumulator(Affine(pool, 0, np.zeros(1, np.int64)), args, index)
+                b.result(Monotone(RoundDivide(pool.reach(), *clamp)), (acc,), index)
+            else:
+                raise UnsupportedError(
+                    "an average of another scale or zero point than its input's: this runtime divides codes"
+                )
         case ops.MaxPool(kernel, stride, padding, activation):
             profile.rule(kind)
             maximum = Max(kernel, stride, padding)

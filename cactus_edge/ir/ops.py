@@ -127,7 +127,7 @@ class Mul:
 
 @dataclass(frozen=True)
 class AvgPool:
-    """Mean over the window's taps inside the image, rounded half away from zero. Input and output share scale and zero point."""
+    """Mean over the window's taps inside the image, rounded to the output's scale; in most runtimes it is the input's."""
 
     kernel: tuple[int, int]
     stride: tuple[int, int]

@@ -30,6 +30,7 @@ from cactus_edge.ir.atoms import (
     AnyOf,
     Atom,
     Between,
+    FloatAverage,
     Gather,
     Isotone,
     Max,
@@ -83,6 +84,8 @@ def step_bounds(atom: Atom, args: list[Bounds]) -> Bounds:
             return least[codes].astype(lo.dtype), most[codes].astype(hi.dtype)
         case Max() | Gather():
             return atom.apply(*(a[0] for a in args)), atom.apply(*(a[1] for a in args))
+        case FloatAverage():
+            return atom.apply(lo).astype(lo.dtype), atom.apply(hi).astype(hi.dtype)
         case Softmax():
             return np.full_like(lo, INT8_MIN), np.full_like(hi, INT8_MAX)
         case AnyOf(atoms):

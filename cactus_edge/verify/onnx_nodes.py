@@ -10,9 +10,10 @@ from functools import partial
 import numpy as np
 
 from cactus_edge.ir import ops
-from cactus_edge.verify.onnx_affine import conv, gemm, matmul
+from cactus_edge.ir.linear import output_size
+from cactus_edge.verify.onnx_affine import conv, gemm, matmul, positive
 from cactus_edge.verify.onnx_layout import as_image, clip_bounds, keeps_order
-from cactus_edge.verify.onnx_moves import MOVES, OUR_AXIS, image_of
+from cactus_edge.verify.onnx_moves import MOVES, OUR_AXIS, image_of, window
 from cactus_edge.verify.onnx_proto import FLOAT
 from cactus_edge.verify.onnx_quantise import constant, dequantize_linear, quantize_linear
 from cactus_edge.verify.onnx_values import Clamped, Codes, Operator, Pending, Real, Value
@@ -27,6 +28,22 @@ def pending_average(o: Operator, source: int) -> Pending:
     """The mean over the whole image."""
     shape = (1, 1, image_of(o, source)[2])
     return Pending(ops.Mean((0, 1), True), (source,), shape, shape)
+
+
+def _average(o: Operator) -> Value:
+    o.operands(1, 1)
+    return pending_window(o, o.real())
+
+
+def pending_window(o: Operator, source: int) -> Pending:
+    """The mean over each window's taps inside the image."""
+    h, w, c = image_of(o, source)
+    kernel, stride, padding = window(o, source)
+    if positive(o, "dilations") != (1, 1):
+        raise o.unsupported("a dilated pool")
+    o.attributes.expect("count_include_pad", 0, *((1,) if padding == ops.NO_PADDING else ()))
+    shape = (*output_size((h, w), kernel, stride, padding), c)
+    return Pending(ops.AvgPool(kernel, stride, padding), (source,), shape, shape)
 
 
 def _binary(op: ops.Add | ops.Mul, o: Operator) -> Value:
@@ -152,6 +169,7 @@ READ: dict[str, Callable[[Operator], Value | None]] = {
     "Gemm": gemm,
     "MatMul": matmul,
     "GlobalAveragePool": _global_average,
+    "AveragePool": _average,
     "Add": partial(_binary, ops.Add()),
     "Mul": partial(_binary, ops.Mul()),
     "Concat": _concat,

@@ -15,7 +15,14 @@ from cactus_edge.ir.graph import Tensor
 from cactus_edge.verify.onnx_affine import conv_op, dense_op
 from cactus_edge.verify.onnx_layout import Image, as_image
 from cactus_edge.verify.onnx_moves import MOVES
-from cactus_edge.verify.onnx_nodes import leaky_relu, pending_average, pending_binary, pending_concat, pending_unary
+from cactus_edge.verify.onnx_nodes import (
+    leaky_relu,
+    pending_average,
+    pending_binary,
+    pending_concat,
+    pending_unary,
+    pending_window,
+)
 from cactus_edge.verify.onnx_quantise import CODES, centred, parameters, rounded
 from cactus_edge.verify.onnx_values import Codes, Constant, Operator, Pending, Value
 
@@ -111,6 +118,17 @@ def _global_average(o: Operator) -> Value:
     return _rounded(o, pending_average(o, x.tensor), (x,), 3)
 
 
+def _average(o: Operator) -> Value:
+    o.operands(5, 5)
+    o.attributes.expect("channels_last", 0)
+    x = _codes(o, 0)
+    if not x.unsigned:
+        raise o.unsupported(
+            "an average of int8 codes, which ONNX Runtime rounds in another way than one of uint8 codes,"
+        )
+    return _rounded(o, pending_window(o, x.tensor), (x,), 3)
+
+
 def _concat(o: Operator) -> Value:
     if len(o.outputs) != 1 or len(o.inputs) < 5 or len(o.inputs) % 3 != 2:
         raise o.malformed("a scale, a zero point and three inputs per tensor", len(o.inputs))
@@ -144,6 +162,7 @@ ON_CODES: dict[tuple[str, str], Callable[[Operator], Value]] = {
     ("com.microsoft", "QGemm"): _gemm,
     ("com.microsoft", "QLinearAdd"): partial(_binary, ops.Add()),
     ("com.microsoft", "QLinearMul"): partial(_binary, ops.Mul()),
+    ("com.microsoft", "QLinearAveragePool"): _average,
     ("com.microsoft", "QLinearLeakyRelu"): _leaky_relu,
     ("com.microsoft", "QLinearSigmoid"): _sigmoid,
     ("com.microsoft", "QLinearGlobalAveragePool"): _global_average,

@@ -112,9 +112,8 @@ QUANTISING = ("QuantizeLinear", "DequantizeLinear")
 """Operators that domain com.microsoft has as well, for codes of 16 and 4 bits, and the same for those of 8 bits."""
 
 FLOAT_THERE = {
-    "AveragePool": "sums in float, in an order of its own",
-    "QLinearAveragePool": "sums in float, in an order of its own",
-    "ReduceMean": "computes in float",
+    "ReduceMean": "sums in float, in an order of its own",
+    "HardSigmoid": "computes in float",
     "Sub": "computes in float",
     "Softmax": "computes from a float table",
     "QLinearSoftmax": "computes from a float table",
@@ -123,6 +122,18 @@ FLOAT_THERE = {
     "DynamicQuantizeLinear": "computes from each input anew",
 }
 """Operators that people quantise, and why no integer op means what they compute."""
+
+_END = "if it is the last operator, leave it out: the order of the classes is that of its input"
+
+INSTEAD = {
+    "ReduceMean": "GlobalAveragePool says the same of an image, in integers",
+    "BatchNormalization": "fold it into the convolution: onnxruntime.quantization.shape_inference.quant_pre_process does",
+    "Softmax": _END,
+    "QLinearSoftmax": _END,
+    "LogSoftmax": _END,
+    "ArgMax": _END,
+}
+"""What a user can do instead."""
 
 
 def _read_node(o: Operator) -> None:
@@ -134,7 +145,8 @@ def _read_node(o: Operator) -> None:
         value = READ[o.kind](o)
     else:
         why = FLOAT_THERE.get(o.kind, "")
-        raise o.unsupported(f"the operator {o.kind}" + (why and f", which ONNX Runtime {why},"))
+        message = f"{o.what}: the operator {o.kind}{why and f', which ONNX Runtime {why},'} is not supported"
+        raise UnsupportedError(message, hint=INSTEAD.get(o.kind, ""))
     o.attributes.finish()
     if value is not None:
         o.net.define(o.outputs[0], value, o.what)

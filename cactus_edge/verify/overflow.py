@@ -20,6 +20,7 @@ from cactus_edge.ir.atoms import (
     AnyOf,
     Atom,
     Between,
+    FloatAverage,
     Gather,
     Isotone,
     Max,
@@ -124,7 +125,7 @@ def _quantities(atom: Atom, source: Int64, width: int = 1) -> Iterator[tuple[str
                 yield "the sum of exponentials (Q12.19)", width * int(rdp(rule.exponentials, 12).max())
             elif isinstance(rule, TableSoftmaxRule):
                 yield "the sum of exponentials", width * int(rule.table.max())
-        case Table() | Max() | Gather():
+        case Table() | Max() | FloatAverage() | Gather():
             pass
         case AnyOf(atoms):
             largest: dict[str, int] = {}

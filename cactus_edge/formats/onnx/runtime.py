@@ -44,8 +44,12 @@ OTHER_KERNELS: dict[type[ops.Op], str] = {
     ops.Add: "QLinearAdd",
     ops.Mul: "QLinearMul",
     ops.Mean: "QLinearGlobalAveragePool",
+    ops.AvgPool: "QLinearAveragePool",
 }
 """Ops that must become this kernel of domain com.microsoft."""
+
+UNSIGNED_ONLY = {"QLinearAdd": (2, 5, 7), "QLinearMul": (2, 5, 7), "QLinearAveragePool": (2, 4)}
+"""Kernels that round uint8 and int8 codes in different ways, with the inputs that are zero points: the profile knows the former."""
 
 PER_CODE = frozenset({"QuantizeLinear", "DequantizeLinear", "Relu", "Clip", "Concat", "QLinearConcat", *MOVES})
 """Operators that may stay as they are: on codes dequantised with one scale and quantised again with the same, exact."""
@@ -173,8 +177,8 @@ def require_fused(optimised: bytes, graph: Graph) -> bytes:
             fused += 1
         elif node.op_type in wanted:
             others[node.op_type] += 1
-            two = node.op_type in ("QLinearAdd", "QLinearMul")
-            if two and not unsigned.issuperset(node.input[i] for i in (2, 5, 7)):
+            zero_points = UNSIGNED_ONLY.get(node.op_type, ())
+            if not unsigned.issuperset(node.input[i] for i in zero_points):
                 floats.append(f"{node.op_type} {node.output[0]!r} on int8 codes, which are rounded in another way")
         elif node.op_type not in PER_CODE | tables:
             floats.append(f"{node.op_type} {node.output[0]!r}")
