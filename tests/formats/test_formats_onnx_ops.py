@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from onnx_kit import branched, classifier, edit, initializer, node, real_inputs, residual
+from onnx_models import File
 from strategies import random_inputs
 from test_formats_onnx_tensorrt import symmetric
 
@@ -316,3 +317,50 @@ def test_ratios_beyond_what_was_shown_are_refused() -> None:
     graph: Graph = b.finish(b.node(ops.Add(), [x, x], Tensor("y", (2, 2, 2), "int8", 4096.0, 0)))
     with pytest.raises(UnsupportedError, match=r"Add.*ratios from"):
         evaluate(graph, np.zeros((1, 2, 2, 2), np.int8), profile("ort-x86"))
+
+
+def quantised_cnn(folder: Path, batch: str | int, prepared: bool) -> bytes:
+    """Convolution, batch normalisation, ReLU, average pool, reshape, dense layer through `quantize_static`."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    rng = np.random.default_rng(4)
+    f = File((2, 8, 8), batch=batch)
+    weight = [f.constant(n, rng.normal(0, 0.4, s).astype(np.float32)) for n, s in (("w", (4, 2, 3, 3)), ("b", 4))]
+    norm = [f.constant(f"n{i}", np.abs(rng.normal(1, 0.3, 4)).astype(np.float32)) for i in range(4)]
+    value = f.node("BatchNormalization", [f.node("Conv", ["input", *weight], "c"), *norm], "n")
+    value = f.node("AveragePool", [f.node("Relu", [value], "r")], "a", kernel_shape=[2, 2], strides=[2, 2])
+    value = f.node("Reshape", [value, f.constant("s", np.array([batch if batch == 1 else 0, -1], np.int64))], "f")
+    dense = f.constant("v", rng.normal(0, 0.3, (36, 3)).astype(np.float32))
+    before, after = folder / "float.onnx", folder / "int8.onnx"
+    before.write_bytes(f.bytes(f.node("MatMul", [value, dense], "y")))
+    if prepared:
+        quant_pre_process(str(before), str(before), skip_symbolic_shape=True)
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.batches = [{"input": rng.normal(0, 1, (1, 2, 8, 8)).astype(np.float32)} for _ in range(16)]
+
+        def get_next(self) -> Any:
+            return self.batches.pop() if self.batches else None
+
+    types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+    quantize_static(before, after, Reader(), quant_format=QuantFormat.QDQ, per_channel=True, **types)
+    return after.read_bytes()
+
+
+@vnni
+@pytest.mark.parametrize("batch", ["N", 1])
+def test_a_folded_batch_norm_and_either_batch_agree(tmp_path: Path, batch: str | int) -> None:
+    data = quantised_cnn(tmp_path, batch, prepared=True)
+    graph = read_onnx(data).graph
+    assert [type(n.op).__name__ for n in graph.nodes[1:-1]] == ["Conv2d", "AvgPool", "Reshape", "Dense"]
+    session = OrtSession(data, graph, False)
+    for x in np.random.default_rng(0).normal(0, 1.2, (50, 1, 8, 8, 2)).astype(np.float32):
+        assert np.array_equal(session.run_batch(x), evaluate(graph, x, profile("ort-x86")))
+
+
+def test_a_batch_norm_that_nobody_folded_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="the operator BatchNormalization") as refused:
+        read_onnx(quantised_cnn(tmp_path, "N", prepared=False))
+    assert "quant_pre_process" in refused.value.hint
