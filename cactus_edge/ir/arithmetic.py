@@ -312,6 +312,7 @@ PROFILES: Mapping[str, Profile] = {
             "Add": ("fused_u8",),
             "Mul": ("unsigned", DISTINCT),
             "AvgPool": ("float32_sum",),
+            "Softmax": ("float32_scaled",),
             "Concat": ("copy",),
             "Pad": ("copy",),
             **MOVES,

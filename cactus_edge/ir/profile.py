@@ -40,6 +40,7 @@ from cactus_edge.ir.rules import (
     Requantise,
     activation_range,
     float_softmax_rule,
+    scaled_softmax_rule,
     softmax_rule,
     table_softmax_rule,
 )
@@ -397,6 +398,10 @@ class Profile:
         (rule,) = self.rule("Softmax")
         if rule == "uint16_table":
             return table_softmax_rule(beta, scale)
+        if rule == "float32_scaled":
+            if beta != 1:
+                raise UnsupportedError(f"softmax with beta {beta}: {self.runtime} has none")
+            return scaled_softmax_rule(scale, depth)
         return float_softmax_rule(beta, scale) if rule == "float32_table" else softmax_rule(beta, scale, depth)
 
     def quantize(self, scale: float, zero_point: int) -> QuantizeRule:

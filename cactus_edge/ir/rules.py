@@ -335,7 +335,33 @@ def table_softmax_rule(beta: float, scale: float) -> TableSoftmaxRule:
     return TableSoftmaxRule(np.minimum(np.trunc(e.astype(np.float64) + 0.5), 65535).astype(np.int64))
 
 
-AnySoftmaxRule = SoftmaxRule | FloatSoftmaxRule | TableSoftmaxRule
+@dataclass(frozen=True, eq=False)
+class ScaledSoftmaxRule:
+    """Row softmax on int8: out_i = min(RNE(f32(256 e_i / sum)), 255) - 128, e_i = table[x_i - max x + 255].
+
+    table float32 [256]: exponentials of the differences -255..0, all times one large factor; the sum is in float32, in index order.
+    Source: onnxruntime/contrib_ops/cpu/quantization/qlinear_softmax.cc on uint8 codes (on int8 ones 256 wraps to -128).
+    """
+
+    table: Float32
+
+    def apply(self, x: Int64) -> Int64:
+        e = self.table[x - x.max(-1, keepdims=True) + 255]
+        total = np.add.accumulate(e, axis=-1)[..., -1:]
+        rounded: Int64 = np.rint(e * np.float32(256) / total).astype(np.int64)
+        return np.minimum(rounded, 255) + INT8_MIN
+
+
+def scaled_softmax_rule(scale: float, depth: int) -> ScaledSoftmaxRule:
+    """table[255 - d] = f32(exp((b - d) scale)) with b = (logf(f32(FLT_MAX / depth)) - 5) / scale, in double but for the logarithm."""
+    if not 2 <= depth <= 1 << 16 or not scale < LARGEST_EXPONENT:
+        raise UnsupportedError(f"softmax over {depth} elements of scale {scale}: not shown equal to ONNX Runtime")
+    largest = np.finfo(np.float32).max / np.float32(depth)
+    shift = (float(np.float32(np.log(np.float64(largest)))) - 5) / scale
+    return ScaledSoftmaxRule(np.exp((np.arange(-255.0, 1.0) + shift) * scale).astype(np.float32))
+
+
+AnySoftmaxRule = SoftmaxRule | FloatSoftmaxRule | TableSoftmaxRule | ScaledSoftmaxRule
 """The meanings of SOFTMAX."""
 
 

@@ -28,6 +28,7 @@ from cactus_edge.ir.ops import Int8, Int64
 from cactus_edge.ir.rules import (
     AnySoftmaxRule,
     FloatSoftmaxRule,
+    ScaledSoftmaxRule,
     SoftmaxRule,
     TableSoftmaxRule,
 )
@@ -151,6 +152,8 @@ class Decider:
                     won &= softmax_separates(exponentials[behind], INT32_MAX)
                 case FloatSoftmaxRule(table):
                     won &= float_softmax_separates(table[behind])
+                case ScaledSoftmaxRule(scaled):
+                    won &= float_softmax_separates(scaled[behind] / scaled[-1].astype(np.float64))
                 case TableSoftmaxRule(table16):
                     won &= table_softmax_separates(table16[behind])
                 case _:
@@ -200,9 +203,11 @@ def _check_end(program: Program, softmaxes: tuple[AnySoftmaxRule, ...]) -> None:
     for softmax in softmaxes:
         match softmax:
             case SoftmaxRule(e):
-                top = INT32_MAX
+                top = float(INT32_MAX)
             case FloatSoftmaxRule(e):
                 top = 1
+            case ScaledSoftmaxRule(e):
+                top = float(e.max())
             case TableSoftmaxRule(e):
                 top = 65535
             case _:

@@ -97,6 +97,20 @@ def _leaky_relu(o: Operator) -> Value:
     return pending_unary(o, leaky_relu(o), o.real())
 
 
+def _softmax(o: Operator) -> Value:
+    o.operands(1, 1)
+    return pending_softmax(o, o.real())
+
+
+def pending_softmax(o: Operator, source: int) -> Pending:
+    """The softmax over all features of a sample."""
+    shape = o.net.tensors[source].shape
+    o.attributes.expect("axis", -1, 1)
+    if len(shape) != 1:
+        raise o.unsupported(f"a softmax over [N, *{shape}], other than [N, features],")
+    return Pending(ops.Softmax(), (source,), shape, o.net.images[source])
+
+
 def leaky_relu(o: Operator) -> ops.LeakyRelu:
     """The op with the slope that the node states."""
     return ops.LeakyRelu(o.attributes.number("alpha", float(np.float32(0.01))))
@@ -179,6 +193,7 @@ READ: dict[str, Callable[[Operator], Value | None]] = {
     "Sigmoid": partial(_unary, ops.Logistic()),
     "Tanh": partial(_unary, ops.Tanh()),
     "HardSwish": partial(_unary, ops.HardSwish()),
+    "Softmax": _softmax,
     **dict.fromkeys(MOVES, _move),
 }
 """Every operator that is understood."""

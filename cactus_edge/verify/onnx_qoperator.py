@@ -20,6 +20,7 @@ from cactus_edge.verify.onnx_nodes import (
     pending_average,
     pending_binary,
     pending_concat,
+    pending_softmax,
     pending_unary,
     pending_window,
 )
@@ -142,6 +143,15 @@ def _leaky_relu(o: Operator) -> Value:
     return _rounded(o, pending_unary(o, leaky_relu(o), x.tensor), (x,), 3)
 
 
+def _softmax(o: Operator) -> Value:
+    o.operands(5, 5)
+    x = _codes(o, 0)
+    o.attributes.integer("opset", 13)  # a matrix has one row either way
+    if not x.unsigned:
+        raise o.unsupported("a softmax of int8 codes, whose largest output wraps in ONNX Runtime,")
+    return _rounded(o, pending_softmax(o, x.tensor), (x,), 3)
+
+
 def _sigmoid(o: Operator) -> Value:
     o.operands(5, 5)
     x = _codes(o, 0)
@@ -163,6 +173,7 @@ ON_CODES: dict[tuple[str, str], Callable[[Operator], Value]] = {
     ("com.microsoft", "QLinearAdd"): partial(_binary, ops.Add()),
     ("com.microsoft", "QLinearMul"): partial(_binary, ops.Mul()),
     ("com.microsoft", "QLinearAveragePool"): _average,
+    ("com.microsoft", "QLinearSoftmax"): _softmax,
     ("com.microsoft", "QLinearLeakyRelu"): _leaky_relu,
     ("com.microsoft", "QLinearSigmoid"): _sigmoid,
     ("com.microsoft", "QLinearGlobalAveragePool"): _global_average,

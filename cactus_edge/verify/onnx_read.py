@@ -100,7 +100,9 @@ def _float_end(name: str, last: Value | None) -> UnsupportedError:
         return UnsupportedError(
             f"the output {name!r} is the float32 result of the last {type(last.op).__name__}, never rounded to codes: a float "
             "island at the end",
-            hint="quantise the output as well; NNCF does with quantize_outputs=True, on a model that ends in an Identity",
+            hint=_END
+            if isinstance(last.op, ops.Softmax)
+            else "quantise the output as well; NNCF does with quantize_outputs=True, on a model that ends in an Identity",
         )
     return UnsupportedError(
         f"the output {name!r} is not the result of a DequantizeLinear on int8 codes",
@@ -115,8 +117,7 @@ FLOAT_THERE = {
     "ReduceMean": "sums in float, in an order of its own",
     "HardSigmoid": "computes in float",
     "Sub": "computes in float",
-    "Softmax": "computes from a float table",
-    "QLinearSoftmax": "computes from a float table",
+    "LogSoftmax": "computes in float",
     "ConvInteger": "rescales in float",
     "MatMulInteger": "rescales in float",
     "DynamicQuantizeLinear": "computes from each input anew",
@@ -128,8 +129,6 @@ _END = "if it is the last operator, leave it out: the order of the classes is th
 INSTEAD = {
     "ReduceMean": "GlobalAveragePool says the same of an image, in integers",
     "BatchNormalization": "fold it into the convolution: onnxruntime.quantization.shape_inference.quant_pre_process does",
-    "Softmax": _END,
-    "QLinearSoftmax": _END,
     "LogSoftmax": _END,
     "ArgMax": _END,
 }

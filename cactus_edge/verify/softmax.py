@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -39,14 +41,15 @@ def table_softmax_separates(e: Int64) -> Bools:
     return enough
 
 
-def float_softmax_separates(e: npt.NDArray[np.float32]) -> Bools:
-    """Whether LiteRT's float softmax gives the winner, whose exponential is 1, a larger int8 output than e_j, [N, K].
+def float_softmax_separates(e: npt.NDArray[np.floating[Any]]) -> Bools:
+    """Whether LiteRT's or ONNX Runtime's float softmax gives the winner, whose exponential is 1, a larger int8 output than e_j, [N, K].
 
     e_i bounds the exponential of class i from above. With S the sum of the true exponentials, p_i = 256 e_i / S in the reals
     and K + 16 roundings of at most 2^-24 each on the way to it (the sum in any order; 8 of them for a C library's expf), the
     floats p_w - p_j >= 1 suffice: RHA(p + 1) = RHA(p) + 1 for p >= 0. They follow from
     256 ((1 - d) - (1 + d) e_j) >= (1 + d) S with d = (K + 16) 2^-23, twice that slack, also for a larger S and e than the true
-    ones. Both outputs at 127 would need p_j >= 254.5, whose sum with p_w is beyond 256 (1 + d).
+    ones. Both outputs at 127 would need p_j >= 254.5, whose sum with p_w is beyond 256 (1 + d). A common factor of all exponentials
+    cancels, and its rounding of the winner's is one of the 16. RNE needs p_w - p_j > 1, which half of that slack still gives.
     """
     wide = e.astype(np.float64)
     slack = (e.shape[1] + 16) * 2.0**-23

@@ -60,7 +60,8 @@ SINS: list[tuple[str, str, tuple[Any, ...], dict[str, Any], str]] = [
     ("hard sigmoid", "HardSigmoid", (), {}, "HardSigmoid, which ONNX Runtime computes in float"),
     ("mean", "ReduceMean", (), {"axes": [2, 3]}, "ReduceMean, which ONNX Runtime sums in float"),
     ("batch norm", "BatchNormalization", (np.ones(4, np.float32),) * 4, {}, "the operator BatchNormalization"),
-    ("softmax", "Softmax", (), {"axis": 1}, "Softmax, which ONNX Runtime computes from a float table"),
+    ("softmax of an image", "Softmax", (), {"axis": 1}, r"a softmax over \[N, \*\(6, 8, 4\)\], other than"),
+    ("log softmax", "LogSoftmax", (), {"axis": 1}, "LogSoftmax, which ONNX Runtime computes in float"),
     ("odd output", "Sigmoid", (), {}, "expected 1/256 and -128"),
 ]
 
@@ -78,7 +79,7 @@ def test_each_sin_is_named(kind: str, constants: tuple[Any, ...], attributes: di
     [
         ("ReduceMean", "GlobalAveragePool says the same"),
         ("BatchNormalization", "quant_pre_process"),
-        ("Softmax", "leave it out"),
+        ("LogSoftmax", "leave it out"),
     ],
 )
 def test_what_to_do_instead(kind: str, message: str) -> None:
@@ -96,6 +97,6 @@ def test_too_few_operands_are_named(kind: str) -> None:
 def test_a_softmax_behind_the_last_codes_is_an_island_that_is_named() -> None:
     f = File((5,))
     f.node("Softmax", [f.rounded("input", (0.05, 3), "x")], "y", axis=1)
-    with pytest.raises(ModelError, match=r"node 2 Softmax .*computes from a float table") as refused:
+    with pytest.raises(ModelError, match=r"'y' is the float32 result of the last Softmax.*island") as refused:
         read_onnx(f.bytes("y"))
     assert "the order of the classes is that of its input" in refused.value.hint

@@ -45,10 +45,16 @@ OTHER_KERNELS: dict[type[ops.Op], str] = {
     ops.Mul: "QLinearMul",
     ops.Mean: "QLinearGlobalAveragePool",
     ops.AvgPool: "QLinearAveragePool",
+    ops.Softmax: "QLinearSoftmax",
 }
 """Ops that must become this kernel of domain com.microsoft."""
 
-UNSIGNED_ONLY = {"QLinearAdd": (2, 5, 7), "QLinearMul": (2, 5, 7), "QLinearAveragePool": (2, 4)}
+UNSIGNED_ONLY = {
+    "QLinearAdd": (2, 5, 7),
+    "QLinearMul": (2, 5, 7),
+    "QLinearAveragePool": (2, 4),
+    "QLinearSoftmax": (2, 4),
+}
 """Kernels that round uint8 and int8 codes in different ways, with the inputs that are zero points: the profile knows the former."""
 
 PER_CODE = frozenset({"QuantizeLinear", "DequantizeLinear", "Relu", "Clip", "Concat", "QLinearConcat", *MOVES})
