@@ -187,6 +187,8 @@ def centred(o: Operator, integers: Array, zero_point: Array, axis: int) -> Array
         if zero_point.any():
             raise o.unsupported("an int32 constant with a zero point other than 0")
         return integers
+    if zero_point.any() or integers.dtype == np.uint8:
+        o.net.shifted = True
     along = [-1 if i == axis and zero_point.size > 1 else 1 for i in range(integers.ndim)]
     moved = integers.astype(np.int32) - zero_point.astype(np.int32).reshape(along)
     if moved.size and (moved.min() < -128 or moved.max() > 127):

@@ -30,7 +30,7 @@ class OnnxModel:
     """A file's graph, its metadata by name, the SHA-256 (hex) of its bytes, and the file's name of each graph tensor.
 
     The file's images are [N, C, H, W], the graph's (H, W, C). uint8: tensors whose codes are uint8 in the file, 128 above the
-    graph's. rounded: a
+    graph's. shifted: a weight is uint8, or has a zero point. rounded: a
     float32 bias of the file is not exactly the int32 one of the graph, which is what ONNX Runtime makes of it. A tensor that
     is in the graph alone has no name. `file_tensors` are graph indices, for `formats.agree`.
     """
@@ -40,6 +40,7 @@ class OnnxModel:
     sha256: str
     names: tuple[str, ...]
     uint8: frozenset[int]
+    shifted: bool
     rounded: bool
 
     @property
@@ -90,7 +91,7 @@ def read_onnx(data: bytes) -> OnnxModel:
     check(graph)
     names = tuple(t.name for t in net.tensors)
     return OnnxModel(
-        graph, _metadata(model), hashlib.sha256(data).hexdigest(), names, frozenset(net.uint8), net.rounded
+        graph, _metadata(model), hashlib.sha256(data).hexdigest(), names, frozenset(net.uint8), net.shifted, net.rounded
     )
 
 

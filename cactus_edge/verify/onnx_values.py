@@ -74,7 +74,8 @@ Value = Source | Codes | Real | Constant | Pending | Clamped
 class Network:
     """Tensors and nodes read so far, the values by name, and how often each name is read.
 
-    uint8: tensors whose codes the file holds as uint8. single: the file's batch is 1.
+    uint8: tensors whose codes the file holds as uint8. single: the file's batch is 1. shifted: a weight
+    is uint8, or has a zero point.
     """
 
     def __init__(self, constants: dict[str, Array], uses: Counter[str]) -> None:
@@ -86,7 +87,9 @@ class Network:
         self.nodes: list[Node] = []
         self.writer: dict[int, int] = {}
         self.uint8: set[int] = set()
+        self.renamed: set[int] = set()
         self.single = False
+        self.shifted = False
         self.rounded = False
 
     def tensor(self, tensor: Tensor, image: Image | None) -> int:
@@ -128,9 +131,9 @@ class Network:
         self.tensors[tensor] = replace(self.tensors[tensor], name=name)
 
     def fusible(self, tensor: int) -> bool:
-        """Whether the node that writes `tensor` can take an activation: it has none yet."""
+        """Whether the node that writes `tensor` can take an activation: it has none yet, and no other name hides a reader."""
         at = self.writer.get(tensor)
-        op = None if at is None else self.nodes[at].op
+        op = None if at is None or tensor in self.renamed else self.nodes[at].op
         return isinstance(op, FUSING) and op.activation is ops.Activation.NONE
 
 
@@ -248,6 +251,8 @@ class Operator:
         value = self.value(0)
         if value is None:
             raise self.malformed("an operand", "none")
+        if isinstance(value, Real | Codes):
+            self.net.renamed.add(value.tensor)
         self.net.define(self.outputs[0], value, self.what)
 
     def malformed(self, expected: str, got: object) -> ModelError:

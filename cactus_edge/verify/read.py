@@ -26,8 +26,9 @@ def read_for(data: bytes, profile: Profile) -> Graph:
     """The graph that `profile`'s runtime reads from `data`. Raises UnsupportedError where it was not shown to."""
     require_format(data, profile)
     model = read_model(data)
-    if isinstance(model, OnnxModel) and model.unsigned and UINT8 not in profile.rules:
-        raise UnsupportedError(f"the file's activations are uint8, which were not shown equal to {profile.runtime}")
+    if isinstance(model, OnnxModel) and UINT8 not in profile.rules and (model.unsigned or model.shifted):
+        what = "activations are uint8" if model.unsigned else "weights are uint8, or around a zero point"
+        raise UnsupportedError(f"the file's {what}, which were not shown equal to {profile.runtime}")
     return model.graph
 
 

@@ -19,6 +19,7 @@ from cactus_edge.ir.binary import UnsignedMulRule
 from cactus_edge.ir.evaluate import evaluate
 from cactus_edge.ir.lowering import lower
 from cactus_edge.verify.interval import step_bounds
+from cactus_edge.verify.read import read_for
 
 pytestmark = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64") or not has_vnni(), reason="the profile is that of x86-64 with VNNI"
@@ -262,6 +263,34 @@ def test_names_that_exporters_leave_behind() -> None:
     assert mismatches(data, np.random.default_rng(0).normal(0, 4, (50, 7)).astype(np.float32)) == 0
 
 
+@pytest.mark.parametrize("at", ["codes", "value"])
+def test_a_reader_behind_another_name_keeps_what_it_reads(at: str) -> None:
+    """A ReLU on codes is fused with the convolution only where nothing else reads the codes, under any name."""
+    f = File((2, 6, 6))
+    weight = f.weight("w", np.random.default_rng(0).integers(-127, 128, (3, 2, 3, 3)), 0.02)
+    value = f.node("Conv", [f.rounded("input", (0.05, 3), "x"), weight], "c")
+    plain = f.rounded(value, (0.1, 3), "a")
+    if at == "codes":
+        again = f.node("DequantizeLinear", [f.node("Identity", ["a_codes"], "i"), "a_scale", "a_zero"], "again")
+    else:
+        again = f.node("Identity", [plain], "again")
+    clamped = f.rounded(f.node("Relu", [again], "r"), (0.1, 3), "b")
+    data = f.bytes(f.rounded(f.node("Add", [plain, clamped], "s"), (0.2, 3), "y"))
+    want = evaluate(read_onnx(data).graph, images()[:, :, :6, :2], profile("ort-x86"))
+    session = _unoptimised(data)
+    got = session.run(None, {"input": np.ascontiguousarray(images()[:, :, :6, :2].transpose(0, 3, 1, 2))})[0]
+    assert np.abs(got.transpose(0, 2, 3, 1) - want).max() <= 0.41, "at most two steps, of roundings in float"
+    assert (want < 0).any()
+
+
+def _unoptimised(data: bytes) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
 def _tensor(values: Any) -> Any:
     from onnx import numpy_helper
 
@@ -301,6 +330,16 @@ def test_weights_around_another_zero_point_agree(codes: Codes, scale: Any) -> No
     dense = f.weight("v", zero + np.random.default_rng(1).integers(-100, 100, (5, 72)), 0.01, zero, codes)
     data = f.bytes(f.rounded(f.node("Gemm", [value, dense], "g", transB=1), (0.7, 9), "y"))
     assert mismatches(data, images(200)) == 0
+
+
+def test_weights_around_another_zero_point_are_refused_where_nothing_was_shown() -> None:
+    f = File(SHAPE, np.int8)
+    weight = f.weight("w", np.zeros((3, 4, 3, 3)), 0.02, -7)
+    value = f.node("Conv", [f.rounded("input", (0.05, 3), "x"), weight], "c")
+    data = f.bytes(f.rounded(value, (0.3, -3), "y"))
+    assert read_for(data, profile("ort-x86")).digest() == read_onnx(data).graph.digest()
+    with pytest.raises(UnsupportedError, match="weights are uint8, or around a zero point, which were not shown"):
+        read_for(data, profile("ort-arm64"))
 
 
 def test_weights_of_nine_bits_are_refused() -> None:
