@@ -67,7 +67,7 @@ SINS: dict[str, tuple[Callable[[], Graph], str]] = {
         "do not broadcast",
     ),
     "add_with_one_input": (lambda: single(ops.Add(), out(4, 4, 2)), "takes 1 inputs"),
-    "pool_rescales": (lambda: single(ops.AvgPool((2, 2), (2, 2)), out(2, 2, 2, scale=1.0)), "differ from the output's"),
+    "pool_rescales": (lambda: single(ops.MaxPool((2, 2), (2, 2)), out(2, 2, 2, scale=1.0)), "differ from the output's"),
     "pool_padding_beyond_window": (lambda: single(ops.MaxPool((1, 1), (1, 1), ops.Padding2d(1)), out(5, 4, 2)), "not smaller"),
     "mean_axis_twice": (lambda: single(ops.Mean((0, 0)), out(4, 2)), "axes (0, 0)"),
     "pad_negative": (lambda: single(ops.Pad(((-1, 0), (0, 0), (0, 0))), out(3, 4, 2)), "pads"),

@@ -42,7 +42,9 @@ def groups(seed: int, count: int, *, decidable: bool = False, **options: Any) ->
                     Decider(program)
             except UnsupportedError:
                 continue
-            group.append(program)
+            # ONNX Runtime's average has no accumulator, and is never mixed with one that has: files are of one format.
+            if not group or program.values == group[0].values:
+                group.append(program)
         if len(group) < 2 or group[0].profile.name != "tflm":
             continue
         if len(found) % 2:
@@ -161,7 +163,7 @@ def test_a_softmax_must_separate_under_every_rule() -> None:
         labels = np.zeros(len(rows), np.int64)
         own = [Decider(p)._won(rows, labels) for p in group]
         assert np.array_equal(mixed._won(rows, labels), np.logical_and.reduce(own)), k
-    assert len(kinds) == 3
+    assert len(kinds) == 4
 
 
 def test_the_softmax_check_sees_a_rule_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
