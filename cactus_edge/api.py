@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cactus_edge.bundle import Built
     from cactus_edge.recipe import Recipe
     from cactus_edge.verify.certificate import Certificate
-    from cactus_edge.verify.decide import Method
+    from cactus_edge.verify.decide import Decision, Method
     from cactus_edge.verify.recheck import Report
 
 Exact = str | Fraction | int | float
@@ -170,32 +170,57 @@ def _method(name: str) -> Method:
 
 @dataclass(frozen=True)
 class CertifyResult:
-    """A certificate on disk. each: where it is about several profiles, (certified, correct) under each alone."""
+    """A certificate on disk: what was decided, for several profiles for any mixture of them; each: under that one alone."""
 
     path: Path
-    certified: int
-    correct: int
-    total: int
+    decision: Decision
+    each: Mapping[str, Decision]
     eps: str
     profile: str
     conditional_on: str = ""
-    each: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     excluded: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def certified(self) -> int:
+        """Inputs whose region is certified."""
+        return int(self.decision.certified.sum())
+
+    @property
+    def total(self) -> int:
+        """Inputs."""
+        return len(self.decision.certified)
 
     def summary(self) -> Pairs:
         """In words."""
-        return [
-            (
-                "certified",
-                f"{self.certified} of {self.total} ({self.certified / self.total:.2%}) within eps {self.eps}",
-            ),
-            ("clean", f"{self.correct} of {self.total} ({self.correct / self.total:.2%})"),
-            ("profile", f"{self.profile}: any mixture of {', '.join(self.each)}" if self.each else self.profile),
-            *((f"  {name} alone", f"certified {won}, clean {right}") for name, (won, right) in self.each.items()),
-            *((f"  not {name}", why) for name, why in self.excluded.items()),
-            *([("conditional on", self.conditional_on)] if self.conditional_on else []),
-            ("certificate", str(self.path)),
-        ]
+        import numpy as np
+
+        certified, clean = self._counted(self.decision.certified), self._counted(self.decision.correct)
+        if not self.each:
+            rows = [("certified", f"{certified} within eps {self.eps}"), ("clean", clean), ("profile", self.profile)]
+        else:
+            everywhere = np.logical_and.reduce([own.certified for own in self.each.values()])
+            right = np.logical_and.reduce([own.correct for own in self.each.values()])
+            rows = [
+                (
+                    "certified",
+                    f"{self._counted(everywhere)} within eps {self.eps}, under each of {len(self.each)} profiles",
+                ),
+                ("", f"{certified} whatever mixture of them computes"),
+                ("clean", f"{self._counted(right)} under each"),
+                ("", f"{clean} whatever mixture"),
+                ("profile", self.profile),
+                *(
+                    (f"  {name}", f"certified {own.certified.sum()}, clean {own.correct.sum()}")
+                    for name, own in self.each.items()
+                ),
+                *((f"  not {name}", why) for name, why in self.excluded.items()),
+            ]
+        if self.conditional_on:
+            rows.append(("conditional on", self.conditional_on))
+        return [*rows, ("certificate", str(self.path))]
+
+    def _counted(self, flags: npt.NDArray[Any]) -> str:
+        return f"{flags.sum()} of {self.total} ({flags.mean():.2%})"
 
 
 def certify_files(
@@ -226,17 +251,8 @@ def certify_files(
         else f"{eps} {unit} = {float(Fraction(certificate.record['region']['eps'])):.6g} in the data's units"
     )
     row = certificate.record["profile"]
-    each = {name: (int(own.certified.sum()), int(own.correct.sum())) for name, own in certificate.each.items()}
     return CertifyResult(
-        out,
-        int(d.certified.sum()),
-        int(d.correct.sum()),
-        len(y),
-        radius,
-        row["name"],
-        row.get("conditional_on", ""),
-        each,
-        row.get("excluded", {}),
+        out, d, certificate.each, radius, row["name"], row.get("conditional_on", ""), row.get("excluded", {})
     )
 
 

@@ -50,7 +50,12 @@ def add_parser(verbs: Any) -> None:
         help="firmware to bind to the certificate",
     )
     p.add_argument("--out", type=Path, required=True, metavar="cert.json")
-    p.add_argument("--require", type=float, metavar="PERCENT", help="exit 1 where fewer of the inputs are certified")
+    p.add_argument(
+        "--require",
+        type=float,
+        metavar="PERCENT",
+        help="exit 1 where fewer of the inputs are certified; of several profiles, in any mixture",
+    )
     p.set_defaults(run=run)
 
 

@@ -301,8 +301,8 @@ def test_certify_names_what_holds_under_each_profile(model: Path, data: Path, tm
     files = [str(model), f"--data={data}", "--eps=1", "--unit=lsb", "--profile=tflm,litert-ref", f"--out={made}"]
     assert main(["certify", *files]) == 0
     shown = capsys.readouterr().out
-    assert "litert-ref,tflm: any mixture of litert-ref, tflm" in shown
-    assert "tflm alone" in shown and "litert-ref alone" in shown
+    assert "under each of 2 profiles" in shown and "whatever mixture of them computes" in shown
+    assert "litert-ref,tflm" in shown and "  tflm  " in shown and "  litert-ref  " in shown
     assert main(["verify", str(made), f"--model={model}", f"--data={data}"]) == 0
     assert "verdict.each" in capsys.readouterr().out
 
@@ -311,9 +311,5 @@ def test_certify_all_says_who_cannot_run_the_file(model: Path, data: Path, tmp_p
     made = tmp_path / "cert.json"
     assert main(["certify", str(model), f"--data={data}", "--eps=0", "--profile=all", f"--out={made}"]) == 0
     shown = capsys.readouterr().out
-    assert (
-        "all: any mixture of" in shown
-        and "tflm alone" in shown
-        and "not x-cube-ai" in shown
-        and "has no rule for" in shown
-    )
+    assert "whatever mixture" in shown and "  tflm  " in shown
+    assert "not x-cube-ai" in shown and "has no rule for" in shown
