@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.errors import InputError
-from cactus_edge.formats.agree import RUNTIMES, Agreement, LayerDifference, agree, layer_difference
+from cactus_edge.formats.agree import RUNTIMES, Agreement, LayerDifference, agree, layer_difference, open_session
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.evaluate import evaluate, quantised, run, trace
 from cactus_edge.ir.graph import Graph
 from cactus_edge.ir.lowering import lower
 from cactus_edge.report.table import Column
-from cactus_edge.verify.read import read_model, require_format
+from cactus_edge.verify.read import AnyModel, read_model, require_format
 
 Array = npt.NDArray[Any]
 Histogram = Mapping[int, int]
@@ -102,22 +102,23 @@ def compare(data: bytes, x: Array, names: Sequence[str]) -> Comparison:
             hint = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(known)}"
             raise InputError(f"unknown runtime {name!r}", hint=hint)
         require_format(data, profile(C_PROFILE if name == C else RUNTIMES[name].profile))
-    graph = read_model(data).graph
-    found = tuple(_c(graph, x) if name == C else _runtime(data, graph, x, name) for name in names)
+    model = read_model(data)
+    graph = model.graph
+    found = tuple(_c(graph, x) if name == C else _runtime(data, model, x, name) for name in names)
     rules = list(dict.fromkeys(r.found.profile for r in found))
     others = tuple(_between(graph, x, rules[0], other) for other in rules[1:])
     return Comparison(len(x), len(x) * graph.output.size, found, others)
 
 
-def _runtime(data: bytes, graph: Graph, x: Array, name: str) -> RuntimeAgreement:
+def _runtime(data: bytes, model: AnyModel, x: Array, name: str) -> RuntimeAgreement:
     """The runtime runs again for its histogram where it differs."""
     found = agree(data, x, name)
     if found.exact:
         return RuntimeAgreement(found, {})
     entry = RUNTIMES[name]
-    rules = profile(entry.profile)
+    rules, graph = profile(entry.profile), model.graph
     samples = x if x.dtype == graph.input.dtype else quantised(lower(graph, rules), x)
-    session = entry.open(data, graph, False)
+    session = open_session(entry, data, model)
     got = np.stack([session.run(sample) for sample in samples])
     return RuntimeAgreement(found, _histogram(graph, evaluate(graph, x, rules), got))
 

@@ -17,7 +17,8 @@ from cactus_edge.ir.graph import Graph
 from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.profile import Profile
 from cactus_edge.verify.onnx_layout import stored_columns, stored_image
-from cactus_edge.verify.read import AnyModel, format_of, read_model
+from cactus_edge.verify.read import AnyModel, format_of, graph_for, read_model
+from cactus_edge.verify.tflite_read import Model
 
 if TYPE_CHECKING:
     from cactus_edge.device.remote import Layer, RemoteReport, Work
@@ -83,7 +84,11 @@ def work_for(data: bytes, x: Array, target: SshTarget) -> Work:
         )
     engine = target.engines[form]
     rules, model = profile(engine.profile), read_model(data)
-    program = lower(model.graph, rules)
+    program = lower(graph_for(model, rules), rules)
+    if isinstance(model, Model) and (model.unsigned_input or model.unsigned_output):
+        raise UnsupportedError(
+            "uint8 input or output on another computer", hint="cactus-edge convert --to tflite gives int8 ends"
+        )
     values = quantised(program, x) if model.graph.input.dtype == "int8" else x
     if values.dtype != model.graph.input.dtype:
         raise InputError(f"the model takes {model.graph.input.dtype} values, the data are {x.dtype}")
@@ -121,7 +126,12 @@ class _Layers:
         from cactus_edge.formats.litert import with_output
 
         file = self.model.file_tensors
-        return [Layer(label, with_output(self.data, file[t]), codes) for label, t, codes in self._codes(index)]
+        # A tensor of the graph alone is nothing that the file could be made to output.
+        return [
+            Layer(label, with_output(self.data, file[t]), codes)
+            for label, t, codes in self._codes(index)
+            if file[t] >= 0
+        ]
 
     def onnx(self, index: int) -> Sequence[Layer]:
         """For ONNX: pieces whose output is the dequantised tensor, channel first."""

@@ -27,7 +27,7 @@ from cactus_edge.ir.profile import Profile
 from cactus_edge.ir.tensorrt import TENSORRT
 from cactus_edge.report.table import Column
 from cactus_edge.verify.overflow import Fact, prove
-from cactus_edge.verify.read import format_of, read_model
+from cactus_edge.verify.read import AnyModel, format_of, graph_for, read_model
 
 Pairs = list[tuple[str, str]]
 
@@ -171,7 +171,7 @@ def inspect_model(data: bytes) -> Inspection:
     """Reads the file `data`, .tflite or .onnx, and says what is in it. Raises ModelError where it cannot be read, naming the operator."""
     model, kind = read_model(data), format_of(data)
     graph, layout = model.graph, plan(model.graph)
-    profiles = tuple(_profile(graph, p, data) for p in PROFILES.values() if p.reads == kind)
+    profiles = tuple(_profile(model, p, data) for p in PROFILES.values() if p.reads == kind)
     facts = [fact for p in profiles for fact in p.facts]
     try:
         c_bytes, c_refusal = len(build(graph, profile(C_PROFILE)).data), ""
@@ -234,11 +234,13 @@ def _detail(op: ops.Op) -> str:
     return _times(kernel) + ("" if stride == (1, 1) else f"/{_times(stride)}")
 
 
-def _profile(graph: Graph, rules: Profile, data: bytes) -> ProfileFacts:
+def _profile(model: AnyModel, rules: Profile, data: bytes) -> ProfileFacts:
     """The profile's own refusal or an overflow comes first; then that of its runtimes, where all of them refuse."""
     facts: tuple[Fact, ...] = ()
     reason = ""
+    graph = model.graph
     try:
+        graph_for(model, rules)
         if rules.name == TENSORRT.name:
             read_tensorrt(data)
         facts = prove(lower(graph, rules))

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.ir import atoms
+from cactus_edge.ir.arith import INT8_MIN
 from cactus_edge.ir.atoms import Program, Step
 from cactus_edge.ir.binary import BinaryRule
 from cactus_edge.ir.evaluate import run, values
@@ -87,10 +88,8 @@ def attack(
 def margin_gradient(program: Program, x: Int8, labels: npt.NDArray[np.int64]) -> Real:
     """Straight-through gradient at x of the margin out_y - max_{j != y} out_j, taken before a final softmax; [N, *shape]."""
     known = values(program, x)
-    steps = list(program.steps)
-    top = program.output
-    if isinstance(steps[-1].atom, atoms.Softmax):
-        top = steps.pop().args[0]
+    last = next((s for s in program.steps if s.out == program.output), None)
+    top = last.args[0] if last is not None and isinstance(atoms.example(last.atom), atoms.Softmax) else program.output
     output = known[top].reshape(len(x), -1)
     rows = np.arange(len(x))
     others = output.astype(np.float64)
@@ -99,7 +98,7 @@ def margin_gradient(program: Program, x: Int8, labels: npt.NDArray[np.int64]) ->
     seed[rows, labels] = 1.0
     seed[rows, others.argmax(1)] -= 1.0
     gradients: dict[int, Real] = {top: seed.reshape(known[top].shape)}
-    for step in reversed(steps):
+    for step in reversed(program.steps):
         above = gradients.pop(step.out, None)
         if above is None:
             continue
@@ -131,7 +130,9 @@ def _backward(step: Step, known: list[Int64], above: Real) -> list[Real]:
         case atoms.Gather(rearrangement):
             return _gather_backward(rearrangement, args, above)
         case atoms.Softmax():
-            raise AssertionError("a softmax is the last step, and the margin is taken before it")
+            # In the middle of a network; at its end the margin is taken before it.
+            share = (out - INT8_MIN) / 256
+            return [share * (above - (share * above).sum(-1, keepdims=True))]
         case other:
             assert_never(other)
 

@@ -22,7 +22,8 @@ from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.evaluate import evaluate, trace
 from cactus_edge.ir.graph import Graph
-from cactus_edge.verify.read import AnyModel, read_model, require_format
+from cactus_edge.verify.read import AnyModel, graph_for, read_model, require_format
+from cactus_edge.verify.tflite_read import Model
 
 Array = npt.NDArray[Any]
 
@@ -135,10 +136,10 @@ def agree(data: bytes, x: Array, runtime: str = "tflm") -> Agreement:
     rule = profile(entry.profile)
     require_format(data, rule)
     model = read_model(data)
-    entry.check(model.graph)
+    entry.check(graph_for(model, rule))
     expected = evaluate(model.graph, x, rule)
     samples = _as_file_input(model.graph, x, rule)
-    session = entry.open(data, model.graph, False)
+    session = open_session(entry, data, model)
     got = np.stack([session.run(sample) for sample in samples]) if len(samples) else expected
     differ = _bits(got) != _bits(expected)
     rows = differ.reshape(len(differ), model.graph.output.size)
@@ -159,6 +160,32 @@ def agree(data: bytes, x: Array, runtime: str = "tflm") -> Agreement:
         int(flips.sum()),
         first,
     )
+
+
+def open_session(entry: Runtime, data: bytes, model: AnyModel, *, keep: bool = False) -> Session:
+    """The file in the runtime, for int8 samples even where the file's own ends hold uint8 codes; `keep` as in `Runtime`."""
+    session = entry.open(data, model.graph, keep)
+    if isinstance(model, Model) and (model.unsigned_input or model.unsigned_output):
+        return _Int8Ends(session, model.unsigned_input)
+    return session
+
+
+class _Int8Ends:
+    """A session whose file holds uint8 codes at an end, in int8 codes 128 below."""
+
+    def __init__(self, session: Session, unsigned_input: bool) -> None:
+        self._session, self._unsigned_input = session, unsigned_input
+
+    def run(self, sample: Array) -> Array:
+        return self._lowered(self._session.run(sample.view(np.uint8) ^ 0x80 if self._unsigned_input else sample))
+
+    def tensor(self, index: int) -> Array | None:
+        found = self._session.tensor(index)
+        return None if found is None else self._lowered(found)
+
+    @staticmethod
+    def _lowered(codes: Array) -> Array:
+        return (codes ^ 0x80).view(np.int8) if codes.dtype == np.uint8 else codes
 
 
 def layer_difference(graph: Graph, node: int, sample: int, want: Array, got: Array) -> LayerDifference | None:
@@ -206,12 +233,12 @@ def _first_difference(
 ) -> LayerDifference | None:
     """Runs one sample keeping every tensor and compares them in execution order; float32 tensors are left out."""
     graph = model.graph
-    session = entry.open(data, graph, True)
+    session = open_session(entry, data, model, keep=True)
     session.run(sample)
     expected = trace(graph, sample[np.newaxis], profile(entry.profile))
     for index, node in enumerate(graph.nodes):
         want = expected[node.output]
-        if want is None:
+        if want is None or model.file_tensors[node.output] < 0:
             continue
         got = session.tensor(model.file_tensors[node.output])
         if got is None:

@@ -67,6 +67,11 @@ def _builtin(graph: Graph, node: Node) -> _Builtin:
             x, y, out = (graph.tensors[i] for i in (*node.inputs, node.output))
             version, runtime = (3, (1, 15, 0)) if x.scale * y.scale >= out.scale else (2, (1, 14, 0))
             return _Builtin("MUL", version, runtime, "MulOptions")
+        case ops.Maximum() | ops.Minimum():
+            shapes = {graph.tensors[i].shape for i in node.inputs}
+            broadcast = len(shapes) > 1 and max(map(len, shapes)) > 3
+            version, runtime = (3, (2, 3, 0)) if broadcast else (2, (1, 14, 0))
+            return _Builtin(type(node.op).__name__.upper(), version, runtime, "MaximumMinimumOptions")
         case ops.AvgPool():
             return _Builtin("AVERAGE_POOL_2D", 2, (1, 14, 0), "Pool2DOptions")
         case ops.MaxPool():
@@ -317,7 +322,10 @@ class _Writer:
         if isinstance(op, FUSING):
             options.fusedActivationFunction = getattr(self.fb.ActivationFunctionType, op.activation.name)
         match op:
-            case ops.Conv2d() | ops.Dense():
+            case ops.Conv2d():
+                return self._weights(op, node)
+            case ops.Dense(weight):
+                options.keepNumDims = weight.shape[1] != x.size
                 return self._weights(op, node)
             case ops.DepthwiseConv2d():
                 options.depthMultiplier = out.shape[2] // x.shape[2]
@@ -355,7 +363,7 @@ class _Writer:
                 options.beta = beta
             case ops.Add() | ops.Sub() | ops.Mul() | ops.Relu() | ops.Relu6() | ops.HardSwish() | ops.Logistic():
                 pass
-            case ops.Tanh() | ops.Requantize() | ops.Quantize() | ops.Dequantize():
+            case ops.Tanh() | ops.Maximum() | ops.Minimum() | ops.Requantize() | ops.Quantize() | ops.Dequantize():
                 pass
             case _:
                 assert_never(op)

@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping
 
 from cactus_edge.errors import InputError
-from cactus_edge.ir.profile import BLOCKS, DISTINCT, NARROW, SIXTEEN_BITS, UINT8, Profile
+from cactus_edge.ir.profile import BLOCKS, DISTINCT, NARROW, SIXTEEN_BITS, STORED, UINT8, Profile
 from cactus_edge.ir.tensorrt import TENSORRT
 
 Rules = Mapping[str, tuple[str, ...]]
@@ -28,8 +28,15 @@ COPIES: Rules = {
 }
 """Ops that move or choose codes; most runtimes agree on them."""
 
-MOVES: Rules = {"Transpose": ("copy",), "Slice": ("copy",), "ResizeNearest": ("copy",)}
-"""More of them, which fewer runtimes were shown to run."""
+MOVES: Rules = {
+    "Transpose": ("copy",),
+    "Slice": ("copy",),
+    "ResizeNearest": ("copy",),
+    "Maximum": ("max",),
+    "Minimum": ("max",),
+    "DenseRows": ("rows",),
+}
+"""More of them, which fewer runtimes were shown to run; DenseRows: a dense layer on each row of its input."""
 
 GEMMLOWP: Rules = {
     **COPIES,
@@ -162,7 +169,7 @@ PROFILES: Mapping[str, Profile] = {
         "in double (sources up to 2026-08: float32)",
         cpu="any; integer only, built without TFLITE_SINGLE_ROUNDING",
         reads="tflite",
-        rules={**GEMMLOWP, "Sum": ("D", "folded_count")},
+        rules={**GEMMLOWP, "Sum": ("D", "folded_count"), STORED: ("stored",)},
         source="tensorflow/lite/micro/kernels, tensorflow/lite/kernels/internal/reference; vectors in tests/formats and tests/ir",
     ),
     "tflm-single-rounding": Profile(
@@ -249,6 +256,7 @@ PROFILES: Mapping[str, Profile] = {
             "Reshape": ("copy",),
             "Input": ("half_away",),
             "Softmax": ("gemmlowp_q5_26",),
+            STORED: ("stored",),
         },
         source="closed; the boards' log of 1,000 keyword inputs, equal to three digits of every output (tests/formats)",
     ),

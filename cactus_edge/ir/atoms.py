@@ -202,7 +202,7 @@ class Gather:
 
 @dataclass(frozen=True)
 class Softmax:
-    """Row softmax over the last axis. Only as the last step; verify decides at its input."""
+    """Row softmax over the last axis. As the last step verify decides at its input; before others its outputs are any codes."""
 
     rule: AnySoftmaxRule
 

@@ -233,5 +233,26 @@ class FloatAddRule:
         return self.scales[0] / self.output_scale, self.scales[1] / self.output_scale
 
 
-BinaryRule = AddRule | VectorAddRule | FixedPointAddRule | FusedAddRule | FloatAddRule | MulRule | UnsignedMulRule
+@dataclass(frozen=True)
+class Extreme:
+    """(x1, x2) -> the larger, or the smaller, of two codes of one scale and zero point. Non-decreasing in both.
+
+    Source: reference/maximum_minimum.h.
+    """
+
+    larger: bool
+    lo: int = INT8_MIN
+    hi: int = INT8_MAX
+
+    def apply(self, x1: Int64, x2: Int64) -> Int64:
+        chosen: Int64 = np.maximum(x1, x2) if self.larger else np.minimum(x1, x2)
+        return chosen
+
+    def slopes(self, x1: Int64, x2: Int64) -> tuple[Any, Any]:
+        """1 by the argument that is chosen, 0 by the other; no proof rests on it."""
+        first = (x1 >= x2) == self.larger
+        return first.astype(np.float64), (~first).astype(np.float64)
+
+
+BinaryRule = AddRule | VectorAddRule | FixedPointAddRule | FusedAddRule | FloatAddRule | MulRule | UnsignedMulRule | Extreme
 """Every rule of two arguments."""

@@ -193,6 +193,8 @@ def _draft(program: Program, layout: Plan, index: int) -> _Draft:
             return _softmax(steps, x, common)
         case ops.Sub() | ops.Mul() | ops.LeakyRelu() | ops.HardSwish() | ops.Logistic() | ops.Tanh():
             raise UnsupportedError("the C runtime has no kernel for it")
+        case ops.Maximum() | ops.Minimum():
+            raise UnsupportedError("the C runtime has no kernel for it")
         case ops.Transpose() | ops.Slice() | ops.ResizeNearest():
             raise UnsupportedError("the C runtime has no kernel for it")
         case ops.Reshape() | ops.Quantize() | ops.Dequantize():

@@ -74,18 +74,20 @@ def output_size(
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """y[o] = sum_i weight[o, i] x_flat[i]; weight [O, I]."""
+    """y[..., o] = sum_i weight[o, i] x[..., i]; weight [O, I]. An input of I elements is one row, whatever its shape."""
 
     weight: Array
     in_shape: tuple[int, ...]
 
     @property
     def out_shape(self) -> tuple[int, ...]:
-        return (self.weight.shape[0],)
+        outputs, inputs = self.weight.shape
+        one = int(np.prod(self.in_shape, dtype=np.int64)) == inputs
+        return (outputs,) if one else (*self.in_shape[:-1], outputs)
 
     def apply(self, x: Array) -> Array:
-        result: Array = x.reshape(len(x), -1) @ self.weight.T.astype(x.dtype, copy=False)
-        return result
+        rows: Array = x.reshape(-1, self.weight.shape[1]) @ self.weight.T.astype(x.dtype, copy=False)
+        return rows.reshape(len(x), *self.out_shape)
 
     def adjoint(self, y: Array) -> Array:
         result: Array = (y @ self.weight.astype(y.dtype, copy=False)).reshape(len(y), *self.in_shape)

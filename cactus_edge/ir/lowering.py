@@ -27,6 +27,7 @@ from cactus_edge.ir.atoms import (
     Take,
     Value,
 )
+from cactus_edge.ir.binary import Extreme
 from cactus_edge.ir.graph import Graph, Node
 from cactus_edge.ir.linear import Linear
 from cactus_edge.ir.profile import Profile
@@ -114,6 +115,8 @@ def _expand(b: _Builder, index: int, node: Node) -> None:
         case ops.Conv2d() | ops.DepthwiseConv2d() | ops.Dense() as op:
             kind = profile.kind(op, x.shape)
             profile.check_weight(kind, op.weight)
+            if isinstance(op, ops.Dense) and op.weight.shape[1] != x.size:
+                profile.rule("DenseRows")
             clamp = profile.clamp(kind, op.activation, out.scale, out.zero_point)
             rule = profile.requantise(kind, x.scale, op.weight_scale, out.scale, out.zero_point, clamp)
             affine = Affine(linear_map(op, x.shape), -x.zero_point, op.bias.astype(np.int64))
@@ -133,6 +136,9 @@ def _expand(b: _Builder, index: int, node: Node) -> None:
                 sign = -1 if isinstance(node.op, ops.Sub) else 1
                 total = profile.add(kind, scales, zero_points, sign, out.scale, out.zero_point, clamp)
                 b.result(Isotone(total, (1, sign)), args, index)
+        case ops.Maximum() | ops.Minimum():
+            profile.rule(kind)
+            b.result(Isotone(Extreme(isinstance(node.op, ops.Maximum)), (1, 1)), args, index)
         case ops.AvgPool(kernel, stride, padding, activation):
             pool = linear.WindowSum(_image(x.shape), kernel, stride, padding)
             clamp = profile.clamp(kind, activation, out.scale, out.zero_point)

@@ -95,6 +95,7 @@ class DepthwiseConv2d:
 class Dense:
     """acc[o] = sum_i weight[o,i] * (x[i] - z_in) + bias[o] over the flattened input, then requantised; output shape (O,).
 
+    An input [..., I] of several rows gives an output [..., O], row by row.
     weight int8 [O, I], bias int32 [O], weight_scale float32 [1] (per tensor) or [O] (per channel).
     """
 
@@ -123,6 +124,16 @@ class Mul:
     """x * y elementwise, shapes and scales as in Add."""
 
     activation: Activation = Activation.NONE
+
+
+@dataclass(frozen=True)
+class Maximum:
+    """The larger of two tensors elementwise, all of equal scale and zero point; an axis of size 1 is repeated."""
+
+
+@dataclass(frozen=True)
+class Minimum:
+    """The smaller of two tensors, as Maximum."""
 
 
 @dataclass(frozen=True)
@@ -253,7 +264,7 @@ class Dequantize:
 
 @dataclass(frozen=True)
 class Softmax:
-    """softmax(beta * x) over the last axis; output scale 1/256, zero point -128. Only as the last integer op."""
+    """softmax(beta * x) over the last axis; output scale 1/256, zero point -128."""
 
     beta: float = 1.0
 
@@ -265,6 +276,8 @@ Op = (
     | Add
     | Sub
     | Mul
+    | Maximum
+    | Minimum
     | AvgPool
     | MaxPool
     | Mean

@@ -123,6 +123,8 @@ def in_place(op: ops.Op) -> bool:
     match op:
         case ops.Add() | ops.Sub() | ops.Mul() | ops.Relu() | ops.Relu6() | ops.LeakyRelu() | ops.HardSwish():
             return True
+        case ops.Maximum() | ops.Minimum():
+            return True
         case ops.Logistic() | ops.Tanh() | ops.Requantize() | ops.Softmax() | ops.Mean() | ops.Sum():
             return True
         case ops.AvgPool() | ops.MaxPool():

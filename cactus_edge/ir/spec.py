@@ -80,10 +80,10 @@ def _check_order(graph: Graph) -> None:
 
 def _check_node(graph: Graph, index: int, node: Node) -> None:
     arity = len(node.inputs)
-    binary = isinstance(node.op, ops.Add | ops.Sub | ops.Mul)
+    binary = isinstance(node.op, ops.Add | ops.Sub | ops.Mul | ops.Maximum | ops.Minimum)
     if arity != (2 if binary else 1) and not isinstance(node.op, ops.Concat):
         raise ModelError(f"takes {arity} inputs")
-    if sum(i in graph.constants for i in node.inputs) > int(binary):
+    if all(i in graph.constants for i in node.inputs):
         raise ModelError("reads constants only: its result is one, which the file should hold")
     inputs = [graph.tensors[i] for i in node.inputs]
     x, out = inputs[0], graph.tensors[node.output]
@@ -105,11 +105,15 @@ def _check_node(graph: Graph, index: int, node: Node) -> None:
             _check_window((h, w), (kh, kw), op, o, out, op.dilation)
         case ops.Dense() as op:
             o, i = _rank(op.weight, 2)
-            if i != x.size:
-                raise ModelError(f"weight {op.weight.shape} does not fit an input of {x.size} elements")
+            if i not in (x.size, *x.shape[-1:]):
+                raise ModelError(f"weight {op.weight.shape} does not fit an input of shape {x.shape}")
             _check_affine(op, o, i, x, out)
-            _expect_shape(out, (o,))
+            _expect_shape(out, (o,) if i == x.size else (*x.shape[:-1], o))
         case ops.Add() | ops.Sub() | ops.Mul():
+            _expect_shape(out, _broadcast(x.shape, inputs[1].shape))
+        case ops.Maximum() | ops.Minimum():
+            for operand in inputs:
+                _expect_like(operand, out)
             _expect_shape(out, _broadcast(x.shape, inputs[1].shape))
         case ops.AvgPool() | ops.MaxPool() as op:
             h, w, c = _image(x)
@@ -171,8 +175,6 @@ def _check_node(graph: Graph, index: int, node: Node) -> None:
             if not (math.isfinite(beta) and beta > 0):
                 raise ModelError(f"beta {beta}, expected a finite number above zero")
             _expect_quantised(out, 1 / 256, -128)
-            if any(not isinstance(n.op, ops.Dequantize) for n in graph.nodes[index + 1 :]):
-                raise ModelError("is not the last op; only a softmax at the end is supported")
         case _:
             assert_never(node.op)
 

@@ -80,8 +80,7 @@ class Decider:
     ) -> None:
         self.facts = prove(program)
         self.definite = program.definite
-        self.softmaxes = _softmax_rules(program)
-        self.logits = program.steps[-1].args[0] if self.softmaxes else program.output
+        self.softmaxes, self.logits = _logits(program)
         self.classes = program.output_tensor.size
         _check_end(program, self.softmaxes)
         self.tail = find_tail(program, self.logits, self.classes)
@@ -189,11 +188,14 @@ def _every(rows: Bools) -> Bools:
     return np.asarray(rows.all(1))
 
 
-def _softmax_rules(program: Program) -> tuple[AnySoftmaxRule, ...]:
-    """Every rule by which the program may end in a softmax; none where it ends in something else."""
-    last = program.steps[-1].atom if program.steps else None
-    atoms = last.atoms if isinstance(last, AnyOf) else (last,)
-    return tuple(atom.rule for atom in atoms if isinstance(atom, Softmax))
+def _logits(program: Program) -> tuple[tuple[AnySoftmaxRule, ...], int]:
+    """Every rule of the softmax that writes the program's output, if one does, and the value that decides: its input, else the output."""
+    for step in program.steps:
+        if step.out == program.output:
+            atoms = step.atom.atoms if isinstance(step.atom, AnyOf) else (step.atom,)
+            if found := tuple(atom.rule for atom in atoms if isinstance(atom, Softmax)):
+                return found, step.args[0]
+    return (), program.output
 
 
 def _check_end(program: Program, softmaxes: tuple[AnySoftmaxRule, ...]) -> None:

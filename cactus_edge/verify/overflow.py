@@ -33,6 +33,7 @@ from cactus_edge.ir.atoms import (
 from cactus_edge.ir.binary import (
     AddRule,
     BinaryRule,
+    Extreme,
     FixedPointAddRule,
     FloatAddRule,
     FusedAddRule,
@@ -158,8 +159,9 @@ def _sum_quantities(add: BinaryRule) -> Iterator[tuple[str, int]]:
             # x * m and z * m as separate terms, in any order, with the rounding constant.
             terms = sum(m * (128 + abs(z)) for m, z in zip(add.multipliers, add.zero_points, strict=True))
             yield "the sum of both products, zero points folded anywhere", terms + (1 << (add.shift - 1))
-        case FusedAddRule() | FloatAddRule() | UnsignedMulRule():
-            pass  # On floats; what is converted to an integer is clamped to 8 bits before, or small by the ratios it takes.
+        case FusedAddRule() | FloatAddRule() | UnsignedMulRule() | Extreme():
+            # On floats; what is converted to an integer is clamped to 8 bits before, or small by the ratios it takes. Or on codes.
+            pass
         case _:
             assert_never(add)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cactus_edge.errors import UnsupportedError
 from cactus_edge.ir.graph import Graph
-from cactus_edge.ir.profile import UINT8, Format, Profile
+from cactus_edge.ir.profile import STORED, UINT8, Format, Profile
 from cactus_edge.verify.onnx_read import OnnxModel, read_onnx
 from cactus_edge.verify.tflite_read import Model, read_tflite
 
@@ -25,10 +25,20 @@ def read_model(data: bytes) -> AnyModel:
 def read_for(data: bytes, profile: Profile) -> Graph:
     """The graph that `profile`'s runtime reads from `data`. Raises UnsupportedError where it was not shown to."""
     require_format(data, profile)
-    model = read_model(data)
-    if isinstance(model, OnnxModel) and UINT8 not in profile.rules and (model.unsigned or model.shifted):
-        what = "activations are uint8" if model.unsigned else "weights are uint8, or around a zero point"
-        raise UnsupportedError(f"the file's {what}, which were not shown equal to {profile.runtime}")
+    return graph_for(read_model(data), profile)
+
+
+def graph_for(model: AnyModel, profile: Profile) -> Graph:
+    """The graph of a file of the profile's format. Raises UnsupportedError where its runtime was not shown to read that from it."""
+    if isinstance(model, OnnxModel):
+        if UINT8 not in profile.rules and (model.unsigned or model.shifted):
+            what = "activations are uint8" if model.unsigned else "weights are uint8, or around a zero point"
+            raise UnsupportedError(f"the file's {what}, which were not shown equal to {profile.runtime}")
+    elif model.computed is not None and STORED in profile.rules:
+        raise UnsupportedError(
+            f"{model.computed}. {profile.runtime} takes shapes as they are stored and would compute something else",
+            hint="convert the model again with a fixed batch size of 1",
+        )
     return model.graph
 
 

@@ -17,7 +17,7 @@ from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.mixture import mix
 from cactus_edge.ir.profile import Profile
 from cactus_edge.verify.overflow import prove
-from cactus_edge.verify.read import require_format
+from cactus_edge.verify.read import graph_for, require_format
 from cactus_edge.verify.tflite_read import read_tflite
 
 ALL = "all"
@@ -41,7 +41,7 @@ class FileFormat:
 
 def _read_tflite(data: bytes, profile: Profile) -> Graph:
     require_format(data, profile)
-    return read_tflite(data).graph
+    return graph_for(read_tflite(data), profile)
 
 
 TFLITE = FileFormat("tflite", _read_tflite)

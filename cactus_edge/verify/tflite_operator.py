@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from enum import IntEnum
 from typing import Any
 
@@ -15,14 +16,22 @@ from cactus_edge.verify import tflite_schema as fb
 from cactus_edge.verify.flatbuffer import Table, Tables
 from cactus_edge.verify.tflite_tensors import MAX_INDICES, Tensors, indices, refuse
 
+FLOATS = frozenset({"FLOAT16", "FLOAT32", "FLOAT64", "BFLOAT16"})
+
 
 class Operator:
     """One operator of the file: its name, options and operands, with messages that name it and its index."""
 
     first = 0
     """The operand that is the first activation."""
-    copies = 1
-    """How often its activations are read, one after the other."""
+    sources: tuple[int, ...] = ()
+    """The activations that its last op reads, as the graph numbers them."""
+    shape: tuple[int, ...] | None = None
+    """The shape of its output when it runs, where that need not be the stored one (`Tensors.define`)."""
+    unsigned = False
+    """Whether its output is the model's own and holds uint8 codes."""
+    stands_for: ir.Tensor | None = None
+    """What its input is instead of a tensor of the graph: one of the images of a dilated convolution."""
 
     def __init__(self, tensors: Tensors, codes: Tables, table: Table, index: int, known: Collection[str]) -> None:
         self.tensors = tensors
@@ -39,6 +48,9 @@ class Operator:
             raise UnsupportedError(
                 f"{self.what} {code.text(fb.OperatorCode.CUSTOM_CODE)!r}: custom operators are not supported"
             )
+        self.inputs = indices(table, fb.Operator.INPUTS)
+        self.outputs = indices(table, fb.Operator.OUTPUTS)
+        self._refuse_floats()
         if self.name not in known:
             raise UnsupportedError(f"{self.what} is not supported", hint=f"supported: {', '.join(sorted(known))}")
         if code.number(fb.OperatorCode.VERSION, "i", 1) < 1:
@@ -48,8 +60,19 @@ class Operator:
         if indices(table, fb.Operator.INTERMEDIATES) or (mutating is not None and mutating.any()):
             raise self.unsupported("an operator with state or intermediate tensors")
         self.options = self._options(table)
-        self.inputs = indices(table, fb.Operator.INPUTS)
-        self.outputs = indices(table, fb.Operator.OUTPUTS)
+        self.steps: list[ir.Node] = []
+
+    def _refuse_floats(self) -> None:
+        """Raises UnsupportedError, naming the operator, where it computes on floats: those are between its ends, not inside."""
+        reads = [self.tensors.type_name(i) for i in self.inputs if i != -1]
+        writes = [self.tensors.type_name(i) for i in self.outputs]
+        found = [t for t in (*reads * (self.name != "QUANTIZE"), *writes * (self.name != "DEQUANTIZE")) if t in FLOATS]
+        if found:
+            weights = ", the weights of a model that is not quantised" if reads == ["FLOAT16"] else ""
+            raise UnsupportedError(
+                f"{self.what} computes on {found[0]}{weights}: a float island",
+                hint="quantise weights and activations: convert with a representative data set and TFLITE_BUILTINS_INT8",
+            )
 
     def _options(self, table: Table) -> Table | None:
         if self.name not in fb.OPTIONS:
@@ -113,6 +136,8 @@ class Operator:
 
     def x(self, index: int = 0) -> ir.Tensor:
         """The activation that is operand `index`."""
+        if self.stands_for is not None:
+            return self.stands_for
         return self.tensors.activations[self.tensors.use(self.inputs[index], f"input {index} of {self.what}")]
 
     def constant(self, index: int, type_name: str) -> tuple[npt.NDArray[Any], Table]:
@@ -129,7 +154,15 @@ class Operator:
 
     def output(self, index: int = 0) -> ir.Tensor:
         """The activation that it writes as output `index`, before it is defined."""
-        return self.tensors.peek(self.outputs[index])
+        written = self.outputs[index]
+        return self.tensors.peek(written, self.shape, unsigned=self.tensors.type_name(written) == "UINT8")
+
+    def step(self, op: ops.Op, inputs: tuple[int, ...], shape: tuple[int, ...]) -> int:
+        """Puts `op` in front of the operator's last one; its result of `shape`, quantised as its first input, as the graph numbers it."""
+        like = self.tensors.activations[inputs[0]]
+        result = self.tensors.add(replace(like, name=f"{self.output().name}/{len(self.steps)}", shape=shape))
+        self.steps.append(ir.Node(op, inputs, result))
+        return result
 
     def axis(self, axis: int) -> int:
         """`axis` (negative: from the end) of the first activation among the sample's. Refuses the batch axis."""

@@ -13,7 +13,7 @@ import hashlib
 from dataclasses import dataclass
 
 from cactus_edge.errors import ModelError, UnsupportedError
-from cactus_edge.ir.graph import Graph
+from cactus_edge.ir.graph import Graph, Node
 from cactus_edge.ir.spec import check
 from cactus_edge.verify import tflite_schema as fb
 from cactus_edge.verify.flatbuffer import Reader, Table
@@ -23,15 +23,25 @@ from cactus_edge.verify.tflite_tensors import Tensors, indices, refuse
 MAX_OPERATORS = 2048
 """Operators of one file: a few bytes each could otherwise cost a thousand times their size in memory, and minutes."""
 
+MAX_NODES = 2 * MAX_OPERATORS
+"""Ops of the graph, several of which one operator may be."""
+
 
 @dataclass(frozen=True)
 class Model:
-    """A file's graph, its metadata buffers by name, the SHA-256 (hex) of its bytes, and the file's index of each graph tensor."""
+    """A file's graph, its metadata buffers by name, the SHA-256 (hex) of its bytes, and the file's index of each graph tensor.
+
+    An index of -1: the file has no such tensor. unsigned_input, unsigned_output: its codes are uint8, 128 above the graph's.
+    computed: where the file stores another shape than one that is computed while it runs, in words.
+    """
 
     graph: Graph
     metadata: dict[str, bytes]
     sha256: str
     file_tensors: tuple[int, ...]
+    unsigned_input: bool = False
+    unsigned_output: bool = False
+    computed: str | None = None
 
 
 def read_tflite(data: bytes) -> Model:
@@ -53,12 +63,32 @@ def read_tflite(data: bytes) -> Model:
     tensors = Tensors(
         subgraph.tables(fb.SubGraph.TENSORS, fb.Tensor, "tensor"), model.tables(fb.Model.BUFFERS, fb.Buffer, "buffer")
     )
-    inputs = tuple(tensors.define(i, "the graph's input") for i in indices(subgraph, fb.SubGraph.INPUTS))
-    nodes = tuple(n for i in range(len(operators)) for n in read_nodes(tensors, codes, operators[i], i))
+    inputs = tuple(
+        tensors.define(i, "the graph's input", unsigned=tensors.type_name(i) == "UINT8")
+        for i in indices(subgraph, fb.SubGraph.INPUTS)
+    )
+    nodes: list[Node] = []
+    for i in range(len(operators)):
+        nodes += read_nodes(tensors, codes, operators[i], i)
+        if len(nodes) > MAX_NODES:
+            raise UnsupportedError(f"the model is more than {MAX_NODES} ops of the graph from operator {i} on")
     outputs = tuple(tensors.use(i, "the graph's output") for i in indices(subgraph, fb.SubGraph.OUTPUTS))
-    graph = Graph(tuple(tensors.activations), nodes, inputs, outputs, tensors.constants)
+    for end in (*inputs, *outputs):
+        if end in tensors.whole:
+            raise UnsupportedError(f"{tensors.activations[end].name!r} has a first (batch) axis other than 1")
+    if not tensors.unsigned <= {*inputs, *outputs}:
+        raise UnsupportedError("uint8 codes inside the model; only its input and output may hold them")
+    graph = Graph(tuple(tensors.activations), tuple(nodes), inputs, outputs, tensors.constants)
     check(graph)
-    return Model(graph, _metadata(model, tensors), hashlib.sha256(data).hexdigest(), tuple(tensors.graph_index))
+    return Model(
+        graph,
+        _metadata(model, tensors),
+        hashlib.sha256(data).hexdigest(),
+        tuple(tensors.file_index),
+        inputs[0] in tensors.unsigned,
+        outputs[0] in tensors.unsigned,
+        tensors.computed,
+    )
 
 
 def _open(data: bytes) -> Table:

@@ -116,6 +116,22 @@ class ResizeNearestNeighborOptions(IntEnum):
     ALIGN_CORNERS, HALF_PIXEL_CENTERS = range(2)
 
 
+class DepthToSpaceOptions(IntEnum):
+    BLOCK_SIZE = 0
+
+
+class SpaceToDepthOptions(IntEnum):
+    BLOCK_SIZE = 0
+
+
+class GatherOptions(IntEnum):
+    AXIS, BATCH_DIMS = range(2)
+
+
+class MirrorPadOptions(IntEnum):
+    MODE = 0
+
+
 class LeakyReluOptions(IntEnum):
     ALPHA = 0
 
@@ -134,9 +150,12 @@ OPTIONS: dict[str, tuple[int, type[IntEnum]]] = {
     "CONCATENATION": (10, ConcatenationOptions),
     "ADD": (11, AddOptions),
     "RESHAPE": (17, ReshapeOptions),
+    "SPACE_TO_DEPTH": (19, SpaceToDepthOptions),
     "MUL": (21, MulOptions),
+    "GATHER": (23, GatherOptions),
     "MEAN": (27, ReducerOptions),
     "SUM": (27, ReducerOptions),
+    "REDUCE_MAX": (27, ReducerOptions),
     "SUB": (28, SubOptions),
     "SQUEEZE": (30, SqueezeOptions),
     "STRIDED_SLICE": (32, StridedSliceOptions),
@@ -146,6 +165,9 @@ OPTIONS: dict[str, tuple[int, type[IntEnum]]] = {
     "UNPACK": (64, UnpackOptions),
     "RESIZE_NEAREST_NEIGHBOR": (74, ResizeNearestNeighborOptions),
     "LEAKY_RELU": (75, LeakyReluOptions),
+    "MIRROR_PAD": (77, MirrorPadOptions),
+    "REDUCE_PROD": (27, ReducerOptions),
+    "DEPTH_TO_SPACE": (94, DepthToSpaceOptions),
 }
 """Operator -> (code of its options in the BuiltinOptions union, their slots). Operators not listed have no options that say anything."""
 

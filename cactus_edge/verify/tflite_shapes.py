@@ -1,11 +1,12 @@
 """Shape arithmetic of a .tflite file: what converters write in front of RESHAPE where the batch size may vary. Part of `tflite_read`.
 
 The graph speaks of one sample, so that SHAPE of an activation is a constant, and so is what SLICE, PACK and CONCATENATION
-make of constants. Such operators become no nodes; their results are operands like those stored in the file.
+GATHER and REDUCE_PROD make of constants. Such operators become no nodes; their results are operands like those stored in the file.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from cactus_edge.verify.tflite_tensors import MAX_RANK
 
 Shape = npt.NDArray[Any]
 
-NAMES = frozenset({"SHAPE", "STRIDED_SLICE", "PACK", "CONCATENATION"})
+NAMES = frozenset({"SHAPE", "STRIDED_SLICE", "PACK", "CONCATENATION", "GATHER", "REDUCE_PROD"})
 """Operators that may be shape arithmetic."""
 
 
@@ -25,9 +26,10 @@ def fold(o: Operator) -> bool:
     """Whether `o` computes with shapes; then its result is a constant from here on. Raises ModelError where it contradicts itself."""
     if o.name == "SHAPE":
         o.operands(1, 1, 1)
-        result = np.array([1, *o.x().shape], "<i4")
+        whole = o.tensors.graph_index.get(o.inputs[0]) in o.tensors.whole
+        result = np.array([*(1,) * (not whole), *o.x().shape], "<i4")
     elif any(i in o.tensors.folded for i in o.inputs):
-        result = {"STRIDED_SLICE": _strided_slice, "PACK": _pack, "CONCATENATION": _concat}[o.name](o)
+        result = FOLDED[o.name](o)
     else:
         return False
     if result.size > MAX_RANK or result.ndim > 1:
@@ -68,3 +70,32 @@ def _concat(o: Operator) -> Shape:
     if any(p.ndim != 1 for p in parts) or sum(p.size for p in parts) > MAX_RANK:
         raise o.unsupported("joining shapes of other than one axis")
     return np.concatenate(parts)
+
+
+def _gather(o: Operator) -> Shape:
+    o.operands(2, 2, 1)
+    values, index = (o.constant(i, "INT32")[0] for i in range(2))
+    if o.option(fb.GatherOptions.AXIS) or o.option(fb.GatherOptions.BATCH_DIMS) or values.ndim != 1:
+        raise o.unsupported("gathering along another axis than that of a list")
+    if index.size > MAX_RANK or (index.size and not 0 <= index.min() <= index.max() < values.size):
+        raise o.malformed(f"up to {MAX_RANK} indices below {values.size}", index.ravel()[:9].tolist())
+    return np.asarray(values[index])
+
+
+def _product(o: Operator) -> Shape:
+    o.operands(2, 2, 1)
+    values = o.constant(0, "INT32")[0]
+    found = math.prod(values.ravel().tolist())
+    if o.vector(1) != [0] or values.ndim != 1 or o.option(fb.ReducerOptions.KEEP_DIMS, "B") or not 0 <= found < 1 << 31:
+        raise o.unsupported("a product over other than the axis of a list, or beyond 2^31")
+    return np.asarray(found, "<i4")
+
+
+FOLDED = {
+    "STRIDED_SLICE": _strided_slice,
+    "PACK": _pack,
+    "CONCATENATION": _concat,
+    "GATHER": _gather,
+    "REDUCE_PROD": _product,
+}
+"""What each operator makes of constants."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +16,18 @@ from cactus_edge.ir import ops
 from cactus_edge.verify import tflite_schema as fb
 from cactus_edge.verify.flatbuffer import Table, Tables
 
+if TYPE_CHECKING:
+    from cactus_edge.verify.tflite_dilated import Phases
+
 MAX_RANK = 8
 
 MAX_INDICES = 256
 """Entries of a vector of sizes, axes or operands: each becomes an object of many times its bytes."""
+
+HINTS = {
+    "UINT8": "a model of uint8 codes inside is the older, asymmetric scheme: convert it again to int8 (uint8 input and output are read)",
+    "INT16": "16-bit activations are another arithmetic: convert with TFLITE_BUILTINS_INT8",
+}
 
 
 @dataclass(frozen=True)
@@ -32,14 +40,25 @@ class Quantization:
 
 
 class Tensors:
-    """The tensors of one subgraph: constants by their index in the file, activations in the order they are written."""
+    """The tensors of one subgraph: constants by their index in the file, activations in the order they are written.
+
+    `file_index[t]`: the file's index of activation t, -1 where the file has no such tensor. `whole`: activations whose first
+    axis in the file is no batch of 1 and therefore belongs to the sample. `unsigned`: those that hold uint8 codes, 128
+    above the graph's. `phases`: tensors between the ends of a dilated convolution. `computed`: the first tensor whose
+    stored shape is not the one a runtime computes, in words.
+    """
 
     def __init__(self, tensors: Tables, buffers: Tables) -> None:
         self._tensors, self._buffers = tensors, buffers
         if len(buffers) and len(self.buffer(0)):
             raise ModelError("malformed .tflite: buffer 0: expected no data (it stands for 'none'), got some")
         self.activations: list[ir.Tensor] = []
+        self.file_index: list[int] = []
         self.graph_index: dict[int, int] = {}
+        self.whole: set[int] = set()
+        self.unsigned: set[int] = set()
+        self.phases: dict[int, Phases] = {}
+        self.computed: str | None = None
         self.constants: dict[int, ops.Int8] = {}
         self.folded: dict[int, npt.NDArray[Any]] = {}
 
@@ -51,8 +70,11 @@ class Tensors:
         data = table.vector(fb.Buffer.DATA, "u1")
         return np.zeros(0, np.uint8) if data is None else data
 
-    def define(self, index: int, role: str) -> int:
-        """Adds the file's tensor `index` as an activation that is written here; its index in the graph."""
+    def define(self, index: int, role: str, shape: tuple[int, ...] | None = None, *, unsigned: bool = False) -> int:
+        """Adds the file's tensor `index` as an activation that is written here; its index in the graph.
+
+        shape: the one that it has when the file runs, batch included, where that need not be what the file stores.
+        """
         table = self._tensors[index]
         if index in self.graph_index:
             raise ModelError(
@@ -60,9 +82,38 @@ class Tensors:
             )
         if len(self.buffer(table.number(fb.Tensor.BUFFER, "I", 0))):
             raise UnsupportedError(f"{role} is {table.what}, which is constant; expected an activation")
-        self.graph_index[index] = len(self.activations)
-        self.activations.append(read_activation(table))
+        if shape is not None:
+            self._compare(table, shape, role)
+        self.graph_index[index] = self._append(read_activation(table, shape, unsigned=unsigned), index)
+        if (shape or _shape(table))[:1] != (1,):
+            self.whole.add(self.graph_index[index])
+        if unsigned:
+            self.unsigned.add(self.graph_index[index])
         return self.graph_index[index]
+
+    def between(self, index: int, shape: tuple[int, ...], role: str) -> None:
+        """Notes that the file's tensor `index` has `shape` when the file runs; it is no tensor of the graph."""
+        if index in self.graph_index or self._is_constant(index):
+            raise ModelError(
+                f"malformed .tflite: {role} is {self._tensors[index].what}: expected one not written before"
+            )
+        self._compare(self._tensors[index], shape, role)
+
+    def _compare(self, table: Table, shape: tuple[int, ...], role: str) -> None:
+        if shape != _shape(table) and self.computed is None:
+            self.computed = f"{role}, {table.what}, has shape {shape} when it runs; the file stores {_shape(table)}"
+
+    def add(self, tensor: ir.Tensor, codes: npt.NDArray[np.int8] | None = None) -> int:
+        """The graph's index of an activation, or a constant, that the file does not have."""
+        index = self._append(tensor, -1)
+        if codes is not None:
+            self.constants[index] = ops.freeze(codes, np.int8)
+        return index
+
+    def _append(self, tensor: ir.Tensor, file_index: int) -> int:
+        self.activations.append(tensor)
+        self.file_index.append(file_index)
+        return len(self.activations) - 1
 
     def use(self, index: int, role: str) -> int:
         """The graph's index of the activation `index` of the file."""
@@ -114,15 +165,23 @@ class Tensors:
         shape = (*(1,) * (rank - codes.ndim), *codes.shape)
         if len(shape) != rank or shape[0] != 1:
             raise UnsupportedError(f"{role}, {table.what}, is a constant of shape {codes.shape} for {rank} axes")
-        self.graph_index[index] = len(self.activations)
         name = table.text(fb.Tensor.NAME)
-        self.activations.append(ir.Tensor(name, shape[1:], "int8", float(q.scale[0]), int(q.zero_point[0])))
+        tensor = ir.Tensor(name, shape[1:], "int8", float(q.scale[0]), int(q.zero_point[0]))
+        self.graph_index[index] = self._append(tensor, index)
         self.constants[self.graph_index[index]] = ops.freeze(codes.reshape(shape[1:]), np.int8)
         return self.graph_index[index]
 
-    def peek(self, index: int) -> ir.Tensor:
-        """The activation that tensor `index` of the file will be, before it is written."""
-        return read_activation(self._tensors[index])
+    def peek(self, index: int, shape: tuple[int, ...] | None = None, *, unsigned: bool = False) -> ir.Tensor:
+        """The activation that tensor `index` of the file will be, before it is written; `shape` as in `define`."""
+        return read_activation(self._tensors[index], shape, unsigned=unsigned)
+
+    def stored_shape(self, index: int) -> tuple[int, ...]:
+        """The shape that the file stores for tensor `index`, batch axis included."""
+        return _shape(self._tensors[index])
+
+    def type_name(self, index: int) -> str:
+        """The type of tensor `index` of the file."""
+        return _type(self._tensors[index])
 
     def constant(self, index: int, type_name: str, role: str) -> tuple[npt.NDArray[Any], Table]:
         """The elements of constant tensor `index` in its shape, and its table."""
@@ -184,27 +243,38 @@ def _shape(table: Table) -> tuple[int, ...]:
     return shape
 
 
-def read_activation(table: Table) -> ir.Tensor:
-    shape, type_name = _shape(table), _type(table)
+def read_activation(table: Table, shape: tuple[int, ...] | None = None, *, unsigned: bool = False) -> ir.Tensor:
+    """The activation: without its first axis where that is a batch of 1, else the whole; `shape` as in `Tensors.define`.
+
+    unsigned: its codes are uint8, which the graph has as int8 codes 128 below.
+    """
+    stored, type_name = _shape(table), _type(table)
     name = table.text(fb.Tensor.NAME)
-    signature = indices(table, fb.Tensor.SHAPE_SIGNATURE)
-    if signature and not (signature[0] in (-1, 1) and tuple(signature[1:]) == shape[1:]):
+    signature = indices(table, fb.Tensor.SHAPE_SIGNATURE) or list(stored)
+    full = stored if shape is None else shape
+    known = [n if shape is not None and s == -1 else s for s, n in zip(signature, full, strict=False)]
+    if len(signature) != len(full) or known[:1] not in ([-1], list(full[:1])) or tuple(known[1:]) != full[1:]:
+        if shape is not None and -1 not in signature:
+            raise ModelError(f"malformed .tflite: {table.what} {name!r}: expected the shape {full}, got {stored}")
         raise UnsupportedError(f"{table.what} {name!r} has the dynamic shape {signature}; only the batch size may vary")
-    if not shape or shape[0] != 1:
-        raise UnsupportedError(f"{table.what} {name!r} has shape {shape}; expected a first (batch) axis of size 1")
+    if not full:
+        raise UnsupportedError(f"{table.what} {name!r} is a single number; expected a first (batch) axis")
+    sample = full[1:] if full[0] == 1 else full
     if type_name == "FLOAT32":
-        return ir.Tensor(name, shape[1:], "float32")
-    if type_name != "INT8":
-        raise UnsupportedError(f"{table.what} {name!r} is {type_name}; expected INT8 activations")
-    q = quantization(table)
+        return ir.Tensor(name, sample, "float32")
+    if type_name != ("UINT8" if unsigned else "INT8"):
+        raise UnsupportedError(
+            f"{table.what} {name!r} is {type_name}; expected INT8 activations", hint=HINTS.get(type_name, "")
+        )
+    q = quantization(table, 128 if unsigned else 0)
     if q is None or q.scale.size != 1:
         got = "no quantisation" if q is None else f"{q.scale.size} scales"
         raise ModelError(f"malformed .tflite: {table.what} {name!r}: expected one scale and zero point, got {got}")
-    return ir.Tensor(name, shape[1:], "int8", float(q.scale[0]), int(q.zero_point[0]))
+    return ir.Tensor(name, sample, "int8", float(q.scale[0]), int(q.zero_point[0]))
 
 
-def quantization(table: Table) -> Quantization | None:
-    """Scales (finite, above zero) with as many zero points in int8; None where the tensor has none."""
+def quantization(table: Table, above: int = 0) -> Quantization | None:
+    """Scales (finite, above zero) with as many zero points, `above` an int8; None where the tensor has none."""
     params = table.table(fb.Tensor.QUANTIZATION, fb.Quantization)
     if params is None:
         return None
@@ -215,14 +285,14 @@ def quantization(table: Table) -> Quantization | None:
         return None
     stored = params.vector(fb.Quantization.ZERO_POINT, "<i8")
     # LiteRT refuses a scale without a zero point, and TFLM computes with whatever lies in memory there.
-    zero_point = np.zeros(0, np.int64) if stored is None else stored
+    zero_point = np.zeros(0, np.int64) if stored is None else stored - above
     if not (np.isfinite(scale).all() and (scale > 0).all()):
         raise ModelError(f"malformed .tflite: {table.what}: expected finite scales above zero, got {_first_bad(scale)}")
     least, most = (int(zero_point.min()), int(zero_point.max())) if zero_point.size else (0, 0)
     if zero_point.size != scale.size or least < -128 or most > 127:
         raise ModelError(
-            f"malformed .tflite: {table.what}: expected {scale.size} zero points in [-128, 127], got {zero_point.size} "
-            f"in [{least}, {most}]"
+            f"malformed .tflite: {table.what}: expected {scale.size} zero points in [{above - 128}, {above + 127}], "
+            f"got {zero_point.size} in [{least + above}, {most + above}]"
         )
     return Quantization(scale, zero_point, params.number(fb.Quantization.QUANTIZED_DIMENSION, "i", 0))
 

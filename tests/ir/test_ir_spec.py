@@ -60,7 +60,7 @@ SINS: dict[str, tuple[Callable[[], Graph], str]] = {
     "weight_scales_short": (lambda: single(conv(weight_scale=ops.freeze([1, 1], np.float32)), out(2, 2, 3)), "2 weight scales"),
     "weight_scale_negative": (lambda: single(conv(weight_scale=ops.freeze([1, 1, -1], np.float32)), out(2, 2, 3)), "above zero"),
     "stride_zero": (lambda: single(conv(stride=(0, 1)), out(2, 2, 3)), "stride (0, 1)"),
-    "dense_width": (lambda: single(dense(5), out(3)), "32 elements"),
+    "dense_width": (lambda: single(dense(5), out(3)), "does not fit an input of shape (4, 4, 2)"),
     "dense_too_wide": (lambda: single(dense(70000), out(3), Tensor("x", (70000,))), "70000 taps"),
     "add_broadcasts": (
         lambda: Graph((IMAGE, out(2, 2, 3), out(4, 4, 2)), (LEGAL.nodes[0], Node(ops.Add(), (0, 1), 2)), (0,), (2,)),
@@ -78,15 +78,6 @@ SINS: dict[str, tuple[Callable[[], Graph], str]] = {
     "padding_bomb": (
         lambda: single(ops.AvgPool((40000, 40000), (1, 1), ops.Padding2d(39999, 39999, 39999, 39999)), out(2, 2, 2)),
         "elements after padding",
-    ),
-    "softmax_in_the_middle": (
-        lambda: Graph(
-            (IMAGE, out(4, 4, 2, scale=1 / 256, zero_point=-128), out(32, scale=1 / 256, zero_point=-128)),
-            (Node(ops.Softmax(), (0,), 1), Node(ops.Reshape(), (1,), 2)),
-            (0,),
-            (2,),
-        ),
-        "not the last op",
     ),
     "float_tensor_inside": (lambda: single(conv(), out(2, 2, 3, dtype="float32")), "float32"),
     "float_island": (

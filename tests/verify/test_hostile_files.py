@@ -107,7 +107,7 @@ def test_a_reader_without_its_bounds_check_is_caught(monkeypatch: pytest.MonkeyP
         outcomes(attack, 400)
 
 
-def unchecked(table: Table) -> tflite_tensors.Quantization | None:
+def unchecked(table: Table, above: int = 0) -> tflite_tensors.Quantization | None:
     """Scales and zero points as they stand in the file."""
     params = table.table(fb.Tensor.QUANTIZATION, fb.Quantization)
     scale = None if params is None else params.vector(fb.Quantization.SCALE, "<f4")

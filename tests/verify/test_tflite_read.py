@@ -306,7 +306,7 @@ MALFORMED: dict[str, tuple[Change, str]] = {
     ),
     "reshape_disagrees": (
         _set(lambda m: operator(m, "RESHAPE").builtinOptions, newShape=np.int32([1, 31])),
-        "fits the output's shape",
+        "options that fit the shape asked for, [1, 32]",
     ),
     "other_options": (
         _set(lambda m: operator(m, "ADD"), builtinOptionsType=1, builtinOptions=schema.Conv2DOptionsT()),

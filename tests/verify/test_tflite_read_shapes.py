@@ -153,13 +153,13 @@ def _constants_only(model: Any) -> None:
 
 
 SINS: dict[str, tuple[Callable[[Any], None], str]] = {
-    "another_target": (_wrong_target, "a target that fits the output's shape"),
+    "another_target": (_wrong_target, "expected the shape"),
     "index_beyond": (_index_beyond, "an index into 4 elements, got 4"),
     "wrong_declaration": (_wrong_declaration, r"expected INT32 \(2,\), got INT32 \(3,\)"),
     "growing": (_growing, "expected INT32 .8,., got INT32 .4,.|joining shapes"),
     "packed_lists": (_packed_lists, "tensors that are no numbers"),
     "written_twice": (_written_twice, "expected a tensor that was not written before"),
-    "constants_only": (_constants_only, "values that are no shapes"),
+    "constants_only": (_constants_only, "a constant; expected an activation"),
 }
 
 
