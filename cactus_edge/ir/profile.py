@@ -140,8 +140,8 @@ SHOWN_ACTIVATIONS: Mapping[str, tuple[Activation, ...]] = {
 UINT8 = "uint8"
 """The kind under which a row says that its runtime computes uint8 codes as it does int8 ones, 128 below."""
 
-STORED = "Shapes"
-"""The kind under which a row says that its runtime takes every shape as the file stores it, and computes none."""
+STORED = "Stored"
+"""The kind under which a row says that its runtime takes shapes and buffers as the file's tables store them, and finds out none."""
 
 Format = Literal["tflite", "onnx"]
 """A file format, as its files' names end."""

@@ -34,10 +34,10 @@ def graph_for(model: AnyModel, profile: Profile) -> Graph:
         if UINT8 not in profile.rules and (model.unsigned or model.shifted):
             what = "activations are uint8" if model.unsigned else "weights are uint8, or around a zero point"
             raise UnsupportedError(f"the file's {what}, which were not shown equal to {profile.runtime}")
-    elif model.computed is not None and STORED in profile.rules:
+    elif model.resolved is not None and STORED in profile.rules:
         raise UnsupportedError(
-            f"{model.computed}. {profile.runtime} takes shapes as they are stored and would compute something else",
-            hint="convert the model again with a fixed batch size of 1",
+            f"{model.resolved}, which profile {profile.name!r} does not look for: it would compute something else",
+            hint="convert the model again with a fixed batch size of 1; cactus-edge convert --to tflite keeps buffers inside",
         )
     return model.graph
 

@@ -316,8 +316,8 @@ def depth_to_space(o: Operator) -> ops.Op:
     b, (h, w, c) = _block(o, fb.DepthToSpaceOptions), _image(o)
     if c % (b * b):
         raise o.malformed(f"a number of channels that {b * b} divides", c)
-    x = o.step(ops.Reshape(), o.sources, (h, w, b, b, c // b // b))
-    o.sources = (o.step(ops.Transpose((0, 2, 1, 3, 4)), (x,), (h, b, w, b, c // b // b)),)
+    x = o.step(ops.Reshape(), o.sources, (h, w, b, c // b))
+    o.sources = (o.step(ops.Transpose((0, 2, 1, 3)), (x,), (h, b, w, c // b)),)
     return ops.Reshape()
 
 
@@ -326,8 +326,8 @@ def space_to_depth(o: Operator) -> ops.Op:
     b, (h, w, c) = _block(o, fb.SpaceToDepthOptions), _image(o)
     if h % b or w % b:
         raise o.malformed(f"a height and a width that {b} divides", (h, w))
-    x = o.step(ops.Reshape(), o.sources, (h // b, b, w // b, b, c))
-    o.sources = (o.step(ops.Transpose((0, 2, 1, 3, 4)), (x,), (h // b, w // b, b, b, c)),)
+    x = o.step(ops.Reshape(), o.sources, (h // b, b, w // b, b * c))
+    o.sources = (o.step(ops.Transpose((0, 2, 1, 3)), (x,), (h // b, w // b, b, b * c)),)
     return ops.Reshape()
 
 

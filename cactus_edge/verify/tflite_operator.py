@@ -66,7 +66,11 @@ class Operator:
         """Raises UnsupportedError, naming the operator, where it computes on floats: those are between its ends, not inside."""
         reads = [self.tensors.type_name(i) for i in self.inputs if i != -1]
         writes = [self.tensors.type_name(i) for i in self.outputs]
-        found = [t for t in (*reads * (self.name != "QUANTIZE"), *writes * (self.name != "DEQUANTIZE")) if t in FLOATS]
+        found = [
+            t
+            for t in (*reads * (self.name not in ("QUANTIZE", "SHAPE")), *writes * (self.name != "DEQUANTIZE"))
+            if t in FLOATS
+        ]
         if found:
             weights = ", the weights of a model that is not quantised" if reads == ["FLOAT16"] else ""
             raise UnsupportedError(

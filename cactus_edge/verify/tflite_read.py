@@ -32,7 +32,7 @@ class Model:
     """A file's graph, its metadata buffers by name, the SHA-256 (hex) of its bytes, and the file's index of each graph tensor.
 
     An index of -1: the file has no such tensor. unsigned_input, unsigned_output: its codes are uint8, 128 above the graph's.
-    computed: where the file stores another shape than one that is computed while it runs, in words.
+    resolved: the first thing that a runtime has to find out for itself, in words (`tflite_tensors.Tensors`).
     """
 
     graph: Graph
@@ -41,7 +41,7 @@ class Model:
     file_tensors: tuple[int, ...]
     unsigned_input: bool = False
     unsigned_output: bool = False
-    computed: str | None = None
+    resolved: str | None = None
 
 
 def read_tflite(data: bytes) -> Model:
@@ -78,6 +78,9 @@ def read_tflite(data: bytes) -> Model:
             raise UnsupportedError(f"{tensors.activations[end].name!r} has a first (batch) axis other than 1")
     if not tensors.unsigned <= {*inputs, *outputs}:
         raise UnsupportedError("uint8 codes inside the model; only its input and output may hold them")
+    # Some converters ask the float image of a tensor for its shape; nothing computes with it.
+    read = {*outputs, *(i for node in nodes for i in node.inputs)}
+    nodes = [n for n in nodes if n.output in read or n.output not in tensors.measured]
     graph = Graph(tuple(tensors.activations), tuple(nodes), inputs, outputs, tensors.constants)
     check(graph)
     return Model(
@@ -87,7 +90,7 @@ def read_tflite(data: bytes) -> Model:
         tuple(tensors.file_index),
         inputs[0] in tensors.unsigned,
         outputs[0] in tensors.unsigned,
-        tensors.computed,
+        tensors.resolved,
     )
 
 

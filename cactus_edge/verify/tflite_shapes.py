@@ -26,7 +26,10 @@ def fold(o: Operator) -> bool:
     """Whether `o` computes with shapes; then its result is a constant from here on. Raises ModelError where it contradicts itself."""
     if o.name == "SHAPE":
         o.operands(1, 1, 1)
-        whole = o.tensors.graph_index.get(o.inputs[0]) in o.tensors.whole
+        measured = o.tensors.use(o.inputs[0], f"input 0 of {o.what}")
+        whole = measured in o.tensors.whole
+        if o.x().dtype == "float32":
+            o.tensors.measured.add(measured)
         result = np.array([*(1,) * (not whole), *o.x().shape], "<i4")
     elif any(i in o.tensors.folded for i in o.inputs):
         result = FOLDED[o.name](o)

@@ -42,10 +42,11 @@ class Quantization:
 class Tensors:
     """The tensors of one subgraph: constants by their index in the file, activations in the order they are written.
 
-    `file_index[t]`: the file's index of activation t, -1 where the file has no such tensor. `whole`: activations whose first
-    axis in the file is no batch of 1 and therefore belongs to the sample. `unsigned`: those that hold uint8 codes, 128
-    above the graph's. `phases`: tensors between the ends of a dilated convolution. `computed`: the first tensor whose
-    stored shape is not the one a runtime computes, in words.
+    `file_index[t]`: the file's index of activation t, -1 where the file has no such tensor. `measured`: those that SHAPE
+    reads. `whole`: those whose first axis in the file is no batch of 1 and therefore belongs to the sample. `unsigned`:
+    those that hold uint8 codes, 128 above the graph's. `phases`: tensors between the ends of a dilated convolution.
+    `resolved`: the first thing that a runtime has to find out, in words: a shape that is not the stored one, a buffer
+    behind the FlatBuffer.
     """
 
     def __init__(self, tensors: Tables, buffers: Tables) -> None:
@@ -55,20 +56,31 @@ class Tensors:
         self.activations: list[ir.Tensor] = []
         self.file_index: list[int] = []
         self.graph_index: dict[int, int] = {}
+        self.measured: set[int] = set()
         self.whole: set[int] = set()
         self.unsigned: set[int] = set()
         self.phases: dict[int, Phases] = {}
-        self.computed: str | None = None
+        self.resolved: str | None = None
         self.constants: dict[int, ops.Int8] = {}
         self.folded: dict[int, npt.NDArray[Any]] = {}
 
     def buffer(self, index: int) -> npt.NDArray[np.uint8]:
         """The bytes of buffer `index`, a view of the file."""
         table = self._buffers[index]
-        if table.number(fb.Buffer.OFFSET, "Q", 0) > 1 or table.number(fb.Buffer.SIZE, "Q", 0) > 1:
-            raise UnsupportedError(f"{table.what} lies outside the FlatBuffer (offset, size); expected inline data")
         data = table.vector(fb.Buffer.DATA, "u1")
-        return np.zeros(0, np.uint8) if data is None else data
+        offset, size = (table.number(f, "Q", 0) for f in (fb.Buffer.OFFSET, fb.Buffer.SIZE))
+        if offset <= 1 and size <= 1:
+            return np.zeros(0, np.uint8) if data is None else data
+        if data is not None and len(data):
+            raise ModelError(
+                f"malformed .tflite: {table.what}: expected data inside the FlatBuffer or behind it, got both"
+            )
+        if self.resolved is None:
+            self.resolved = f"{table.what} lies behind the FlatBuffer, at byte {offset}"
+        found: npt.NDArray[np.uint8] = np.frombuffer(
+            table.reader.data, np.uint8, size, table.reader.claim(offset, size, f"{table.what} behind the FlatBuffer")
+        )
+        return found
 
     def define(self, index: int, role: str, shape: tuple[int, ...] | None = None, *, unsigned: bool = False) -> int:
         """Adds the file's tensor `index` as an activation that is written here; its index in the graph.
@@ -100,8 +112,8 @@ class Tensors:
         self._compare(self._tensors[index], shape, role)
 
     def _compare(self, table: Table, shape: tuple[int, ...], role: str) -> None:
-        if shape != _shape(table) and self.computed is None:
-            self.computed = f"{role}, {table.what}, has shape {shape} when it runs; the file stores {_shape(table)}"
+        if shape != _shape(table) and self.resolved is None:
+            self.resolved = f"{role}, {table.what}, has shape {shape} when it runs, and {_shape(table)} in the file"
 
     def add(self, tensor: ir.Tensor, codes: npt.NDArray[np.int8] | None = None) -> int:
         """The graph's index of an activation, or a constant, that the file does not have."""

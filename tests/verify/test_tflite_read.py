@@ -170,7 +170,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "two_subgraphs": (_second_subgraph, "2 subgraphs"),
     "schema_version_4": (_set(lambda m: m, version=4), "schema version 4"),
-    "external_buffer": (_set(lambda m: m.buffers[3], offset=64, size=64), "outside the FlatBuffer"),
+    "external_buffer": (_set(lambda m: m.buffers[3], offset=64, size=64), "inside the FlatBuffer or behind it"),
     "external_tensor": (_set(lambda m: operand(m, "CONV_2D", 1), externalBuffer=1), "external_buffer"),
     "sparse_weight": (_sparse_weight, "sparsity"),
     "variable_tensor": (_set(lambda m: tensor(m, "image"), isVariable=True), "is_variable"),
