@@ -27,7 +27,17 @@ __all__ = ["Model", "explicit_padding", "read_tflite", "write_tflite"]
 ALIGNMENT = 16
 """schema.fbs: `data:[ubyte] (force_align: 16)`. Runtimes read weights in place, with vector loads."""
 
-FUSING = ops.Conv2d | ops.DepthwiseConv2d | ops.AvgPool | ops.MaxPool | ops.Dense | ops.Add | ops.Sub | ops.Mul
+FUSING = (
+    ops.Conv2d
+    | ops.DepthwiseConv2d
+    | ops.TransposeConv2d
+    | ops.AvgPool
+    | ops.MaxPool
+    | ops.Dense
+    | ops.Add
+    | ops.Sub
+    | ops.Mul
+)
 """Ops with a fused activation."""
 
 RUNTIME_METADATA = "min_runtime_version"
@@ -53,6 +63,9 @@ def _builtin(graph: Graph, node: Node) -> _Builtin:
             return _Builtin("CONV_2D", version, runtime, "Conv2DOptions")
         case ops.DepthwiseConv2d():
             return _Builtin("DEPTHWISE_CONV_2D", 3, (1, 14, 0), "DepthwiseConv2DOptions")
+        case ops.TransposeConv2d(activation=activation):
+            version, runtime = (4, (2, 14, 0)) if activation is not ops.Activation.NONE else (3, (2, 3, 0))
+            return _Builtin("TRANSPOSE_CONV", version, runtime, "TransposeConvOptions")
         case ops.Dense(weight_scale=scale):
             # Runtimes before version 12 take the first scale for all channels without a word.
             version, runtime = (12, (2, 17, 0)) if scale.size > 1 else (4, (1, 14, 0))
@@ -95,6 +108,9 @@ def _builtin(graph: Graph, node: Node) -> _Builtin:
         case ops.ResizeNearest(aligned, centred):
             version, runtime = (3, (2, 3, 0)) if aligned or centred else (2, (1, 14, 0))
             return _Builtin("RESIZE_NEAREST_NEIGHBOR", version, runtime, "ResizeNearestNeighborOptions")
+        case ops.ResizeBilinear(_, centred):
+            version, runtime = (3, (2, 2, 0)) if centred else (2, (1, 14, 0))
+            return _Builtin("RESIZE_BILINEAR", version, runtime, "ResizeBilinearOptions")
         case ops.LeakyRelu():
             return _Builtin("LEAKY_RELU", 1, (1, 13, 1), "LeakyReluOptions")
         case ops.HardSwish():
@@ -180,6 +196,17 @@ def _padding_name(op: ops.Conv2d | ops.DepthwiseConv2d | ops.AvgPool | ops.MaxPo
             assert_never(op)
     same = ops.same_padding((x.shape[0], x.shape[1]), kernel, op.stride, dilation)
     return "SAME" if op.padding == same else None
+
+
+def _transposed_padding(op: ops.TransposeConv2d, out: Tensor) -> str:
+    """SAME or VALID. Raises UnsupportedError for padding that is neither."""
+    if op.padding == ops.NO_PADDING:
+        return "VALID"
+    if op.padding != ops.same_padding(
+        (out.shape[0], out.shape[1]), (op.weight.shape[1], op.weight.shape[2]), op.stride
+    ):
+        raise UnsupportedError(f"a transposed convolution padded by {op.padding}: .tflite says SAME or VALID")
+    return "SAME"
 
 
 def write_tflite(graph: Graph, *, metadata: Mapping[str, bytes] | None = None) -> bytes:
@@ -282,7 +309,7 @@ class _Writer:
         self._tensor(name, values.shape, type_name, values.astype(values.dtype.newbyteorder("<")).tobytes())
         return len(self.tensors) - 1
 
-    def _weights(self, op: ops.Conv2d | ops.DepthwiseConv2d | ops.Dense, node: Node) -> list[int]:
+    def _weights(self, op: ops.Conv2d | ops.DepthwiseConv2d | ops.TransposeConv2d | ops.Dense, node: Node) -> list[int]:
         """The tensors of weight and bias; S_bias = float32(S_in * S_w)."""
         x, out = self.graph.tensors[node.inputs[0]], self.graph.tensors[node.output]
         depthwise = isinstance(op, ops.DepthwiseConv2d)
@@ -306,7 +333,12 @@ class _Writer:
             options = getattr(fb, builtin.options + "T")()
             o.builtinOptionsType = getattr(fb.BuiltinOptions, builtin.options)
             o.builtinOptions = options
-        o.inputs = _vector([*node.inputs, *self._fill(node, options)])
+        own = self._fill(node, options)
+        if isinstance(node.op, ops.TransposeConv2d):
+            weight, bias, shape = own
+            o.inputs = _vector([shape, weight, *node.inputs, bias])
+        else:
+            o.inputs = _vector([*node.inputs, *own])
         o.outputs = _vector([node.output])
         return o
 
@@ -324,6 +356,14 @@ class _Writer:
         match op:
             case ops.Conv2d():
                 return self._weights(op, node)
+            case ops.TransposeConv2d():
+                options.strideH, options.strideW = op.stride
+                # Read back, the same padding follows from the output's shape.
+                options.padding = getattr(self.fb.Padding, _transposed_padding(op, out))
+                return [
+                    *self._weights(op, node),
+                    self._constant(f"{out.name}/shape", np.array((1, *out.shape), np.int32)),
+                ]
             case ops.Dense(weight):
                 options.keepNumDims = weight.shape[1] != x.size
                 return self._weights(op, node)
@@ -350,7 +390,7 @@ class _Writer:
                 last = [b + (n - 1) * s + 1 for b, n, s in zip(cut.begin, cut.size, cut.stride, strict=True)]
                 parts = {"begin": (0, *cut.begin), "end": (1, *last), "strides": (1, *cut.stride)}
                 return [self._constant(f"{out.name}/{name}", np.array(v, np.int32)) for name, v in parts.items()]
-            case ops.ResizeNearest(aligned, centred):
+            case ops.ResizeNearest(aligned, centred) | ops.ResizeBilinear(aligned, centred):
                 options.alignCorners, options.halfPixelCenters = aligned, centred
                 return [self._constant(f"{out.name}/size", np.array(out.shape[:2], np.int32))]
             case ops.LeakyRelu(alpha):

@@ -15,7 +15,7 @@ import json
 from collections.abc import Mapping
 
 from cactus_edge.errors import InputError
-from cactus_edge.ir.profile import BLOCKS, DISTINCT, NARROW, SIXTEEN_BITS, STORED, UINT8, Profile
+from cactus_edge.ir.profile import BLOCKS, DELEGATE, DISTINCT, NARROW, OVERLAPPING, SIXTEEN_BITS, STORED, UINT8, Profile
 from cactus_edge.ir.tensorrt import TENSORRT
 
 Rules = Mapping[str, tuple[str, ...]]
@@ -44,6 +44,8 @@ GEMMLOWP: Rules = {
     "Conv2d": ("D", "double"),
     "GroupedConv2d": ("D", "double"),
     "DepthwiseConv2d": ("D", "double"),
+    "TransposeConv2d": ("D", "double"),
+    "ResizeBilinear": ("fixed10",),
     "Dense": ("D", "float32_product"),
     "DensePerChannel": ("D", "double"),
     "Add": ("D_shift20",),
@@ -107,6 +109,7 @@ contrib_ops/cpu/quantization/quant_gemm.cc, providers/cpu/quantization/qlinearco
 """
 
 XNNPACK: Rules = {
+    DELEGATE: ("constants",),
     **COPIES,
     **MOVES,
     "Conv2d": ("F", "float32"),
@@ -146,6 +149,9 @@ XNNPACK_X86: Rules = {
     "Mul": ("F", "float32", DISTINCT),
     "Mul.activation": ("half_even_sum",),
     "HardSwish": ("int16",),
+    "TransposeConv2d": ("F", "float32", OVERLAPPING),
+    "TransposeConv2d.activation": ("half_even_sum",),
+    "ResizeBilinear": ("float11",),
 }
 """What was shown on x86-64 only as well. On aarch64 XNNPACK's MUL and LiteRT's HARD_SWISH are other kernels, seen to differ."""
 
@@ -207,6 +213,8 @@ PROFILES: Mapping[str, Profile] = {
             **LITERT,
             "Conv2d": ("H", "double"),
             "GroupedConv2d": ("D", "double"),
+            "TransposeConv2d": ("HD8", "double"),
+            "ResizeBilinear": ("fixed10",),
             "DepthwiseConv2d": ("HD8", "double"),
             "Dense": ("H", "float32_product"),
             "DensePerChannel": ("H", "double"),

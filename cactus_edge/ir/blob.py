@@ -195,7 +195,7 @@ def _draft(program: Program, layout: Plan, index: int) -> _Draft:
             raise UnsupportedError("the C runtime has no kernel for it")
         case ops.Maximum() | ops.Minimum():
             raise UnsupportedError("the C runtime has no kernel for it")
-        case ops.Transpose() | ops.Slice() | ops.ResizeNearest():
+        case ops.Transpose() | ops.Slice() | ops.ResizeNearest() | ops.ResizeBilinear() | ops.TransposeConv2d():
             raise UnsupportedError("the C runtime has no kernel for it")
         case ops.Reshape() | ops.Quantize() | ops.Dequantize():
             raise InternalError(f"{graph.label(index)} has no record")

@@ -182,6 +182,66 @@ class Conv:
 
 
 @dataclass(frozen=True, eq=False)
+class Transposed:
+    """y = W^T x for the convolution W, which leads from images of y's shape to those of x's."""
+
+    convolution: Conv
+
+    @property
+    def in_shape(self) -> tuple[int, int, int]:
+        return self.convolution.out_shape
+
+    @property
+    def out_shape(self) -> tuple[int, int, int]:
+        return self.convolution.in_shape
+
+    def apply(self, x: Array) -> Array:
+        return self.convolution.adjoint(x)
+
+    def adjoint(self, y: Array) -> Array:
+        return self.convolution.apply(y)
+
+    def absolute(self) -> Transposed:
+        return Transposed(self.convolution.absolute())
+
+    def reach(self) -> Int64:
+        # Every tap counted once, though no element meets all of them where the stride is above 1.
+        total: Int64 = np.abs(self.convolution.weight.astype(np.int64)).sum((0, 1, 2))
+        return total
+
+
+@dataclass(frozen=True, eq=False)
+class Interpolation:
+    """y[h, w, c] = sum_ij rows[h, i] columns[w, j] x[i, j, c]; rows int64 [OH, H], columns int64 [OW, W]."""
+
+    rows: Int64
+    columns: Int64
+    channels: int
+
+    @property
+    def in_shape(self) -> tuple[int, int, int]:
+        return self.rows.shape[1], self.columns.shape[1], self.channels
+
+    @property
+    def out_shape(self) -> tuple[int, int, int]:
+        return len(self.rows), len(self.columns), self.channels
+
+    def apply(self, x: Array) -> Array:
+        lines = np.moveaxis(np.tensordot(self.rows.astype(x.dtype), x, (1, 1)), 0, 1)
+        return np.moveaxis(np.tensordot(self.columns.astype(x.dtype), lines, (1, 2)), 0, 2)
+
+    def adjoint(self, y: Array) -> Array:
+        return Interpolation(self.rows.T, self.columns.T, self.channels).apply(y)
+
+    def absolute(self) -> Interpolation:
+        return Interpolation(np.abs(self.rows), np.abs(self.columns), self.channels)
+
+    def reach(self) -> Int64:
+        total: Int64 = np.multiply.outer(np.abs(self.rows).sum(1), np.abs(self.columns).sum(1))[..., np.newaxis]
+        return total
+
+
+@dataclass(frozen=True, eq=False)
 class WindowSum:
     """y[h,w,c] = sum of x over the window's taps inside the image."""
 

@@ -33,10 +33,11 @@ from cactus_edge.ir.linear import Linear
 from cactus_edge.ir.profile import Profile
 from cactus_edge.ir.rules import (
     Clamp,
+    Requantise,
     RoundDivide,
     activation_range,
 )
-from cactus_edge.ir.tables import code_table, source_index
+from cactus_edge.ir.tables import code_table, interpolation, source_index
 
 
 class _Builder:
@@ -112,14 +113,16 @@ def _expand(b: _Builder, index: int, node: Node) -> None:
     x = b.graph.tensors[node.inputs[0]]
     out = b.graph.tensors[node.output]
     match node.op:
-        case ops.Conv2d() | ops.DepthwiseConv2d() | ops.Dense() as op:
+        case ops.Conv2d() | ops.DepthwiseConv2d() | ops.TransposeConv2d() | ops.Dense() as op:
             kind = profile.kind(op, x.shape)
             profile.check_weight(kind, op.weight)
+            if isinstance(op, ops.TransposeConv2d):
+                profile.check_stride(kind, op.weight.shape[1:3], op.stride)
             if isinstance(op, ops.Dense) and op.weight.shape[1] != x.size:
                 profile.rule("DenseRows")
             clamp = profile.clamp(kind, op.activation, out.scale, out.zero_point)
             rule = profile.requantise(kind, x.scale, op.weight_scale, out.scale, out.zero_point, clamp)
-            affine = Affine(linear_map(op, x.shape), -x.zero_point, op.bias.astype(np.int64))
+            affine = Affine(linear_map(op, x.shape, out.shape), -x.zero_point, op.bias.astype(np.int64))
             ends = profile.ends(kind, op, x, out, clamp)
             scaled = Monotone(rule) if ends is None else Between(ends[0], rule, ends[1])
             b.result(scaled, (b.accumulator(affine, args, index),), index)
@@ -182,6 +185,13 @@ def _expand(b: _Builder, index: int, node: Node) -> None:
         case ops.Transpose() | ops.Slice() | ops.ResizeNearest() as op:
             profile.rule(kind)
             b.result(Gather(Take(source_index(op, x.shape, out.shape))), args, index)
+        case ops.ResizeBilinear(aligned, centred):
+            (rule_id,) = profile.rule(kind)
+            rows, columns = (
+                interpolation(rule_id, n, m, aligned, centred) for n, m in zip(x.shape[:2], out.shape[:2], strict=True)
+            )
+            weights = Affine(linear.Interpolation(rows, columns, x.shape[2]), 0, np.zeros(1, np.int64))
+            b.result(Monotone(_interpolated(rule_id)), (b.accumulator(weights, args, index),), index)
         case ops.LeakyRelu() | ops.HardSwish() | ops.Logistic() | ops.Tanh() as op:
             profile.check_size(kind, out.size)
             b.result(Table(code_table(op, profile.rule(kind), x, out)), args, index)
@@ -215,14 +225,26 @@ def _expand(b: _Builder, index: int, node: Node) -> None:
             assert_never(node.op)
 
 
-def linear_map(op: ops.Conv2d | ops.DepthwiseConv2d | ops.Dense, in_shape: tuple[int, ...]) -> Linear:
-    """The op's integer linear map for one input shape, weight int8 unchanged."""
+def _interpolated(rule: str) -> RoundDivide | Requantise:
+    """What `tables.interpolation`'s weights of both axes are divided by: 2^20, half away from zero, or 2^22, half up."""
+    return RoundDivide(np.array([1 << 20])) if rule == "fixed10" else Requantise("S", np.array([1]), np.array([9]), 0)
+
+
+def linear_map(
+    op: ops.Conv2d | ops.DepthwiseConv2d | ops.TransposeConv2d | ops.Dense,
+    in_shape: tuple[int, ...],
+    out_shape: tuple[int, ...],
+) -> Linear:
+    """The op's integer linear map between these shapes, weight int8 unchanged."""
     match op:
         case ops.Conv2d():
             return linear.Conv(op.weight, _image(in_shape), op.stride, op.padding, op.dilation)
         case ops.DepthwiseConv2d():
             weight = np.ascontiguousarray(op.weight.transpose(2, 0, 1))[..., None]
             return linear.Conv(weight, _image(in_shape), op.stride, op.padding, op.dilation)
+        case ops.TransposeConv2d():
+            back = np.ascontiguousarray(op.weight.transpose(3, 1, 2, 0))
+            return linear.Transposed(linear.Conv(back, _image(out_shape), op.stride, op.padding))
         case ops.Dense():
             return linear.Dense(op.weight, in_shape)
         case _:

@@ -92,6 +92,22 @@ class DepthwiseConv2d:
 
 
 @dataclass(frozen=True, eq=False)
+class TransposeConv2d:
+    """acc[h,w,o] = sum over h = y*sh+kh-top, w = x*sw+kw-left and i of weight[o,kh,kw,i] * (x[y,x,i] - z_in), + bias[o]; requantised.
+
+    weight int8 [O, KH, KW, I], bias int32 [O], weight_scale float32 [O]. The padding is that of the convolution from its output
+    to its input, which it is the transpose of.
+    """
+
+    weight: Int8
+    bias: Int32
+    weight_scale: Float32
+    stride: tuple[int, int] = (1, 1)
+    padding: Padding2d = NO_PADDING
+    activation: Activation = Activation.NONE
+
+
+@dataclass(frozen=True, eq=False)
 class Dense:
     """acc[o] = sum_i weight[o,i] * (x[i] - z_in) + bias[o] over the flattened input, then requantised; output shape (O,).
 
@@ -216,6 +232,14 @@ class ResizeNearest:
 
 
 @dataclass(frozen=True)
+class ResizeBilinear:
+    """Each pixel of the output is interpolated between the four around its place; weights are rounded (`tables.interpolation`)."""
+
+    align_corners: bool = False
+    half_pixel_centers: bool = False
+
+
+@dataclass(frozen=True)
 class Relu:
     """max(x, 0) as an op of its own, requantised from the input's scale to the output's."""
 
@@ -272,6 +296,7 @@ class Softmax:
 Op = (
     Conv2d
     | DepthwiseConv2d
+    | TransposeConv2d
     | Dense
     | Add
     | Sub
@@ -288,6 +313,7 @@ Op = (
     | Transpose
     | Slice
     | ResizeNearest
+    | ResizeBilinear
     | Relu
     | Relu6
     | LeakyRelu

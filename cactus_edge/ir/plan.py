@@ -129,9 +129,11 @@ def in_place(op: ops.Op) -> bool:
             return True
         case ops.AvgPool() | ops.MaxPool():
             return op.padding.top == 0 and op.padding.left == 0
-        case ops.Conv2d() | ops.DepthwiseConv2d() | ops.Dense() | ops.Pad() | ops.Concat():
+        case ops.Conv2d() | ops.DepthwiseConv2d() | ops.TransposeConv2d() | ops.Dense() | ops.Pad() | ops.Concat():
             return False
-        case ops.Reshape() | ops.Transpose() | ops.Slice() | ops.ResizeNearest() | ops.Quantize() | ops.Dequantize():
+        case ops.Reshape() | ops.Transpose() | ops.Slice() | ops.ResizeNearest() | ops.ResizeBilinear():
+            return False
+        case ops.Quantize() | ops.Dequantize():
             return False
         case _:
             assert_never(op)

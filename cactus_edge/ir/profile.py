@@ -29,7 +29,7 @@ from cactus_edge.ir.binary import (
 from cactus_edge.ir.envelope import EnvelopeEnd, check_range, requantise_ends
 from cactus_edge.ir.graph import Graph, Tensor
 from cactus_edge.ir.inputs import QuantizeRule
-from cactus_edge.ir.ops import Activation, Conv2d, Dense, DepthwiseConv2d, Int8, Op, constants
+from cactus_edge.ir.ops import Activation, Conv2d, Dense, DepthwiseConv2d, Int8, Op, TransposeConv2d, constants
 from cactus_edge.ir.rules import (
     FLOAT_REQUANTISE,
     AnySoftmaxRule,
@@ -85,7 +85,7 @@ src/operators/convolution-nhwc.c).
 """
 
 
-ACCUMULATING = frozenset({"Conv2d", "GroupedConv2d", "DepthwiseConv2d", "Dense", "DensePerChannel"})
+ACCUMULATING = frozenset({"Conv2d", "GroupedConv2d", "DepthwiseConv2d", "TransposeConv2d", "Dense", "DensePerChannel"})
 """Ops that requantise a sum, whose range `verify.overflow` bounds; the others requantise one code, at most 255 in magnitude, or
 (Mul) one product below 2^16."""
 
@@ -112,6 +112,9 @@ DISTINCT = "distinct"
 
 SIXTEEN_BITS = "sixteen_bits"
 """Marks a product that is requantised in vector code, whose 16 bits wrap beyond 2^15 - 256."""
+
+OVERLAPPING = "strides within the kernel"
+"""Marks a transposed convolution that other kernels compute where a stride is larger than the kernel."""
 
 FLOAT_LIMIT = 256.0
 """XNNPACK refuses convolutions with larger multipliers; a file that needs one is refused here for every float family."""
@@ -142,6 +145,9 @@ UINT8 = "uint8"
 
 STORED = "Stored"
 """The kind under which a row says that its runtime takes shapes and buffers as the file's tables store them, and finds out none."""
+
+DELEGATE = "Delegate"
+"""The kind under which a row says that its runtime hands to a delegate what has its operands as constants."""
 
 Format = Literal["tflite", "onnx"]
 """A file format, as its files' names end."""
@@ -217,6 +223,13 @@ class Profile:
                 f"{kind} of {size} elements: {self.runtime} rounds what is left over from blocks of 16 in another way"
             )
 
+    def check_stride(self, kind: str, kernel: tuple[int, ...], stride: tuple[int, int]) -> None:
+        """Raises UnsupportedError where `kind` was shown only for windows that leave no gap."""
+        if OVERLAPPING in self.rule(kind) and any(s > k for s, k in zip(stride, kernel, strict=True)):
+            raise UnsupportedError(
+                f"{kind} with stride {stride} beyond its kernel {kernel} was not shown equal to {self.runtime}"
+            )
+
     def check_weight(self, kind: str, weight: Int8) -> None:
         """Raises UnsupportedError where `kind` has a kernel that wraps, and these weights could make it."""
         if NARROW in self.rule(kind) and weight.min(initial=0) == -128:
@@ -279,7 +292,12 @@ class Profile:
                 raise UnsupportedError(f"{graph.label(index)}: a weight of -128, {self.runtime} takes -127 to 127")
 
     def ends(
-        self, kind: str, op: Conv2d | DepthwiseConv2d | Dense, x: Tensor, out: Tensor, clamp: tuple[int, int]
+        self,
+        kind: str,
+        op: Conv2d | DepthwiseConv2d | TransposeConv2d | Dense,
+        x: Tensor,
+        out: Tensor,
+        clamp: tuple[int, int],
     ) -> tuple[EnvelopeEnd, EnvelopeEnd] | None:
         """The lowest and the highest result of the op's requantisation; None where its rule is one function."""
         if ENVELOPE not in self.rule(kind):

@@ -103,6 +103,15 @@ def _check_node(graph: Graph, index: int, node: Node) -> None:
                 raise ModelError(f"{o} output channels are no multiple of {c} input channels")
             _check_affine(op, o, kh * kw, x, out)
             _check_window((h, w), (kh, kw), op, o, out, op.dilation)
+        case ops.TransposeConv2d() as op:
+            h, w, c = _image(x)
+            o, kh, kw, i = _rank(op.weight, 4)
+            if i != c:
+                raise ModelError(f"weight {op.weight.shape} does not fit {c} input channels")
+            _check_affine(op, o, kh * kw * i, x, out)
+            # The convolution back, from the output to the input.
+            _check_window(_image(out)[:2], (kh, kw), op, c, x, (1, 1))
+            _expect_shape(out, (*_image(out)[:2], o))
         case ops.Dense() as op:
             o, i = _rank(op.weight, 2)
             if i not in (x.size, *x.shape[-1:]):
@@ -153,7 +162,7 @@ def _check_node(graph: Graph, index: int, node: Node) -> None:
         case ops.Slice() as op:
             _expect_like(x, out)
             _check_slice(op, x, out)
-        case ops.ResizeNearest():
+        case ops.ResizeNearest() | ops.ResizeBilinear():
             _expect_like(x, out)
             _expect_shape(out, (*_image(out)[:2], _image(x)[2]))
         case ops.Relu() | ops.Relu6() | ops.HardSwish() | ops.Requantize() | ops.Quantize() | ops.Dequantize():
@@ -195,7 +204,7 @@ def _check_dtypes(graph: Graph, index: int, op: ops.Op, inputs: list[Tensor], ou
 
 
 def _check_affine(
-    op: ops.Conv2d | ops.DepthwiseConv2d | ops.Dense, o: int, fan_in: int, x: Tensor, out: Tensor
+    op: ops.Conv2d | ops.DepthwiseConv2d | ops.TransposeConv2d | ops.Dense, o: int, fan_in: int, x: Tensor, out: Tensor
 ) -> None:
     if fan_in > MAX_FAN_IN:
         raise ModelError(f"{fan_in} taps per output, expected at most {MAX_FAN_IN}")
@@ -213,7 +222,7 @@ def _check_affine(
 def _check_window(
     size: tuple[int, int],
     kernel: tuple[int, int],
-    op: ops.Conv2d | ops.DepthwiseConv2d | ops.AvgPool | ops.MaxPool,
+    op: ops.Conv2d | ops.DepthwiseConv2d | ops.TransposeConv2d | ops.AvgPool | ops.MaxPool,
     channels: int,
     out: Tensor,
     dilation: tuple[int, int],

@@ -253,6 +253,45 @@ def source_index(
     return picked.reshape(out_shape).copy()
 
 
+def interpolation(rule: str, n: int, m: int, align_corners: bool, half_pixel_centers: bool) -> Int64:
+    """The weights of m outputs on an axis of n, int64 [m, n]; each row sums to 2^10 (fixed10) or 2^11 (float11).
+
+    With r = n / m, or (n - 1) / (m - 1) for aligned corners and m > 1, output k lies at k r, or at (k + 1/2) r - 1/2 for half-pixel
+    centres, between two neighbours at its distance from them.
+    fixed10: r and the place are integers in 2^-10, r rounded half up, centres by r // 2 - 2^9 (TFLite
+    reference/resize_bilinear.h ResizeBilinearInteger). float11: r and the place are float32, clamped to the axis, and the distance
+    is rounded half even to 2^-11 (XNNPACK src/indirection.c xnn_indirection_init_resize_bilinear2d_hwc_q11).
+    """
+    aligned = align_corners and m > 1
+    over, under = (n - 1, m - 1) if aligned else (n, m)
+    k = np.arange(m)
+    if rule == "fixed10":
+        unit = 1 << 10
+        step = (unit * over + under // 2) // under
+        place = k * step + (step // 2 - unit // 2 if half_pixel_centers else 0)
+        # C's division truncates: what lies before the first element, by less than one, is at it.
+        first = np.maximum(place, 0) // unit
+        far = place - unit * first
+        second = np.minimum(np.maximum(place + unit - 1, 0) // unit, n - 1)
+    else:
+        unit = 1 << 11
+        ratio = np.float32(over) / np.float32(under)
+        at = k.astype(np.float32) * ratio
+        if half_pixel_centers:
+            at = np.clip(at + (np.float32(0.5) * ratio - np.float32(0.5)), np.float32(0), np.float32(n - 1))
+        first = at.astype(np.int64)
+        far = np.rint((at - first.astype(np.float32)) * np.float32(unit)).astype(np.int64)
+        second = np.minimum(first + 1, n - 1)
+    weights = np.zeros((m, n), np.int64)
+    if first.max() >= n:
+        raise UnsupportedError(f"RESIZE_BILINEAR of {n} to {m}: its last place lies beyond the image")
+    weights[k, first] += unit - far
+    weights[k, second] += far
+    if (weights < 0).any():
+        raise UnsupportedError(f"RESIZE_BILINEAR of {n} to {m}: it would extrapolate")
+    return weights
+
+
 def nearest_source(n: int, m: int, align_corners: bool, half_pixel_centers: bool) -> Int64:
     """The source index of each of m outputs along an axis of n, int64 [m].
 

@@ -40,7 +40,17 @@ from cactus_edge.ir.atoms import (
     Table,
     example,
 )
-from cactus_edge.ir.linear import Array, AxisSum, Conv, Dense, Linear, WindowSum, pad_image
+from cactus_edge.ir.linear import (
+    Array,
+    AxisSum,
+    Conv,
+    Dense,
+    Interpolation,
+    Linear,
+    Transposed,
+    WindowSum,
+    pad_image,
+)
 from cactus_edge.ir.ops import Int8, Int64, Padding2d
 from cactus_edge.ir.rules import Elementwise as Rule
 from cactus_edge.ir.rules import FloatRequantise, Requantise
@@ -265,7 +275,7 @@ def _unpadded(linear: Linear) -> tuple[Linear, Padding2d]:
             (h, w, c), p = linear.in_shape, linear.padding
             image = (h + p.top + p.bottom, w + p.left + p.right, c)
             return replace(linear, in_shape=image, padding=Padding2d()), p
-        case Dense() | AxisSum():
+        case Dense() | AxisSum() | Transposed() | Interpolation():
             return linear, Padding2d()
     raise TypeError(f"no interval rule for {type(linear).__name__}")
 

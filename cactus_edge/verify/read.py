@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cactus_edge.errors import UnsupportedError
 from cactus_edge.ir.graph import Graph
-from cactus_edge.ir.profile import STORED, UINT8, Format, Profile
+from cactus_edge.ir.profile import DELEGATE, STORED, UINT8, Format, Profile
 from cactus_edge.verify.onnx_read import OnnxModel, read_onnx
 from cactus_edge.verify.tflite_read import Model, read_tflite
 
@@ -38,6 +38,11 @@ def graph_for(model: AnyModel, profile: Profile) -> Graph:
         raise UnsupportedError(
             f"{model.resolved}, which profile {profile.name!r} does not look for: it would compute something else",
             hint="convert the model again with a fixed batch size of 1; cactus-edge convert --to tflite keeps buffers inside",
+        )
+    elif model.left is not None and DELEGATE in profile.rules:
+        raise UnsupportedError(
+            f"{model.left}: profile {profile.name!r} is not what runs it",
+            hint="convert the model again with a fixed batch size of 1, or cactus-edge convert --to tflite",
         )
     return model.graph
 

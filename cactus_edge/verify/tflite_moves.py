@@ -365,6 +365,11 @@ def reduce_max(o: Operator) -> ops.Op:
 
 def resize_nearest(o: Operator) -> ops.Op:
     f = fb.ResizeNearestNeighborOptions
+    check_size(o)
+    return ops.ResizeNearest(bool(o.option(f.ALIGN_CORNERS, "B")), bool(o.option(f.HALF_PIXEL_CENTERS, "B")))
+
+
+def check_size(o: Operator) -> None:
+    """Raises ModelError where a resize asks for another size than its output has."""
     if o.vector(1) != list(o.output().shape[:2]):
         raise o.malformed(f"the output's size {o.output().shape[:2]}", o.vector(1)[:8])
-    return ops.ResizeNearest(bool(o.option(f.ALIGN_CORNERS, "B")), bool(o.option(f.HALF_PIXEL_CENTERS, "B")))

@@ -50,6 +50,24 @@ def _depthwise(o: Operator) -> ops.Op:
     return ops.DepthwiseConv2d(kernel, bias, _per_channel(scale, bias), stride, padding, dilation, activation)
 
 
+def _transpose_conv(o: Operator) -> ops.Op:
+    f = fb.TransposeConvOptions
+    weight, bias, scale = _affine(o, rank=4, axis=0, bias_index=3)
+    stride, image = o.pair(f.STRIDE_H, f.STRIDE_W), o.output()
+    if o.vector(0) != [1, *image.shape]:
+        raise o.malformed(f"the output's shape {(1, *image.shape)}", o.vector(0)[:8])
+    if o.inputs[0] in o.tensors.folded and o.tensors.left is None:
+        o.tensors.left = f"{o.what} computes the shape of its output"
+    padding = o.padding(f.PADDING, image, (weight.shape[1], weight.shape[2]), stride)
+    return ops.TransposeConv2d(weight, bias, _per_channel(scale, bias), stride, padding, o.activation(f.ACTIVATION))
+
+
+def _bilinear(o: Operator) -> ops.Op:
+    f = fb.ResizeBilinearOptions
+    moves.check_size(o)
+    return ops.ResizeBilinear(bool(o.option(f.ALIGN_CORNERS, "B")), bool(o.option(f.HALF_PIXEL_CENTERS, "B")))
+
+
 def _dense(o: Operator) -> ops.Op:
     f = fb.FullyConnectedOptions
     if o.option(f.WEIGHTS_FORMAT, "b"):
@@ -68,7 +86,7 @@ def _dense(o: Operator) -> ops.Op:
     return ops.Dense(weight, bias, scale, o.activation(f.ACTIVATION))
 
 
-def _affine(o: Operator, rank: int, axis: int) -> tuple[ops.Int8, ops.Int32, ops.Float32]:
+def _affine(o: Operator, rank: int, axis: int, bias_index: int = 2) -> tuple[ops.Int8, ops.Int32, ops.Float32]:
     """(weight int8, bias int32 [O], weight scale float32 [1] or [O]); output channels lie along `axis` of the weight."""
     weight, table = o.constant(1, "INT8")
     if weight.ndim != rank:
@@ -82,9 +100,9 @@ def _affine(o: Operator, rank: int, axis: int) -> tuple[ops.Int8, ops.Int32, ops
     if q.scale.size != 1 and (q.scale.size != channels or q.dimension != axis):
         raise o.malformed(f"1 weight scale or {channels} along axis {axis}", f"{q.scale.size} along axis {q.dimension}")
     scale = ops.freeze(q.scale, np.float32)
-    if len(o.inputs) < 3 or o.inputs[2] == -1:
+    if len(o.inputs) <= bias_index or o.inputs[bias_index] == -1:
         return ops.freeze(weight, np.int8), ops.freeze(np.zeros(channels), np.int32), scale
-    bias, table = o.constant(2, "INT32")
+    bias, table = o.constant(bias_index, "INT32")
     if bias.shape != (channels,):
         raise o.malformed(f"a bias of shape {(channels,)}", bias.shape)
     _check_bias_scale(o, scale, table, channels)
@@ -98,7 +116,7 @@ def _check_bias_scale(o: Operator, weight_scale: ops.Float32, bias: Table, chann
         return
     if q.zero_point.any() or q.scale.size not in (1, channels):
         raise o.malformed(f"1 or {channels} bias scales and zero points of 0", f"{q.scale.size}, {q.zero_point.any()}")
-    product = o.x().scale * weight_scale.astype(np.float64)
+    product = o.x(o.first).scale * weight_scale.astype(np.float64)
     error = float(np.abs(product - q.scale).max())
     if error > BIAS_SCALE_TOLERANCE * o.output().scale:
         raise o.malformed(
@@ -158,6 +176,7 @@ class Reading(NamedTuple):
 READ: dict[str, Reading] = {
     "CONV_2D": Reading(2, 3, 1, _conv),
     "DEPTHWISE_CONV_2D": Reading(2, 3, 1, _depthwise),
+    "TRANSPOSE_CONV": Reading(3, 4, 1, _transpose_conv, first=2),
     "FULLY_CONNECTED": Reading(2, 3, 1, _dense),
     "ADD": Reading(2, 2, 2, lambda o: ops.Add(o.activation(fb.AddOptions.ACTIVATION)), constants=True),
     "SUB": Reading(2, 2, 2, lambda o: ops.Sub(o.activation(fb.SubOptions.ACTIVATION)), constants=True),
@@ -189,6 +208,7 @@ READ: dict[str, Reading] = {
     "BROADCAST_TO": Reading(2, 2, 1, moves.broadcast_to),
     "DEPTH_TO_SPACE": Reading(1, 1, 1, moves.depth_to_space),
     "SPACE_TO_DEPTH": Reading(1, 1, 1, moves.space_to_depth),
+    "RESIZE_BILINEAR": Reading(2, 2, 1, _bilinear),
     "RESIZE_NEAREST_NEIGHBOR": Reading(2, 2, 1, moves.resize_nearest),
     "RELU": Reading(1, 1, 1, lambda _: ops.Relu()),
     "RELU6": Reading(1, 1, 1, lambda _: ops.Relu6()),

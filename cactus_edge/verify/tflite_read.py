@@ -32,7 +32,8 @@ class Model:
     """A file's graph, its metadata buffers by name, the SHA-256 (hex) of its bytes, and the file's index of each graph tensor.
 
     An index of -1: the file has no such tensor. unsigned_input, unsigned_output: its codes are uint8, 128 above the graph's.
-    resolved: the first thing that a runtime has to find out for itself, in words (`tflite_tensors.Tensors`).
+    resolved: the first thing that a runtime has to find out for itself; left: the first operator that a delegate leaves to other
+    kernels, though not for what the graph says of it; both in words (`tflite_tensors.Tensors`).
     """
 
     graph: Graph
@@ -42,6 +43,7 @@ class Model:
     unsigned_input: bool = False
     unsigned_output: bool = False
     resolved: str | None = None
+    left: str | None = None
 
 
 def read_tflite(data: bytes) -> Model:
@@ -91,6 +93,7 @@ def read_tflite(data: bytes) -> Model:
         inputs[0] in tensors.unsigned,
         outputs[0] in tensors.unsigned,
         tensors.resolved,
+        tensors.left,
     )
 
 

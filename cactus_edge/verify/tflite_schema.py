@@ -132,6 +132,14 @@ class MirrorPadOptions(IntEnum):
     MODE = 0
 
 
+class ResizeBilinearOptions(IntEnum):
+    NEW_HEIGHT, NEW_WIDTH, ALIGN_CORNERS, HALF_PIXEL_CENTERS = range(4)
+
+
+class TransposeConvOptions(IntEnum):
+    PADDING, STRIDE_W, STRIDE_H, ACTIVATION, QUANTIZED_BIAS_TYPE = range(5)
+
+
 class LeakyReluOptions(IntEnum):
     ALPHA = 0
 
@@ -149,6 +157,7 @@ OPTIONS: dict[str, tuple[int, type[IntEnum]]] = {
     "SOFTMAX": (9, SoftmaxOptions),
     "CONCATENATION": (10, ConcatenationOptions),
     "ADD": (11, AddOptions),
+    "RESIZE_BILINEAR": (15, ResizeBilinearOptions),
     "RESHAPE": (17, ReshapeOptions),
     "SPACE_TO_DEPTH": (19, SpaceToDepthOptions),
     "MUL": (21, MulOptions),
@@ -160,6 +169,7 @@ OPTIONS: dict[str, tuple[int, type[IntEnum]]] = {
     "SQUEEZE": (30, SqueezeOptions),
     "STRIDED_SLICE": (32, StridedSliceOptions),
     "SPLIT": (35, SplitOptions),
+    "TRANSPOSE_CONV": (49, TransposeConvOptions),
     "SHAPE": (55, ShapeOptions),
     "PACK": (59, PackOptions),
     "UNPACK": (64, UnpackOptions),

@@ -46,7 +46,7 @@ class Tensors:
     reads. `whole`: those whose first axis in the file is no batch of 1 and therefore belongs to the sample. `unsigned`:
     those that hold uint8 codes, 128 above the graph's. `phases`: tensors between the ends of a dilated convolution.
     `resolved`: the first thing that a runtime has to find out, in words: a shape that is not the stored one, a buffer
-    behind the FlatBuffer.
+    behind the FlatBuffer. `left`: the first operator that XNNPACK leaves to other kernels for an operand that is no constant.
     """
 
     def __init__(self, tensors: Tables, buffers: Tables) -> None:
@@ -61,6 +61,7 @@ class Tensors:
         self.unsigned: set[int] = set()
         self.phases: dict[int, Phases] = {}
         self.resolved: str | None = None
+        self.left: str | None = None
         self.constants: dict[int, ops.Int8] = {}
         self.folded: dict[int, npt.NDArray[Any]] = {}
 

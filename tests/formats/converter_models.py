@@ -13,10 +13,10 @@ from typing import Any
 
 os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
 
-import keras  # type: ignore[import-not-found]  # noqa: E402
-import numpy as np  # noqa: E402
-import tensorflow as tf  # type: ignore[import-not-found]  # noqa: E402
-from keras import layers as kl  # noqa: E402
+import keras  # type: ignore[import-not-found]
+import numpy as np
+import tensorflow as tf  # type: ignore[import-not-found]
+from keras import layers as kl
 
 Layer = Callable[[Any], Any]
 SEED = 1
@@ -133,6 +133,15 @@ def upsampled(x: Any) -> Any:
     return kl.Conv2D(2, 1)(kl.Concatenate()([kl.UpSampling2D(2)(kl.MaxPooling2D()(x)), x]))
 
 
+def unet(x: Any) -> Any:
+    """Segmentation: bilinear and learned upsampling beside the path that skips it, a softmax for each pixel."""
+    wide = kl.Conv2D(8, 3, padding="same", activation="relu")(x)
+    y = kl.Conv2D(8, 3, padding="same", activation="relu")(kl.MaxPooling2D()(wide))
+    y = kl.Concatenate()([kl.Conv2DTranspose(8, 3, strides=2, padding="same")(y), wide])
+    y = kl.Concatenate()([kl.UpSampling2D(2, interpolation="bilinear")(kl.AveragePooling2D(2)(y)), wide])
+    return kl.Conv2D(3, 1, activation="softmax")(y)
+
+
 def island(x: Any) -> Any:
     return kl.Dense(3)(kl.Flatten()(Call(lambda t: tf.math.cumsum(t, 1))(kl.Conv2D(4, 3)(x))))
 
@@ -151,12 +160,13 @@ MODELS: dict[str, tuple[tuple[int, ...], Layer]] = {
     "moved": ((8, 8, 3), moved),
     "depth": ((8, 8, 3), depth),
     "upsampled": ((8, 8, 3), upsampled),
+    "unet": (IMAGE, unet),
     "island": ((8, 8, 3), island),
 }
 FLOAT_ENDS, UINT8_ENDS = ("autoencoder", "inverted"), ("resnet", "regression")
-WITHOUT_BATCH = ("dilated", "rows", "upsampled", "stream")
+WITHOUT_BATCH = ("dilated", "rows", "upsampled", "stream", "unet")
 """Converted again with a batch of 1 in place of one that may vary."""
-REQUANTISED = ("autoencoder", "resnet", "separable", "extremes", "rows")
+REQUANTISED = ("autoencoder", "resnet", "separable", "extremes", "rows", "unet")
 
 
 def converted(model: Any, mode: str = "int8") -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import importlib.util
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -52,6 +53,9 @@ READ: dict[str, dict[str, str]] = {
     "extremes": {},
     "moved": {},
     "depth": {"litert-ref": NO_REGISTRATION},
+    "unet": {"litert-xnnpack": "computes the shape of its output"},
+    "unet-fixed": {},
+    "unet-quantizer": {"litert-xnnpack": "computes the shape of its output"},
     "upsampled": {"tflm": STORED, "litert-ref": NO_REGISTRATION},
     "upsampled-fixed": {"tflm": NO_REGISTRATION, "litert-ref": NO_REGISTRATION},
 }
@@ -73,7 +77,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for package in ("tensorflow", "ai_edge_quantizer"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
-    found = tmp_path_factory.getbasetemp().parent / "converter-models"
+    base = tmp_path_factory.getbasetemp()
+    found = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "converter-models"
     found.mkdir(exist_ok=True)
     with (found / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -125,7 +130,7 @@ def test_written_again_it_computes_the_same(folder: Path, name: str) -> None:
     rules = profile("litert-xnnpack")
     assert np.array_equal(evaluate(read_tflite(again).graph, x, rules), evaluate(read_tflite(data).graph, x, rules))
     for runtime in RUNTIMES:
-        if READ[name].get(runtime, STORED) in (STORED, NO_REGISTRATION):
+        if not READ[name].get(runtime, "").startswith(("Dequantize", "Add")):
             agree(again, x, runtime).require()
 
 
@@ -149,7 +154,7 @@ def shifted(leave: Any) -> Any:
 
 
 def rotated(take: Any) -> Any:
-    return lambda o, x, axis, wanted: take(o, x, axis, [*list(wanted)[1:], list(wanted)[0]])
+    return lambda o, x, axis, wanted: take(o, x, axis, np.roll(wanted, 1).tolist())
 
 
 FAULTS: dict[str, tuple[str, Callable[[pytest.MonkeyPatch], None]]] = {

@@ -167,8 +167,8 @@ def test_a_softmax_must_separate_under_every_rule() -> None:
 
 
 def test_the_softmax_check_sees_a_rule_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = decide_module._softmax_rules
-    monkeypatch.setattr(decide_module, "_softmax_rules", lambda program: real(program)[:1])
+    real = decide_module._logits
+    monkeypatch.setattr(decide_module, "_logits", lambda program: (real(program)[0][:1], real(program)[1]))
     with pytest.raises(AssertionError):
         test_a_softmax_must_separate_under_every_rule()
 
