@@ -131,9 +131,10 @@ def _to_tflite(model: AnyModel, source: str, folder: Path, name: str) -> Convert
 
 def _to_onnx(model: AnyModel, source: str, folder: Path, name: str) -> Converted:
     from cactus_edge.formats.onnx import onnx_form, write_onnx
-    from cactus_edge.formats.tflite import RUNTIME_METADATA
+    from cactus_edge.formats.tflite import CONVERSION_METADATA, RUNTIME_METADATA
 
-    metadata = {key: value for key, value in model.metadata.items() if key != RUNTIME_METADATA}
+    own = (RUNTIME_METADATA, CONVERSION_METADATA)
+    metadata = {key: value for key, value in model.metadata.items() if key not in own}
     wanted = onnx_form(model.graph)
     kept = _exact_under(wanted, "onnx")
     return _written(write_onnx(model.graph, metadata=metadata), wanted, source, _file(folder, name, "onnx"), kept)

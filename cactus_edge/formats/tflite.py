@@ -43,6 +43,9 @@ FUSING = (
 RUNTIME_METADATA = "min_runtime_version"
 """The metadata entry in which runtimes look for the oldest version that can run the file; 16 bytes, NUL-padded."""
 
+CONVERSION_METADATA = "CONVERSION_METADATA"
+"""The entry in which TensorFlow's converter says, in a FlatBuffer of its own, how it made the file."""
+
 
 @dataclass(frozen=True)
 class _Builtin:

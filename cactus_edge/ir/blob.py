@@ -171,6 +171,8 @@ def _draft(program: Program, layout: Plan, index: int) -> _Draft:
         case ops.Conv2d() | ops.DepthwiseConv2d() as op:
             return _affine(op, steps, x, out, common | {"scratch": layout.scratch[index]})
         case ops.Dense() as op:
+            if op.weight.shape[1] != x.size:
+                raise UnsupportedError("the C runtime's dense layers have one row")
             return _affine(op, steps, x, out, common)
         case ops.Add():
             if any(graph.tensors[i].shape != out.shape for i in node.inputs):

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from cactus_edge.errors import CertificateError, MismatchError
+from cactus_edge.errors import CertificateError, MismatchError, UnsupportedError
 from cactus_edge.ir.arithmetic import profile_table_digest
 from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.blob import to_blob
@@ -207,9 +207,12 @@ def _verdict(decision: Decision) -> dict[str, Any]:
 
 
 def _blob(asked: Runtimes) -> bytes | None:
-    """What the portable runtime executes, where its profile is among those asked for."""
+    """What the portable runtime executes, where its profile is among those asked for and it has a kernel for every op."""
     program = asked.under(PROFILE)
-    return None if program is None else to_blob(program.graph, program.profile)
+    try:
+        return None if program is None else to_blob(program.graph, program.profile)
+    except UnsupportedError:
+        return None
 
 
 def region_record(region: Region) -> dict[str, Any]:
@@ -287,8 +290,9 @@ def _no_float(text: str) -> NoReturn:
 def _firmware_entry(target: str, elf: bytes, blob: bytes | None) -> dict[str, str]:
     if blob is None:
         raise MismatchError(
-            f"the firmware for {target} computes profile {PROFILE!r}, the certificate is for another one",
-            hint=f"certify with --profile {PROFILE}",
+            f"the firmware for {target} computes profile {PROFILE!r}, the certificate is for another one or for a model that "
+            "the C runtime cannot run",
+            hint=f"certify with --profile {PROFILE}; cactus-edge inspect says what the C runtime lacks",
         )
     if find_blob(elf, blob, f"the firmware for {target}") is None:
         raise MismatchError(

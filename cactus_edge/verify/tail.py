@@ -151,8 +151,9 @@ def _tail(affine: Affine, atoms: tuple[TailAtom, ...], source: int, value: int, 
     if 8 * int(factors.max()) * reach >= 2**53:
         return None
     low, high = (b.reshape(classes) for b in step_bounds(affine, [full_range(affine.linear.in_shape)]))
-    unit = np.eye(classes, dtype=np.int64).reshape(classes, *shape)
-    weight = affine.linear.adjoint(unit).reshape(classes, -1).astype(np.float64)
+    # Sums of one weight and zeros: exact in float64, whose matrix products are quick.
+    unit = np.eye(classes).reshape(classes, *shape)
+    weight = affine.linear.adjoint(unit).reshape(classes, -1)
     bias = np.broadcast_to(affine.bias, shape).reshape(classes)
     _, t = thresholds(lambda acc: _apply(atoms, acc, shape, 1), low, high)
     _, own = thresholds(lambda acc: _apply(atoms, acc, shape, -1), low, high)

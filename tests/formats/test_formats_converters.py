@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cactus_edge.api_files import convert
 from cactus_edge.errors import MismatchError, ModelError, UnsupportedError
 from cactus_edge.formats import agree as agree_module
 from cactus_edge.formats.agree import agree
@@ -24,6 +25,9 @@ from cactus_edge.ir.binary import Extreme
 from cactus_edge.ir.evaluate import evaluate
 from cactus_edge.ir.ops import Padding2d
 from cactus_edge.verify import tflite_dilated, tflite_moves, tflite_ops
+from cactus_edge.verify.certificate import certify_file, encode
+from cactus_edge.verify.read import read_model
+from cactus_edge.verify.recheck import recheck
 from cactus_edge.verify.runtimes import TFLITE, runtimes
 
 RUNTIMES = ("tflm", "litert-ref", "litert-builtin", "litert-xnnpack")
@@ -142,6 +146,31 @@ def test_a_shape_that_is_computed_is_not_certified_where_it_is_not(folder: Path)
     found = runtimes(data, "all", TFLITE)
     assert STORED in found.excluded["tflm"]
     assert found.under("litert-xnnpack") is not None
+
+
+def test_converted_to_onnx(folder: Path, tmp_path: Path) -> None:
+    """What the converter says of itself stays behind; the graph does not."""
+    path = folder / "dilated-fixed.tflite"
+    assert "CONVERSION_METADATA" in read_tflite(path.read_bytes()).metadata
+    made = convert(path, to="onnx", out=tmp_path / "dilated.onnx")
+    written = read_model((tmp_path / "dilated.onnx").read_bytes())
+    assert made.files and "CONVERSION_METADATA" not in written.metadata
+
+
+@pytest.mark.parametrize("name", ["inverted", "unet-fixed", "rows-fixed", "moved"])
+@pytest.mark.parametrize("asked", ["tflm", "all"])
+def test_certified_and_checked_again(folder: Path, name: str, asked: str) -> None:
+    """Also what the C runtime has no kernel for: such a certificate names no blob."""
+    data = (folder / f"{name}.tflite").read_bytes()
+    x = inputs(data, 3)
+    labels = evaluate(read_tflite(data).graph, x, profile("tflm")).reshape(3, -1).argmax(1)
+    if name == "unet-fixed":
+        with pytest.raises(UnsupportedError, match="not one row of classes"):
+            certify_file(data, x, labels, eps="1", domain=None, profile=asked, unit="lsb")
+        return
+    made = certify_file(data, x, labels, eps="1", domain=None, profile=asked, unit="lsb")
+    assert b"blob_sha256" not in encode(made.record)
+    assert recheck(encode(made.record), data, x, labels).accepted
 
 
 def shifted(leave: Any) -> Any:
