@@ -34,9 +34,8 @@ MOVES: Rules = {
     "ResizeNearest": ("copy",),
     "Maximum": ("max",),
     "Minimum": ("max",),
-    "DenseRows": ("rows",),
 }
-"""More of them, which fewer runtimes were shown to run; DenseRows: a dense layer on each row of its input."""
+"""More of them, which fewer runtimes were shown to run."""
 
 GEMMLOWP: Rules = {
     **COPIES,
@@ -46,6 +45,8 @@ GEMMLOWP: Rules = {
     "DepthwiseConv2d": ("D", "double"),
     "TransposeConv2d": ("D", "double"),
     "ResizeBilinear": ("fixed10",),
+    # A dense layer on each row of its input.
+    "DenseRows": ("rows",),
     "Dense": ("D", "float32_product"),
     "DensePerChannel": ("D", "double"),
     "Add": ("D_shift20",),
@@ -152,6 +153,7 @@ XNNPACK_X86: Rules = {
     "TransposeConv2d": ("F", "float32", OVERLAPPING),
     "TransposeConv2d.activation": ("half_even_sum",),
     "ResizeBilinear": ("float11",),
+    "DenseRows": ("rows",),
 }
 """What was shown on x86-64 only as well. On aarch64 XNNPACK's MUL and LiteRT's HARD_SWISH are other kernels, seen to differ."""
 
@@ -184,7 +186,8 @@ PROFILES: Mapping[str, Profile] = {
         versions="sources of 2026-08-20 (commit 90b983c)",
         cpu="any; reference kernels in C++ (of CMSIS-NN the same rounding in C, another one in Helium code)",
         reads="tflite",
-        rules={k: v for k, v in SINGLE.items() if k not in ("Sub", "LeakyRelu")} | {"Sum": ("S", "folded_count")},
+        rules={k: v for k, v in SINGLE.items() if k not in ("Sub", "LeakyRelu", "TransposeConv2d")}
+        | {"Sum": ("S", "folded_count"), STORED: ("copy",)},
         source="the kernels of tflm, and tensorflow/lite/kernels/internal/common.cc with the macro; vectors in tests/ir",
     ),
     "litert-ref": Profile(
@@ -215,6 +218,7 @@ PROFILES: Mapping[str, Profile] = {
             "GroupedConv2d": ("D", "double"),
             "TransposeConv2d": ("HD8", "double"),
             "ResizeBilinear": ("fixed10",),
+            "DenseRows": ("rows",),
             "DepthwiseConv2d": ("HD8", "double"),
             "Dense": ("H", "float32_product"),
             "DensePerChannel": ("H", "double"),
@@ -286,6 +290,7 @@ PROFILES: Mapping[str, Profile] = {
             "Reshape": ("copy",),
             "Input": ("half_away",),
             "Softmax": ("gemmlowp_q5_26",),
+            STORED: ("copy",),
         },
         source="closed; the boards' logs of 1,000 keyword inputs, equal to three digits of every output (tests/formats). Its log of a "
         "residual network is none of the known sums, so that ADD is left out",
@@ -313,6 +318,7 @@ PROFILES: Mapping[str, Profile] = {
             "AvgPool.activation": ("ignored",),
             "Pad": ("copy",),
             "Input": ("half_away",),
+            STORED: ("copy",),
         },
         source="TinyEngine's generator and kernels, run end to end on x86-64 with the Cortex-M intrinsics in plain C; vectors in "
         "tests/formats",
