@@ -32,14 +32,16 @@ MOVES: Rules = {
     "Transpose": ("copy",),
     "Slice": ("copy",),
     "ResizeNearest": ("copy",),
-    "Maximum": ("max",),
-    "Minimum": ("max",),
 }
 """More of them, which fewer runtimes were shown to run."""
+
+EXTREMES: Rules = {"Maximum": ("max",), "Minimum": ("max",)}
+"""Choices between two codes, which TFLM and LiteRT were shown to run."""
 
 GEMMLOWP: Rules = {
     **COPIES,
     **MOVES,
+    **EXTREMES,
     "Conv2d": ("D", "double"),
     "GroupedConv2d": ("D", "double"),
     "DepthwiseConv2d": ("D", "double"),
@@ -113,6 +115,7 @@ XNNPACK: Rules = {
     DELEGATE: ("constants",),
     **COPIES,
     **MOVES,
+    **EXTREMES,
     "Conv2d": ("F", "float32"),
     "Conv2d.activation": ("half_even_sum",),
     "GroupedConv2d": ("F", "float32"),
@@ -213,6 +216,7 @@ PROFILES: Mapping[str, Profile] = {
         rules={
             **COPIES,
             **MOVES,
+            **EXTREMES,
             **LITERT,
             "Conv2d": ("H", "double"),
             "GroupedConv2d": ("D", "double"),

@@ -254,5 +254,7 @@ class Extreme:
         return first.astype(np.float64), (~first).astype(np.float64)
 
 
-BinaryRule = AddRule | VectorAddRule | FixedPointAddRule | FusedAddRule | FloatAddRule | MulRule | UnsignedMulRule | Extreme
+BinaryRule = (
+    AddRule | VectorAddRule | FixedPointAddRule | FusedAddRule | FloatAddRule | MulRule | UnsignedMulRule | Extreme
+)
 """Every rule of two arguments."""
