@@ -152,8 +152,8 @@ def test_converted_to_onnx(folder: Path, tmp_path: Path) -> None:
     """What the converter says of itself stays behind; the graph does not."""
     path = folder / "dilated-fixed.tflite"
     assert "CONVERSION_METADATA" in read_tflite(path.read_bytes()).metadata
-    made = convert(path, to="onnx", out=tmp_path / "dilated.onnx")
-    written = read_model((tmp_path / "dilated.onnx").read_bytes())
+    made = convert(path, to="onnx", out=tmp_path)
+    written = read_model((tmp_path / "dilated-fixed.onnx").read_bytes())
     assert made.files and "CONVERSION_METADATA" not in written.metadata
 
 
