@@ -22,6 +22,7 @@ from cactus_edge.progress import SILENT, Progress
 from cactus_edge.resources import require_file, require_folder, write_atomic
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
 
     from cactus_edge.bundle import Built
@@ -102,6 +103,7 @@ def certify(
     domain: tuple[Exact, Exact] | None = None,
     firmware: Sequence[tuple[str, bytes]] = (),
     bounds: str = "interval",
+    attack: bool = False,
     threads: int = 0,
 ) -> Certificate:
     """Certifies the file `model`, .tflite or .onnx, around every row of x [N, *shape] with labels y [N].
@@ -113,10 +115,13 @@ def certify(
     assume nothing. Of several, what is certified holds for any mixture of them, from one element of a layer to the next;
     `Certificate.each` has what holds under each alone, which is more. bounds: "interval", or "linear", which also bounds by
     lines what intervals leave open: slower, and it certifies far more of a network that was not trained for intervals.
+    attack: also look for counterexamples around what is right and not certified; each is replayed and stands in the
+    certificate. It takes one profile that is no envelope.
     """
     import os
 
     from cactus_edge.api_files import default_profile, file_formats
+    from cactus_edge.certify.attack import falsify
     from cactus_edge.certify.interval import certify as decide
     from cactus_edge.verify.certificate import certify_file
     from cactus_edge.verify.read import format_of
@@ -136,6 +141,7 @@ def certify(
         firmware=firmware,
         bounds=_method(bounds),
         decide=partial(decide, threads=threads or os.cpu_count() or 1),
+        falsify=falsify if attack else None,
     )
 
 
@@ -179,6 +185,7 @@ class CertifyResult:
     profile: str
     conditional_on: str = ""
     excluded: Mapping[str, str] = field(default_factory=dict)
+    refuted: npt.NDArray[np.bool_] | None = None
 
     @property
     def certified(self) -> int:
@@ -215,6 +222,10 @@ class CertifyResult:
                 ),
                 *((f"  not {name}", why) for name, why in self.excluded.items()),
             ]
+        if self.refuted is not None:
+            left = self.decision.correct & ~self.decision.certified & ~self.refuted
+            rows.insert(1, ("refuted", f"{self._counted(self.refuted)} by a counterexample, replayed"))
+            rows.insert(2, ("open", self._counted(left)))
         if self.conditional_on:
             rows.append(("conditional on", self.conditional_on))
         return [*rows, ("certificate", str(self.path))]
@@ -234,6 +245,7 @@ def certify_files(
     firmware: Sequence[Path],
     out: Path,
     bounds: str = "interval",
+    attack: bool = False,
 ) -> CertifyResult:
     """`certify` from files to a file. firmware: ELF images to bind; domain: "LO,HI" or ""."""
     from cactus_edge.samples import read_samples
@@ -242,7 +254,9 @@ def certify_files(
     x, y = read_samples(data)
     images = [(path.name, content(path, "firmware")) for path in firmware]
     ends = _domain(domain) if domain else None
-    certificate = certify(model, x, y, eps=eps, unit=unit, profile=profile, domain=ends, firmware=images, bounds=bounds)
+    certificate = certify(
+        model, x, y, eps=eps, unit=unit, profile=profile, domain=ends, firmware=images, bounds=bounds, attack=attack
+    )
     write_atomic(out, certificate.to_bytes())
     d = certificate.decision
     radius = (
@@ -252,7 +266,14 @@ def certify_files(
     )
     row = certificate.record["profile"]
     return CertifyResult(
-        out, d, certificate.each, radius, row["name"], row.get("conditional_on", ""), row.get("excluded", {})
+        out,
+        d,
+        certificate.each,
+        radius,
+        row["name"],
+        row.get("conditional_on", ""),
+        row.get("excluded", {}),
+        certificate.refuted,
     )
 
 

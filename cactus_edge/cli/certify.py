@@ -42,6 +42,11 @@ def add_parser(verbs: Any) -> None:
         help="linear: bound by lines what intervals leave open; slower, for networks not trained for intervals",
     )
     p.add_argument(
+        "--attack",
+        action="store_true",
+        help="look for counterexamples around what is right and not certified; they stand in the certificate",
+    )
+    p.add_argument(
         "--firmware",
         type=Path,
         action="append",
@@ -73,6 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         profile=arguments.profile,
         firmware=arguments.firmware,
         bounds=arguments.bounds,
+        attack=arguments.attack,
         out=arguments.out,
     )
     print(pairs(result.summary()))

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from cactus_edge.errors import CertificateError, MismatchError, UnsupportedError
+from cactus_edge.errors import CertificateError, InternalError, MismatchError, UnsupportedError
 from cactus_edge.ir.arithmetic import profile_table_digest
 from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.blob import to_blob
@@ -28,6 +28,7 @@ from cactus_edge.verify.elf import find_blob
 from cactus_edge.verify.overflow import Fact, prove
 from cactus_edge.verify.regions import Exact, Region, check_data, data_digest, exact, region
 from cactus_edge.verify.runtimes import TFLITE, FileFormat, Runtimes, runtimes
+from cactus_edge.verify.witness import Witnesses, refuted, require_definite, written
 from cactus_edge.version import __version__
 
 FORMAT, VERSION = "cactus-edge certificate", 1
@@ -59,10 +60,15 @@ class Certificate:
     decision: Decision
     each: Mapping[str, Decision]
     facts: tuple[Fact, ...]
+    refuted: Bools | None = None
 
     def to_bytes(self) -> bytes:
         """The certificate file."""
         return encode(self.record)
+
+
+Falsify = Callable[[Program, Region, Data, Data, Decision], Witnesses]
+"""Counterexamples for samples that are right and not certified, as many as it finds."""
 
 
 def certify_file(
@@ -80,18 +86,20 @@ def certify_file(
     created: str = "",
     bounds: Method = "interval",
     decide: Decide = certify,
+    falsify: Falsify | None = None,
 ) -> Certificate:
     """Reads `model`, of format `form`, from its bytes, decides the region of every sample, and writes down what was proved.
 
     profile: as in `runtimes`; of several, any mixture is decided, and each by itself. x [N, *input shape] float32 or float64 in
     sensor units, or int8 codes; labels integer [N]; eps, domain as in `regions.region`. firmware: (target, ELF bytes) of
     images that hold the model's blob. created: a time stamp, by default now. bounds: the method, as in `verify.decide`; a
-    re-check uses the same. Raises InputError, DataError, ModelError, and MismatchError for a firmware without the model's blob.
+    re-check uses the same. falsify: looks for counterexamples, which the certificate then holds. Raises InputError, DataError,
+    ModelError, and MismatchError for a firmware without the model's blob.
     """
     asked = runtimes(model, profile, form)
     for program in asked.programs:
         form.confirm(model, program.profile)
-    proved = prove_claims(model, x, labels, region(asked.program, eps, domain), asked, bounds, decide, form)
+    proved = prove_claims(model, x, labels, region(asked.program, eps, domain), asked, bounds, decide, form, falsify)
     record = {
         "format": FORMAT,
         "version": VERSION,
@@ -102,7 +110,7 @@ def certify_file(
         "firmware": [_firmware_entry(target, elf, proved.blob) for target, elf in firmware],
         **proved.claims,
     }
-    return Certificate(seal(record), proved.decision, proved.each, proved.facts)
+    return Certificate(seal(record), proved.decision, proved.each, proved.facts, proved.refuted)
 
 
 def add_firmware(certificate: bytes, model: bytes, firmware: Sequence[tuple[str, bytes]]) -> bytes:
@@ -123,7 +131,8 @@ class Proved:
     """Every claim of a certificate as its JSON fields, and what they were written from.
 
     decision: for any mixture of the runtimes. each: where there are several, by profile, what holds under that one alone.
-    blob: what a firmware has to hold; None where the portable runtime's profile is not among them.
+    blob: what a firmware has to hold; None where the portable runtime's profile is not among them. refuted [N]: the samples
+    with a counterexample; None where none were looked for.
     """
 
     claims: Mapping[str, Any]
@@ -131,6 +140,7 @@ class Proved:
     each: Mapping[str, Decision]
     facts: tuple[Fact, ...]
     blob: bytes | None
+    refuted: Bools | None
 
 
 def prove_claims(
@@ -142,15 +152,22 @@ def prove_claims(
     bounds: Method,
     decide: Decide,
     form: FileFormat = TFLITE,
+    falsify: Falsify | None = None,
 ) -> Proved:
-    """Every claim of a certificate, from the bytes alone. Raises as `certify_file` does."""
+    """Every claim of a certificate, from the bytes alone. Raises as `certify_file` does, CertificateError for a wrong counterexample."""
     program = asked.program
     check_data(program, x, labels)
+    if falsify is not None:
+        require_definite(program)
     blob = _blob(asked)
     facts = prove(program)
     deciding = partial(decide, bounds=bounds)
     decision = deciding(program, region, x, labels)
     each = _each(asked, region, x, labels, decision, deciding) if asked.several else {}
+    witnesses = None if falsify is None else falsify(program, region, x, labels, decision)
+    against = None if witnesses is None else refuted(program, region, x, labels, witnesses)
+    if against is not None and (against & decision.certified).any():
+        raise InternalError("a sample is certified and has a counterexample", hint="please report this model")
     claims = {
         "model": {
             "sha256": hashlib.sha256(model).hexdigest(),
@@ -168,9 +185,10 @@ def prove_claims(
         "verdict": {
             **_verdict(decision),
             **({"each": {name: _verdict(own) for name, own in each.items()}} if each else {}),
+            **({} if witnesses is None else {"counterexamples": written(witnesses)}),
         },
     }
-    return Proved(claims, decision, each, facts, blob)
+    return Proved(claims, decision, each, facts, blob, against)
 
 
 def _each(

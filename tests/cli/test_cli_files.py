@@ -313,3 +313,22 @@ def test_certify_all_says_who_cannot_run_the_file(model: Path, data: Path, tmp_p
     shown = capsys.readouterr().out
     assert "whatever mixture" in shown and "  tflm  " in shown
     assert "not x-cube-ai" in shown and "has no rule for" in shown
+
+
+def test_certify_tells_refuted_from_open(model: Path, data: Path, tmp_path: Path, capsys: Shown) -> None:
+    made = tmp_path / "cert.json"
+    right = np.load(data)["x"]
+    found = ce.run(model, right).predictions
+    labelled = tmp_path / "labelled.npz"
+    np.savez(labelled, x=right, y=found)
+    assert main(["certify", str(model), f"--data={labelled}", "--eps=2", "--attack", f"--out={made}"]) == 0
+    shown = capsys.readouterr().out
+    assert "by a counterexample, replayed" in shown and "open" in shown
+    assert main(["verify", str(made), f"--model={model}", f"--data={labelled}"]) == 0
+    assert "verdict.counterexamples" in capsys.readouterr().out
+    refused(
+        ["certify", str(model), f"--data={labelled}", "--eps=2", "--attack", "--profile=all", f"--out={made}"],
+        capsys,
+        "one for one arithmetic",
+        "--profile",
+    )
