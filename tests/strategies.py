@@ -190,6 +190,47 @@ class Maker(Parts):
     def make_requantize(self, i: int, x: Tensor) -> int | None:
         return self.node(ops.Requantize(), [i], self.fresh(x.shape, x.scale * self.scale(0.02, 20.0)))
 
+    def make_maximum(self, i: int, x: Tensor) -> int | None:
+        return self._extreme(ops.Maximum(), i, x)
+
+    def make_minimum(self, i: int, x: Tensor) -> int | None:
+        return self._extreme(ops.Minimum(), i, x)
+
+    def _extreme(self, op: ops.Maximum | ops.Minimum, i: int, x: Tensor) -> int | None:
+        sibling = self.builder.node(ops.Requantize(), [self.choose.pick(self._shaped(x))], self.like(x.shape, x))
+        self.known.append(sibling)
+        return self.node(op, self.choose.pick([[i, sibling], [sibling, i]]), self.like(x.shape, x))
+
+    def make_dense_rows(self, i: int, x: Tensor) -> int | None:
+        if len(x.shape) < 2 or x.shape[-1] == x.size:
+            return None
+        a = self.affine(
+            self.weights((self.choose.integer(1, 6), x.shape[-1])), (1,), x, self.choose.pick([False, True])
+        )
+        out = self.fresh((*x.shape[:-1], len(a["bias"])), a.pop("out_scale"))
+        return self.node(ops.Dense(**a, activation=self.activation()), [i], out)
+
+    def make_transpose_conv2d(self, i: int, x: Tensor) -> int | None:
+        if len(x.shape) != 3:
+            return None
+        stride = (self.choose.integer(1, 3), self.choose.integer(1, 3))
+        kernel = tuple(self.choose.integer(s, s + 2) for s in stride)
+        shape = (self.choose.integer(1, 4), *kernel, x.shape[2])
+        a = self.affine(self.weights(shape), (1, 2, 3), x, True)
+        sizes = ((n - 1) * s + k for n, s, k in zip(x.shape[:2], stride, kernel, strict=True))
+        out = self.fresh((*sizes, shape[0]), a.pop("out_scale"))
+        return self.node(ops.TransposeConv2d(**a, stride=stride, activation=self.activation()), [i], out)
+
+    def make_resize_bilinear(self, i: int, x: Tensor) -> int | None:
+        if len(x.shape) != 3:
+            return None
+        size = (self.choose.integer(1, 9), self.choose.integer(1, 9))
+        mode = self.choose.pick([(False, False), (True, False), (False, True)])
+        return self.node(ops.ResizeBilinear(*mode), [i], self.like((*size, x.shape[2]), x))
+
+    def make_softmax(self, i: int, x: Tensor) -> int | None:
+        return self.node(ops.Softmax(), [i], Tensor(f"t{len(self.known)}", x.shape, "int8", 1 / 256, -128))
+
     def finish(self, last: int, ends: Sequence[str]) -> Graph:
         """The graph, after the closing op that is chosen of `ends`: "", "softmax", "dequantize" or both, in this order."""
         closing = self.choose.pick(ends)
@@ -222,7 +263,10 @@ IN_C = tuple(_IN_C.split())
 
 _BEYOND_C = "sub mul broadcast_add transpose slice resize_nearest leaky_relu hard_swish logistic tanh"
 MIDDLE = (*IN_C, *_BEYOND_C.split())
-"""Every op that can stand in the middle of a network."""
+"""Every op that can stand in the middle of a network and that most runtimes run."""
+
+RARE = ("maximum", "minimum", "dense_rows", "transpose_conv2d", "resize_bilinear", "softmax")
+"""The others: only where they are asked for."""
 
 ENDS = ("", "softmax", "dequantize", "softmax dequantize")
 
