@@ -3,9 +3,9 @@
     python bench/agreement.py [--graphs 200] [--inputs 10000] [--onnx-inputs 1000] [--runtime NAME ...] [--build build] [--fresh]
 
 Sources: `--graphs` random networks over every op that the profile runs (together `--inputs` inputs, those that it refuses
-replaced and counted; for ONNX Runtime `--onnx-inputs` each), each build/*/model.tflite (`--inputs` random inputs each: uniform,
-constant, two-valued, at both ends), and the reference models where they are at hand (CACTUS_EDGE_MODELS; the keyword model on
-its 1,000 real inputs from CACTUS_EDGE_DATA). Writes bench/results/agreement.json.
+replaced and counted; for ONNX Runtime `--onnx-inputs` each), each build/*/model.tflite and build/*/*.onnx (`--inputs` random
+inputs each: uniform, constant, two-valued, at both ends), and the reference models where they are at hand (CACTUS_EDGE_MODELS;
+the keyword model on its 1,000 real inputs from CACTUS_EDGE_DATA). Writes bench/results/agreement.json.
 Exit code 1 where anything differs. A row that was measured with the same file, inputs and versions is kept.
 """
 
@@ -31,12 +31,13 @@ sys.path.insert(0, str(ROOT / "tests"))
 from onnx_kit import branched, real_inputs
 from strategies import IN_C, MIDDLE, random_graph, random_inputs
 
-from cactus_edge.errors import UnsupportedError
+from cactus_edge.errors import ModelError, UnsupportedError
 from cactus_edge.formats.agree import Agreement, agree
 from cactus_edge.formats.c.host import HostRuntime, blob_program, compare
 from cactus_edge.formats.tflite import read_tflite, write_tflite
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.graph import Graph
+from cactus_edge.verify.onnx_read import read_onnx
 
 Array = npt.NDArray[Any]
 Comparison = Callable[[bytes, Graph, Array], Agreement]
@@ -83,14 +84,17 @@ def random_networks(count: int, inputs: int, compare_one: Comparison, kinds: Seq
 
 def onnx_networks(count: int, inputs: int) -> Row:
     """`count` random networks in ONNX Runtime, with `inputs` inputs each: codes, ties between them, and values out of range."""
-    found = []
-    for number, (graph, data) in enumerate(branched(SEED, count)):
-        x = random_inputs(np.random.default_rng([SEED, number]), graph, inputs)
-        if graph.input.dtype == "int8":
-            x = real_inputs(graph, x)
-            x[::3] += np.float32(graph.input.scale / 2)
-        found.append(agree(data, x, "onnxruntime"))
-    return total(found)
+    networks = enumerate(branched(SEED, count))
+    return total([agree(data, onnx_inputs(graph, [SEED, k], inputs), "onnxruntime") for k, (graph, data) in networks])
+
+
+def onnx_inputs(graph: Graph, seed: Sequence[int], count: int) -> Array:
+    """float32 inputs: codes, ties between them, and values out of range."""
+    x = random_inputs(np.random.default_rng(seed), graph, count)
+    if graph.input.dtype == "int8":
+        x = real_inputs(graph, x)
+        x[::3] += np.float32(graph.input.scale / 2)
+    return x
 
 
 def files(build: Path, inputs: int) -> dict[str, tuple[bytes, Array]]:
@@ -158,11 +162,26 @@ def compared(
 
 
 def in_onnx_runtime(results: Results, options: argparse.Namespace) -> dict[str, Row]:
-    """Random networks in ONNX Runtime; key -> row."""
+    """Random networks and built files in ONNX Runtime; key -> row."""
     key = f"{options.graphs} random networks, ONNX Runtime"
     code = sources("onnx_kit.py", "cactus_edge/formats/onnx", "cactus_edge/verify")
     versions = digest(metadata.version("onnxruntime"), *code, options.graphs, options.onnx_inputs)
-    return {key: results.row(key, versions, partial(onnx_networks, options.graphs, options.onnx_inputs))}
+    rows = {key: results.row(key, versions, partial(onnx_networks, options.graphs, options.onnx_inputs))}
+    for path in sorted(options.build.glob("*/*.onnx")):
+        data = path.read_bytes()
+        x = onnx_inputs(read_onnx(data).graph, [SEED], options.inputs)
+        key = f"build/{path.parent.name}/{path.name}, ONNX Runtime"
+        measure = partial(one_onnx_file, data, x)
+        try:
+            rows[key] = results.row(key, digest(versions, data), measure, {"model": hashlib.sha256(data).hexdigest()})
+        except ModelError as error:
+            print(f"{key}: {error.message}")
+    return rows
+
+
+def one_onnx_file(data: bytes, x: Array) -> Row:
+    """One .onnx file on its inputs."""
+    return total([agree(data, x, "onnxruntime")])
 
 
 def one_file(compare_one: Comparison, data: bytes, x: Array) -> Row:
