@@ -40,7 +40,7 @@ class OpFacts:
     """One op. `reads`: the ops whose outputs it reads, -1 for the model's input.
 
     macs: multiply-accumulates of one inference, taps that fall outside the image included. constant_bytes: weights int8 and
-    bias int32 as the file stores them. bound: no int32 quantity of the op exceeds it in magnitude, for any input, under
+    bias int32 or int64 as the file stores them. bound: no integer quantity of the op exceeds it in magnitude, for any input, under
     any profile that can run the file; None where no profile can.
     """
 
@@ -55,7 +55,7 @@ class OpFacts:
 
     @property
     def bits(self) -> int | None:
-        """Bits of the two's complement integer that holds every value up to `bound`; 32 are there."""
+        """Bits of the two's complement integer that holds every value up to `bound`; 32 are there, 64 for int16 with a 64-bit bias."""
         return None if self.bound is None else self.bound.bit_length() + 1
 
 
@@ -87,7 +87,7 @@ class ProfileFacts:
 class Inspection:
     """What `inspect` found. Sizes in bytes.
 
-    live_bytes: the largest sum of int8 activations, and of the portable C's scratch, alive at one op: no memory plan with
+    live_bytes: the largest sum of integer activations, and of the portable C's scratch, alive at one op: no memory plan with
     the in-place rules of `ir.plan` can do with less. arena_bytes: what that plan takes. c_bytes: constants of the portable C,
     0 where `c_refusal` says why there is none.
     """
@@ -143,7 +143,7 @@ class Inspection:
 
     def op_table(self, *, wide: bool) -> Table:
         """Heading and rows, one an op; `wide` adds the bound on its int32 quantities, whole scales and its output's name."""
-        titles = ("scale", "zero", "bytes", "MACs", *(["|int32| <="] if wide else []), "bits")
+        titles = ("scale", "zero", "bytes", "MACs", *(["|integer| <="] if wide else []), "bits")
         numbers = [Column(title, right=True) for title in titles]
         head: list[str | Column] = [Column("#", right=True), "op", Column("reads", right=True), "output", *numbers]
         if wide:
@@ -164,7 +164,7 @@ class Inspection:
         largest = max(facts, key=lambda fact: fact.bound, default=None)
         if largest is None:
             return "no op computes with int32"
-        return f"int32 never overflows: at most {largest.bound:,}, in op {largest.node} {largest.op}"
+        return f"nothing overflows: at most {largest.bound:,}, in op {largest.node} {largest.op}"
 
 
 def inspect_model(data: bytes) -> Inspection:
@@ -271,8 +271,8 @@ def _cells(op: OpFacts, wide: bool) -> tuple[str, ...]:
         f"{op.kind} {op.detail}".strip(),
         ", ".join("in" if i < 0 else str(i) for i in op.reads),
         _times(out.shape),
-        scale if out.dtype == "int8" else "float32",
-        str(out.zero_point) if out.dtype == "int8" else "",
+        scale if out.dtype != "float32" else "float32",
+        str(out.zero_point) if out.dtype != "float32" else "",
         _count(op.constant_bytes),
         _count(op.macs),
         *([_count(op.bound)] if wide else []),
@@ -294,7 +294,7 @@ def _count(number: int | None) -> str:
 
 def _tensor(t: Tensor) -> str:
     shape = f"{t.dtype} [{', '.join(map(str, t.shape))}]"
-    return f"{shape}, scale {scale_text(t.scale)}, zero point {t.zero_point}" if t.dtype == "int8" else shape
+    return f"{shape}, scale {scale_text(t.scale)}, zero point {t.zero_point}" if t.dtype != "float32" else shape
 
 
 def _times(sizes: Sequence[int]) -> str:

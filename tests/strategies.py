@@ -326,14 +326,15 @@ def random_inputs(rng: np.random.Generator, graph: Graph, n: int) -> Array:
     """
     starts_float = graph.input.dtype == "float32"
     core = graph.tensors[graph.nodes[0].output] if starts_float else graph.input
-    x = rng.integers(-128, 128, (n, *core.shape)).astype(np.int64)
+    least, most = core.codes
+    x = rng.integers(least, most + 1, (n, *core.shape)).astype(np.int64)
     kind = np.arange(n) % 6
-    x[kind == 1] = -128
-    x[kind == 2] = 127
-    x[kind == 3] = np.clip(core.zero_point + x[kind == 3] // 32, -128, 127)
-    x[kind == 4] = np.where(x[kind == 4] < 0, -128, 127)
+    x[kind == 1] = least
+    x[kind == 2] = most
+    x[kind == 3] = np.clip(core.zero_point + x[kind == 3] // 32, least, most)
+    x[kind == 4] = np.where(x[kind == 4] < 0, least, most)
     if not starts_float:
-        return x.astype(np.int8)
+        return x.astype(core.dtype)
     real = core.scale * (x - core.zero_point + rng.choice([0.0, 0.5, -0.5, 0.25], x.shape))
     real[kind == 5] *= 1000
     real32: Array = real.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Falsification on the integer network: looks for an int8 input inside the region whose output is no strict win.
+"""Falsification on the integer network: looks for an input inside the region whose output is no strict win.
 
 Untrusted search: it may miss a witness, but every witness it returns was executed by the interpreter. Projected gradient
 steps (Madry et al., ICLR 2018, eq. 6) on the integers, with the straight-through estimate for rounding and clamping
@@ -20,7 +20,7 @@ from cactus_edge.ir.atoms import Program, Step
 from cactus_edge.ir.binary import BinaryRule
 from cactus_edge.ir.evaluate import run, values
 from cactus_edge.ir.linear import output_size, pad_image
-from cactus_edge.ir.ops import Int8, Int64
+from cactus_edge.ir.ops import Codes, Int64
 from cactus_edge.ir.rules import Elementwise
 from cactus_edge.verify.decide import Decision
 from cactus_edge.verify.regions import Region, box, points
@@ -30,10 +30,10 @@ Real = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Attack:
-    """`found[n]`: whether `witness[n]`, int8 inside the region, makes the label lose or tie; otherwise the witness is the start."""
+    """`found[n]`: whether `witness[n]`, codes inside the region, makes the label lose or tie; otherwise the witness is the start."""
 
     found: npt.NDArray[np.bool_]
-    witness: Int8
+    witness: Codes
 
 
 def strict_win(output: npt.NDArray[np.generic], labels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
@@ -48,16 +48,16 @@ def strict_win(output: npt.NDArray[np.generic], labels: npt.NDArray[np.int64]) -
 
 def attack(
     program: Program,
-    lower: Int8,
-    upper: Int8,
+    lower: Codes,
+    upper: Codes,
     labels: npt.NDArray[np.int64],
     *,
-    start: Int8,
+    start: Codes,
     steps: int = 20,
     restarts: int = 3,
     seed: int = 0,
 ) -> Attack:
-    """Searches the box [lower, upper] (int8 [N, *shape]) around `start` for inputs that are not strictly won by `labels`.
+    """Searches the box [lower, upper] (codes [N, *shape]) around `start` for inputs that are not strictly won by `labels`.
 
     Restart 0 begins at `start`, the others at random corners; the step shrinks from the box's half width to one integer.
     Deterministic by `seed`. Samples that fall are not searched further.
@@ -76,8 +76,8 @@ def attack(
         radius = (hi - lo).max(initial=0) / 2
         for step in range(steps):
             size = max(1, round(radius * (1 - step / steps)))
-            x = np.clip(x - size * np.sign(margin_gradient(program, x.astype(np.int8), y)).astype(np.int64), lo, hi)
-            fallen = ~strict_win(run(program, x.astype(np.int8)).reshape(len(y), -1), y)
+            x = np.clip(x - size * np.sign(margin_gradient(program, x.astype(start.dtype), y)).astype(np.int64), lo, hi)
+            fallen = ~strict_win(run(program, x.astype(start.dtype)).reshape(len(y), -1), y)
             witness[left[fallen]] = x[fallen]
             found[left[fallen]] = True
             keep = ~fallen
@@ -89,7 +89,7 @@ def attack(
 
 def falsify(
     program: Program, region: Region, x: npt.NDArray[Any], labels: npt.NDArray[Any], decision: Decision
-) -> dict[int, Int8]:
+) -> dict[int, Codes]:
     """Counterexamples for the samples that are right and not certified, by their index: the codes of each."""
     left = np.flatnonzero(decision.correct & ~decision.certified)
     if not len(left):
@@ -99,7 +99,7 @@ def falsify(
     return {int(left[i]): tried.witness[i] for i in np.flatnonzero(tried.found)}
 
 
-def margin_gradient(program: Program, x: Int8, labels: npt.NDArray[np.int64]) -> Real:
+def margin_gradient(program: Program, x: Codes, labels: npt.NDArray[np.int64]) -> Real:
     """Straight-through gradient at x of the margin out_y - max_{j != y} out_j, taken before a final softmax; [N, *shape]."""
     known = values(program, x)
     last = next((s for s in program.steps if s.out == program.output), None)
@@ -166,7 +166,7 @@ def _free(rule: Elementwise | BinaryRule | atoms.FloatAverage, out: Int64) -> np
 def _max_backward(window: atoms.Max, x: Int64, out: Int64, above: Real) -> Real:
     """Sends the gradient to every tap that attains the maximum."""
     p, (kh, kw), (sh, sw) = window.padding, window.kernel, window.stride
-    image = pad_image(x, p, -129)
+    image = pad_image(x, p, atoms.LEAST - 1)
     below = np.zeros(image.shape)
     oh, ow = output_size(x.shape[1:3], window.kernel, window.stride, p)
     for i in range(kh):

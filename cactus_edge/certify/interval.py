@@ -19,10 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.errors import InternalError
-from cactus_edge.ir.arith import INT8_MAX, INT8_MIN
 from cactus_edge.ir.atoms import Affine, Program
 from cactus_edge.ir.linear import Array, Conv, Dense
-from cactus_edge.ir.ops import Int8, Padding2d
+from cactus_edge.ir.ops import Codes, Padding2d
 from cactus_edge.verify import decide
 from cactus_edge.verify.decide import Decision, Method
 from cactus_edge.verify.interval import Accumulate, Bounds, Ends, Engine, Staircase
@@ -84,7 +83,7 @@ class TorchEngine(Engine):
 
     def __init__(self, program: Program, targets: Iterable[int]) -> None:
         super().__init__(program, targets)
-        boxes = _random_boxes(program.values[program.input].shape)
+        boxes = self._random_boxes(program.values[program.input].shape)
         expected = super().run(*boxes)
         uses = [a for s in self._steps for a in s.args] + list(self.targets)
         for step in self._steps:
@@ -97,13 +96,24 @@ class TorchEngine(Engine):
         for target, got, want in zip(self.targets, self.run(*boxes), expected, strict=True):
             self._equal(target, got, want)
 
+    def _random_boxes(self, shape: tuple[int, ...]) -> tuple[Codes, Codes]:
+        """(lower, upper) codes [TILE, *shape]: a quarter points, a quarter everything, the rest random boxes."""
+        least, most = self.program.codes
+        a, b = np.random.default_rng(1).integers(
+            least, most, (2, TILE, *shape), self.program.input_tensor.dtype, endpoint=True
+        )
+        lower, upper = np.minimum(a, b), np.maximum(a, b)
+        upper[: TILE // 4] = lower[: TILE // 4]
+        lower[TILE // 4 : TILE // 2], upper[TILE // 4 : TILE // 2] = least, most
+        return lower, upper
+
     def _checked(self, value: int, exact: Accumulate, form: Ends) -> Ends:
         """`form`, once it gives the very floats of `exact` on a random tile: a remainder behind the point would show."""
         p, linear = exact.padding, exact.centre
         shape = linear.in_shape
         if p != Padding2d():
             shape = (shape[0] - p.top - p.bottom, shape[1] - p.left - p.right, *shape[2:])
-        lo, hi = (ends.astype(np.float32) for ends in _random_boxes(shape))
+        lo, hi = (ends.astype(np.float32) for ends in self._random_boxes(shape))
         self._equal(value, form.ends(lo, hi), exact.ends(lo, hi))
         return form
 
@@ -111,7 +121,7 @@ class TorchEngine(Engine):
         if not all(np.array_equal(g, w) for g, w in zip(got, want, strict=True)):
             raise InternalError(f"torch's bounds of {self.program.values[value].name!r} differ from numpy's")
 
-    def run(self, lower: Int8, upper: Int8) -> list[Bounds]:
+    def run(self, lower: Codes, upper: Codes) -> list[Bounds]:
         """As `Engine.run`, in tiles of TILE samples; the last tile is filled up with repetitions."""
         count = len(lower)
         if count == TILE:
@@ -141,16 +151,6 @@ class TorchEngine(Engine):
 
 def _in_torch(rule: Callable[..., Array] | None, in_place: bool) -> Callable[..., Array] | None:
     return TorchStaircase.of(rule, in_place=in_place) if isinstance(rule, Staircase) else rule
-
-
-def _random_boxes(shape: tuple[int, ...]) -> tuple[Int8, Int8]:
-    """(lower, upper) int8 [TILE, *shape]: a quarter points, a quarter everything, the rest random boxes."""
-    rng = np.random.default_rng(1)
-    a, b = rng.integers(INT8_MIN, INT8_MAX + 1, (2, TILE, *shape), np.int8)
-    lower, upper = np.minimum(a, b), np.maximum(a, b)
-    upper[: TILE // 4] = lower[: TILE // 4]
-    lower[TILE // 4 : TILE // 2], upper[TILE // 4 : TILE // 2] = INT8_MIN, INT8_MAX
-    return lower, upper
 
 
 @dataclass(frozen=True, eq=False)

@@ -128,7 +128,7 @@ class Agreement:
 def agree(data: bytes, x: Array, runtime: str = "tflm") -> Agreement:
     """Runs the file `data` in `runtime` on x [N, *input.shape] and compares with `ir.evaluate`, bit for bit.
 
-    x has the dtype of the file's input; float32 x for an int8 file is quantised as the profile says. Raises ModelError for
+    x has the dtype of the file's input; float32 x for a file of codes is quantised as the profile says. Raises ModelError for
     a file that cannot be read, InputError for data that do not fit it, InstallError where the runtime is missing.
     """
     entry = _runtime(runtime)
@@ -189,7 +189,7 @@ class _Int8Ends:
 
 
 def layer_difference(graph: Graph, node: int, sample: int, want: Array, got: Array) -> LayerDifference | None:
-    """How the int8 outputs `got` of one node [1, *shape] differ from `want`; None where they are equal."""
+    """How the codes `got` of one node [1, *shape] differ from `want`; None where they are equal."""
     differ = got != want
     if not differ.any():
         return None
@@ -217,8 +217,8 @@ def _runtime(name: str) -> Runtime:
 def _as_file_input(graph: Graph, x: Array, rule: Any) -> Array:
     if graph.input.dtype == "float32" and x.dtype != np.float32:
         raise InputError(f"the model takes float32 values, the data are {x.dtype}")
-    if graph.input.dtype == "int8" and x.dtype == np.float32:
-        quantised: Array = rule.quantize(graph.input.scale, graph.input.zero_point).apply(x)
+    if graph.input.dtype != "float32" and x.dtype == np.float32:
+        quantised: Array = rule.quantize(graph.input).apply(x)
         return quantised
     return x
 
@@ -297,7 +297,7 @@ class _Tflm:
 
 def _arena(graph: Graph, file_bytes: int) -> int:
     """A generous first arena: all activations at once, scratch of the largest again, and the runtime's own structures."""
-    sizes = [4 * t.size if t.dtype == "float32" else t.size for t in graph.tensors]
+    sizes = [t.bytes for t in graph.tensors]
     return (1 << 18) + 2 * sum(sizes) + 8 * max(sizes) + 2048 * len(graph.nodes) + file_bytes // 4
 
 

@@ -57,8 +57,29 @@ class _Builtin:
     options: str | None
 
 
+INT16_VERSIONS: Mapping[str, tuple[int, tuple[int, int, int]]] = {
+    **dict.fromkeys(("AVERAGE_POOL_2D", "MAX_POOL_2D", "CONCATENATION", "SOFTMAX", "LOGISTIC", "TANH"), (3, (2, 3, 0))),
+    **dict.fromkeys(("ADD", "MEAN", "PAD"), (3, (2, 4, 0))),
+    "CONV_2D": (4, (2, 3, 0)),
+    "DEPTHWISE_CONV_2D": (5, (2, 3, 0)),
+    "FULLY_CONNECTED": (7, (2, 3, 0)),
+    "SUB": (5, (2, 4, 0)),
+    "MUL": (4, (2, 3, 0)),
+    "DEQUANTIZE": (3, (1, 15, 0)),
+}
+"""The oldest versions for int16 codes, and the runtimes that have them, of operators for which int8 needs older ones."""
+
+
 def _builtin(graph: Graph, node: Node) -> _Builtin:
-    """The operator that means `node`, in the version int8 needs."""
+    """The operator that means `node`, in the version that its integers need."""
+    found = _int8_builtin(graph, node)
+    version, runtime = INT16_VERSIONS.get(found.name, (1, (1, 5, 0)))
+    if all(t.dtype != "int16" for t in graph.tensors):
+        return found
+    return replace(found, version=max(version, found.version), runtime=max(runtime, found.runtime))
+
+
+def _int8_builtin(graph: Graph, node: Node) -> _Builtin:
     match node.op:
         case ops.Conv2d(weight):
             grouped = weight.shape[3] != graph.tensors[node.inputs[0]].shape[2]
@@ -297,7 +318,7 @@ class _Writer:
 
     def _activation(self, tensor: Tensor, raw: bytes) -> None:
         t = self._tensor(tensor.name, (1, *tensor.shape), tensor.dtype.upper(), raw)
-        if tensor.dtype == "int8":
+        if tensor.dtype != "float32":
             t.quantization = self._quantization([tensor.scale], tensor.zero_point, 0)
 
     def _quantization(self, scale: npt.ArrayLike, zero_point: int, axis: int) -> Any:
@@ -356,6 +377,10 @@ class _Writer:
             options.dilationHFactor, options.dilationWFactor = op.dilation
         if isinstance(op, FUSING):
             options.fusedActivationFunction = getattr(self.fb.ActivationFunctionType, op.activation.name)
+        if isinstance(op, ops.Add | ops.Sub) and x.dtype == "int16":
+            options.potScaleInt16 = False
+        if isinstance(op, ops.Conv2d | ops.Dense) and x.dtype == "int16" and op.bias.dtype == np.int32:
+            options.quantizedBiasType = self.fb.TensorType.INT32
         match op:
             case ops.Conv2d():
                 return self._weights(op, node)

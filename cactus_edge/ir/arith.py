@@ -17,6 +17,8 @@ from cactus_edge.ir.ops import Int64
 
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 INT8_MIN, INT8_MAX = -128, 127
+WIDE_MAX = 2**47 - 1
+"""Largest sum that `multiply_wide` takes."""
 
 
 def srdhm(a: Int64, b: Int64 | int) -> Int64:
@@ -77,6 +79,18 @@ def multiply_single_rounding(x: Int64, multiplier: Int64 | int, shift: Int64 | i
     shift = np.asarray(shift, np.int64)
     product = np.asarray(x, np.int64) * np.asarray(multiplier, np.int64)
     result: Int64 = (product + (np.int64(1) << (30 - shift))) >> (31 - shift)
+    return result
+
+
+def multiply_wide(x: Int64, multiplier: Int64 | int, shift: Int64 | int) -> Int64:
+    """Family W: floor((x * r + 2^(14 - shift)) / 2^(15 - shift)) with r = multiplier / 2^16 to the nearest, ties up, at most 2^15 - 1.
+
+    |x| <= 2^47, multiplier in [0, 2^31 - 1], shift in [-31, 7]: everything stays below 2^63. Source: common.h
+    MultiplyByQuantizedMultiplier for int64_t.
+    """
+    shift = np.asarray(shift, np.int64)
+    reduced = np.minimum((np.asarray(multiplier, np.int64) + (1 << 15)) >> 16, (1 << 15) - 1)
+    result: Int64 = (np.asarray(x, np.int64) * reduced + (np.int64(1) << (14 - shift))) >> (15 - shift)
     return result
 
 

@@ -2,7 +2,7 @@
 
 The interpreter, the interval rule and the linear rule are written for these nine atoms only. A `Program` is what
 `lowering` makes of a checked graph: values in order, each written by one step. All values are int64 while they are computed; a value
-with a `tensor` is that int8 tensor of the graph, one without is an accumulator inside an op.
+with a `tensor` is that tensor of the graph, one without is an accumulator inside an op.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from cactus_edge.ir import linear
-from cactus_edge.ir.arith import INT8_MAX, INT8_MIN
+from cactus_edge.ir.arith import INT8_MAX, INT8_MIN, INT32_MAX
 from cactus_edge.ir.binary import BinaryRule
 from cactus_edge.ir.graph import Graph, Tensor
 from cactus_edge.ir.inputs import AnyQuantizeRule
@@ -26,14 +26,18 @@ from cactus_edge.ir.rules import AnySoftmaxRule, Elementwise
 
 @dataclass(frozen=True, eq=False)
 class Affine:
-    """acc = linear(x + input_offset) + bias, the int32 accumulation of the runtime; bias int64 [C] over the last axis."""
+    """acc = linear(x + input_offset) + bias, the accumulation of the runtime; bias int64 [C] over the last axis.
+
+    limit: up to which magnitude the runtime's sum is exact: int32's, or that of the 64-bit sums of family W.
+    """
 
     linear: Linear
     input_offset: int
     bias: Int64
+    limit: int = INT32_MAX
 
     def apply(self, x: Int64) -> Int64:
-        """Through float64 matrix products: exact, for int8 operands keep every partial sum far below 2^53."""
+        """Through float64 matrix products: exact, for 8-bit weights and 16-bit codes keep every partial sum far below 2^53."""
         acc = self.linear.apply((x + self.input_offset).astype(np.float64))
         return acc.astype(np.int64) + self.bias
 
@@ -95,16 +99,20 @@ class Table:
         return result
 
 
+LEAST = -(2**15)
+"""No code of any type is less."""
+
+
 @dataclass(frozen=True)
 class Max:
-    """y = maximum over the window's taps inside the image; non-decreasing in every tap."""
+    """y = maximum over the window's taps inside the image, at least one each; non-decreasing in every tap."""
 
     kernel: tuple[int, int]
     stride: tuple[int, int]
     padding: Padding2d
 
     def apply(self, x: Array) -> Array:
-        image = linear.pad_image(x, self.padding, INT8_MIN)
+        image = linear.pad_image(x, self.padding, LEAST)
         result: Array = linear.windows(image, self.kernel, self.stride).max((3, 4))
         return result
 
@@ -258,7 +266,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Program:
-    """A graph's integer core under one profile: int8 in, int8 out.
+    """A graph's integer core under one profile: codes in, codes out, all of them int8 or all int16.
 
     `quantize` is the rule that maps the user's float32 input to value `input`: the graph's own QUANTIZE where it begins
     with one, else the rule the profile would use. `float_input`, `float_output` say what the file itself takes and gives.
@@ -286,8 +294,21 @@ class Program:
         return self.quantize.definite and not any(isinstance(s.atom, Between | AnyOf) for s in self.steps)
 
     @property
+    def codes(self) -> tuple[int, int]:
+        """(least, most) code of each of its tensors."""
+        return self.input_tensor.codes
+
+    @property
+    def input_tensor(self) -> Tensor:
+        """The integer tensor that the program's input is."""
+        return self._tensor(self.input)
+
+    @property
     def output_tensor(self) -> Tensor:
-        """The int8 tensor that the program's output is."""
-        tensor = self.values[self.output].tensor
+        """The integer tensor that the program's output is."""
+        return self._tensor(self.output)
+
+    def _tensor(self, value: int) -> Tensor:
+        tensor = self.values[value].tensor
         assert tensor is not None
         return self.graph.tensors[tensor]

@@ -76,7 +76,12 @@ def op_nodes(graph: Graph) -> tuple[int, ...]:
 def build(graph: Graph, profile: Profile) -> Blob:
     """The canonical blob with its parsed records."""
     program = lower(graph, profile)
-    rounding = profile.quantize(program.quantize.scale, program.quantize.zero_point).rounding
+    if program.input_tensor.dtype != "int8":
+        raise UnsupportedError(
+            f"the model's activations are {program.input_tensor.dtype}: the portable C and the firmware compute with int8",
+            hint="quantise to int8 for a microcontroller, or run the .tflite itself in a runtime",
+        )
+    rounding = profile.quantize(program.input_tensor).rounding
     if rounding != "half_away":
         raise UnsupportedError(f"the C runtime quantises half away from zero, the profile {rounding}")
     layout = plan(graph)

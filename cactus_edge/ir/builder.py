@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from cactus_edge.ir.graph import Graph, Node, Tensor
-from cactus_edge.ir.ops import Int8, Op, freeze
+from cactus_edge.ir.ops import Codes, Op, freeze
 from cactus_edge.ir.spec import check
 
 
@@ -18,7 +16,7 @@ class GraphBuilder:
         self._tensors: list[Tensor] = []
         self._nodes: list[Node] = []
         self._inputs: list[int] = []
-        self._constants: dict[int, Int8] = {}
+        self._constants: dict[int, Codes] = {}
 
     def tensor(self, index: int) -> Tensor:
         """The tensor added as `index`."""
@@ -30,10 +28,10 @@ class GraphBuilder:
         self._inputs.append(len(self._tensors) - 1)
         return self._inputs[-1]
 
-    def constant(self, tensor: Tensor, codes: Int8) -> int:
+    def constant(self, tensor: Tensor, codes: Codes) -> int:
         """Adds a tensor that always holds `codes` [*tensor.shape], returns its index."""
         self._tensors.append(tensor)
-        self._constants[len(self._tensors) - 1] = freeze(codes, np.int8)
+        self._constants[len(self._tensors) - 1] = freeze(codes, tensor.dtype)
         return len(self._tensors) - 1
 
     def node(self, op: Op, inputs: Sequence[int], output: Tensor) -> int:

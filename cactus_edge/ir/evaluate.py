@@ -12,7 +12,7 @@ from cactus_edge.ir.atoms import Affine, Program
 from cactus_edge.ir.graph import Graph
 from cactus_edge.ir.linear import Conv
 from cactus_edge.ir.lowering import lower
-from cactus_edge.ir.ops import Int8, Int64
+from cactus_edge.ir.ops import Codes, Int64
 from cactus_edge.ir.profile import Profile
 
 BATCH = 32
@@ -21,9 +21,9 @@ WORKING_SET = 1 << 24
 
 
 def evaluate(graph: Graph, x: npt.NDArray[Any], profile: Profile) -> npt.NDArray[Any]:
-    """The graph's output for x [N, *input.shape]: int8, or float32 where the graph ends in DEQUANTIZE.
+    """The graph's output for x [N, *input.shape]: codes, or float32 where the graph ends in DEQUANTIZE.
 
-    x is int8 (the input tensor's codes) or float32 in the user's units, quantised as the profile does it.
+    x is the input tensor's codes, in its type, or float32 in the user's units, quantised as the profile does it.
     """
     program = lower(graph, profile)
     out = run(program, quantised(program, x))
@@ -32,40 +32,42 @@ def evaluate(graph: Graph, x: npt.NDArray[Any], profile: Profile) -> npt.NDArray
     return dequantize(out, program.output_tensor.scale, program.output_tensor.zero_point)
 
 
-def trace(graph: Graph, x: npt.NDArray[Any], profile: Profile) -> list[Int8 | None]:
-    """Every int8 tensor of the graph for x, by tensor index; None for float32 tensors. For finding the first layer that differs."""
+def trace(graph: Graph, x: npt.NDArray[Any], profile: Profile) -> list[Codes | None]:
+    """Every integer tensor of the graph for x, by tensor index; None for float32 tensors. For finding the first layer that differs."""
     program = lower(graph, profile)
-    tensors: list[Int8 | None] = [None] * len(graph.tensors)
+    tensors: list[Codes | None] = [None] * len(graph.tensors)
     for value, array in zip(program.values, values(program, quantised(program, x)), strict=True):
         if value.tensor is not None:
-            tensors[value.tensor] = array.astype(np.int8)
+            tensors[value.tensor] = array.astype(graph.tensors[value.tensor].dtype)
     return tensors
 
 
-def quantised(program: Program, x: npt.NDArray[Any]) -> Int8:
-    """x as the program's int8 input. Raises InputError for another shape or dtype."""
+def quantised(program: Program, x: npt.NDArray[Any]) -> Codes:
+    """x as the program's input codes. Raises InputError for another shape or dtype."""
     shape = program.values[program.input].shape
     if x.shape[1:] != shape:
         raise InputError(
             f"the data have shape {x.shape[1:]} a sample, the model takes {shape}",
             hint="check the data set and its axis order (height, width, channel)",
         )
-    if x.dtype == np.int8:
+    dtype = program.input_tensor.dtype
+    if x.dtype == dtype:
         return x
     if x.dtype == np.float32:
         return program.quantize.apply(x)
     raise InputError(
-        f"the data are {x.dtype}; expected int8 codes or float32 values", hint="convert with .astype('float32')"
+        f"the data are {x.dtype}; expected {dtype} codes or float32 values", hint="convert with .astype('float32')"
     )
 
 
-def run(program: Program, x: Int8) -> Int8:
-    """The program's int8 output for int8 x [N, *shape]."""
+def run(program: Program, x: Codes) -> Codes:
+    """The program's output codes for input codes x [N, *shape]."""
+    dtype = program.output_tensor.dtype
     if len(x) == 0:
-        return np.zeros((0, *program.values[program.output].shape), np.int8)
+        return np.zeros((0, *program.values[program.output].shape), dtype)
     size = min(BATCH, max(1, WORKING_SET // widest(program)))
     batches = (x[i : i + size] for i in range(0, len(x), size))
-    return np.concatenate([values(program, b)[program.output].astype(np.int8) for b in batches])
+    return np.concatenate([values(program, b)[program.output].astype(dtype) for b in batches])
 
 
 def widest(program: Program) -> int:
@@ -80,13 +82,13 @@ def widest(program: Program) -> int:
     return max(sizes)
 
 
-def dequantize(q: Int8, scale: float, zero_point: int) -> npt.NDArray[np.float32]:
+def dequantize(q: Codes, scale: float, zero_point: int) -> npt.NDArray[np.float32]:
     """f32(scale * (q - zero_point))."""
     return np.float32(scale) * (q.astype(np.int32) - zero_point).astype(np.float32)
 
 
-def values(program: Program, x: Int8) -> list[Int64]:
-    """Every value of the program for int8 x [N, *shape], by value index, accumulators included."""
+def values(program: Program, x: Codes) -> list[Int64]:
+    """Every value of the program for input codes x [N, *shape], by value index, accumulators included."""
     known: dict[int, Int64] = {program.input: x.astype(np.int64), **program.repeated_constants(len(x))}
     for step in program.steps:
         known[step.out] = step.atom.apply(*(known[a] for a in step.args))

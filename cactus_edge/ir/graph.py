@@ -15,14 +15,20 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cactus_edge.ir.ops import Int8, Op, Padding2d
+from cactus_edge.ir.ops import Codes, Op, Padding2d
 
-DType = Literal["int8", "float32"]
+DType = Literal["int8", "int16", "float32"]
+
+
+def code_range(dtype: str) -> tuple[int, int]:
+    """(least, most) integer of an integer type."""
+    ends = np.iinfo(dtype)
+    return int(ends.min), int(ends.max)
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One activation. real = scale * (q - zero_point) for int8; `scale` is a float32 value held as a Python float.
+    """One activation. real = scale * (q - zero_point) for integers q; `scale` is a float32 value held as a Python float.
 
     `shape` is one sample's, without the batch axis.
     """
@@ -37,6 +43,16 @@ class Tensor:
     def size(self) -> int:
         """Elements of one sample."""
         return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of one sample."""
+        return self.size * np.dtype(self.dtype).itemsize
+
+    @property
+    def codes(self) -> tuple[int, int]:
+        """(least, most) integer of its type. Raises ValueError for float32."""
+        return code_range(self.dtype)
 
     def quantised_like(self, other: Tensor) -> bool:
         """Whether both tensors mean the same real number by the same integer."""
@@ -56,14 +72,14 @@ class Node:
 class Graph:
     """Tensors, nodes in execution order, and which tensors are the graph's inputs and outputs.
 
-    `constants`: tensor index -> its int8 codes [*shape], for tensors that no node writes.
+    `constants`: tensor index -> its codes [*shape], for tensors that no node writes.
     """
 
     tensors: tuple[Tensor, ...]
     nodes: tuple[Node, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    constants: Mapping[int, Int8] = field(default_factory=dict, hash=False)
+    constants: Mapping[int, Codes] = field(default_factory=dict, hash=False)
 
     @property
     def input(self) -> Tensor:

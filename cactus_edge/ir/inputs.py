@@ -8,16 +8,16 @@ import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.errors import InputError
-from cactus_edge.ir.arith import INT8_MAX, INT8_MIN
 from cactus_edge.ir.envelope import quantise_end
-from cactus_edge.ir.ops import Float32, Int8
+from cactus_edge.ir.graph import DType, code_range
+from cactus_edge.ir.ops import Codes, Float32
 
 Float64 = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class QuantizeRule:
-    """float32 x -> clamp(round(x / scale) + zero_point). Non-decreasing in x. `rounding` names both steps:
+    """float32 x -> clamp(round(x / scale) + zero_point) in `dtype`. Non-decreasing in x. `rounding` names both steps:
 
     half_away: RHA(f32(x / scale)) (TFLM and LiteRT reference/quantize.h). half_even_product: RNE(f32(x * f32(1 / scale))) (XNNPACK
     f32-qs8-vcvt; LiteRT optimized_ops.h AffineQuantize, its vector code). half_even: RNE(f32(x / scale)) (ONNX QuantizeLinear).
@@ -27,9 +27,10 @@ class QuantizeRule:
     scale: float
     zero_point: int
     rounding: str
+    dtype: DType = "int8"
 
-    def apply(self, x: Float32) -> Int8:
-        """int8 codes of float32 x. Raises InputError for NaN and for |x / scale| near 2^31: C leaves their conversion undefined."""
+    def apply(self, x: Float32) -> Codes:
+        """The codes of float32 x. Raises InputError for NaN and for |x / scale| near 2^31: C leaves their conversion undefined."""
         real = self._real(x)
         if self.rounding == "half_away":
             rounded = np.trunc(real + np.copysign(0.5, real))
@@ -37,11 +38,11 @@ class QuantizeRule:
             rounded = np.rint(real)
         return self._codes(rounded)
 
-    def lowest(self, x: Float32) -> Int8:
+    def lowest(self, x: Float32) -> Codes:
         """The least codes that the rule admits for x. Non-decreasing; raises as `apply` does."""
         return self._codes(quantise_end(self._real(x), -1)) if self.rounding == "envelope" else self.apply(x)
 
-    def highest(self, x: Float32) -> Int8:
+    def highest(self, x: Float32) -> Codes:
         """The largest codes that the rule admits for x. Non-decreasing; raises as `apply` does."""
         return self._codes(quantise_end(self._real(x), 1)) if self.rounding == "envelope" else self.apply(x)
 
@@ -63,8 +64,8 @@ class QuantizeRule:
             )
         return real
 
-    def _codes(self, rounded: Float64) -> Int8:
-        codes: Int8 = np.clip(rounded + self.zero_point, INT8_MIN, INT8_MAX).astype(np.int8)
+    def _codes(self, rounded: Float64) -> Codes:
+        codes: Codes = np.clip(rounded + self.zero_point, *code_range(self.dtype)).astype(self.dtype)
         return codes
 
 
@@ -87,18 +88,18 @@ class MixedQuantizeRule:
         """Whether it is one function."""
         return len(self.rules) == 1 and self.rules[0].definite
 
-    def apply(self, x: Float32) -> Int8:
+    def apply(self, x: Float32) -> Codes:
         """The first rule's codes; raises as it does."""
         return self.rules[0].apply(x)
 
-    def lowest(self, x: Float32) -> Int8:
+    def lowest(self, x: Float32) -> Codes:
         """The least codes among the rules'. Non-decreasing; raises as `QuantizeRule.apply` does."""
-        codes: Int8 = np.minimum.reduce([rule.lowest(x) for rule in self.rules])
+        codes: Codes = np.minimum.reduce([rule.lowest(x) for rule in self.rules])
         return codes
 
-    def highest(self, x: Float32) -> Int8:
+    def highest(self, x: Float32) -> Codes:
         """The largest codes among the rules'. Non-decreasing; raises as `QuantizeRule.apply` does."""
-        codes: Int8 = np.maximum.reduce([rule.highest(x) for rule in self.rules])
+        codes: Codes = np.maximum.reduce([rule.highest(x) for rule in self.rules])
         return codes
 
 

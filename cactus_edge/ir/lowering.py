@@ -8,6 +8,7 @@ import numpy as np
 
 from cactus_edge.errors import UnsupportedError
 from cactus_edge.ir import linear, ops
+from cactus_edge.ir.arith import INT32_MAX, WIDE_MAX
 from cactus_edge.ir.atoms import (
     Affine,
     Atom,
@@ -30,7 +31,7 @@ from cactus_edge.ir.atoms import (
 from cactus_edge.ir.binary import Extreme
 from cactus_edge.ir.graph import Graph, Node
 from cactus_edge.ir.linear import Linear
-from cactus_edge.ir.profile import Profile
+from cactus_edge.ir.profile import Profile, of_type
 from cactus_edge.ir.rules import (
     Clamp,
     Requantise,
@@ -80,7 +81,7 @@ def lower(graph: Graph, profile: Profile) -> Program:
     }
     for index, node in enumerate(graph.nodes):
         if isinstance(node.op, ops.Quantize | ops.Dequantize):
-            profile.check_size(type(node.op).__name__, graph.tensors[node.output].size)
+            profile.check_size(profile.kind(node.op, source), graph.tensors[node.output].size)
             continue
         try:
             with np.errstate(over="raise", divide="raise", invalid="raise"):
@@ -99,7 +100,7 @@ def lower(graph: Graph, profile: Profile) -> Program:
         tuple(builder.steps),
         start,
         builder.of_tensor[end],
-        profile.quantize(source.scale, source.zero_point),
+        profile.quantize(source),
         starts_float,
         ends_float,
         constants,
@@ -108,21 +109,23 @@ def lower(graph: Graph, profile: Profile) -> Program:
 
 def _expand(b: _Builder, index: int, node: Node) -> None:
     """Appends the steps of one node."""
-    profile, kind = b.profile, type(node.op).__name__
+    profile = b.profile
     args = tuple(b.of_tensor[i] for i in node.inputs)
     x = b.graph.tensors[node.inputs[0]]
+    kind = profile.kind(node.op, x)
     out = b.graph.tensors[node.output]
     match node.op:
         case ops.Conv2d() | ops.DepthwiseConv2d() | ops.TransposeConv2d() | ops.Dense() as op:
-            kind = profile.kind(op, x.shape)
             profile.check_weight(kind, op.weight)
             if isinstance(op, ops.TransposeConv2d):
                 profile.check_stride(kind, op.weight.shape[1:3], op.stride)
             if isinstance(op, ops.Dense) and op.weight.shape[1] != x.size:
-                profile.rule("DenseRows")
-            clamp = profile.clamp(kind, op.activation, out.scale, out.zero_point)
+                profile.rule(of_type("DenseRows", x))
+            clamp = profile.clamp(kind, op.activation, out)
             rule = profile.requantise(kind, x.scale, op.weight_scale, out.scale, out.zero_point, clamp)
-            affine = Affine(linear_map(op, x.shape, out.shape), -x.zero_point, op.bias.astype(np.int64))
+            limit = INT32_MAX if op.bias.dtype == np.int32 else WIDE_MAX
+            linear_part = linear_map(op, x.shape, out.shape)
+            affine = Affine(linear_part, -x.zero_point, op.bias.astype(np.int64), limit)
             ends = profile.ends(kind, op, x, out, clamp)
             scaled = Monotone(rule) if ends is None else Between(ends[0], rule, ends[1])
             b.result(scaled, (b.accumulator(affine, args, index),), index)
@@ -131,7 +134,7 @@ def _expand(b: _Builder, index: int, node: Node) -> None:
             same = len({_origin(b.graph, i) for i in node.inputs}) == 1
             profile.check_operands(kind, x.shape, y.shape, same)
             scales, zero_points = (x.scale, y.scale), (x.zero_point, y.zero_point)
-            clamp = profile.clamp(kind, activation, out.scale, out.zero_point)
+            clamp = profile.clamp(kind, activation, out)
             if isinstance(node.op, ops.Mul):
                 product = profile.mul(kind, scales, zero_points, out.scale, out.zero_point, clamp)
                 b.result(Isotone(product, (0, 0)), args, index)
@@ -144,7 +147,7 @@ def _expand(b: _Builder, index: int, node: Node) -> None:
             b.result(Isotone(Extreme(isinstance(node.op, ops.Maximum)), (1, 1)), args, index)
         case ops.AvgPool(kernel, stride, padding, activation):
             pool = linear.WindowSum(_image(x.shape), kernel, stride, padding)
-            clamp = profile.clamp(kind, activation, out.scale, out.zero_point)
+            clamp = profile.clamp(kind, activation, out)
             if profile.rule(kind) == ("float32_sum",):
                 average = FloatAverage(pool, x.scale, x.zero_point, out.scale, out.zero_point, *clamp)
                 b.result(average, args, index)
@@ -161,7 +164,7 @@ def _expand(b: _Builder, index: int, node: Node) -> None:
             if activation is ops.Activation.NONE:
                 b.result(maximum, args, index)
             else:
-                lo, hi = profile.clamp(kind, activation, out.scale, out.zero_point)
+                lo, hi = profile.clamp(kind, activation, out)
                 inner = b.value(out.shape, None, f"{out.name}.max")
                 b.steps.append(Step(maximum, args, inner, index))
                 b.result(Monotone(Clamp(lo, hi)), (inner,), index)
@@ -169,10 +172,7 @@ def _expand(b: _Builder, index: int, node: Node) -> None:
             axis_sum = linear.AxisSum(x.shape, axes, keep_dims)
             acc = b.accumulator(Affine(axis_sum, 0, np.zeros(1, np.int64)), args, index)
             image_channels = x.shape[2] if len(x.shape) == 3 and axes == (0, 1) and keep_dims else 0
-            reduced = profile.reduce(
-                kind, x.scale, x.zero_point, out.scale, out.zero_point, axis_sum.count, image_channels
-            )
-            b.result(Monotone(reduced), (acc,), index)
+            b.result(Monotone(profile.reduce(kind, x, out, axis_sum.count, image_channels)), (acc,), index)
         case ops.Pad(pads):
             profile.rule(kind)
             b.result(Gather(PadWith(pads, out.zero_point)), args, index)
@@ -197,11 +197,11 @@ def _expand(b: _Builder, index: int, node: Node) -> None:
             b.result(Table(code_table(op, profile.rule(kind), x, out)), args, index)
         case ops.Relu():
             profile.check_size(kind, out.size)
-            clamp = activation_range(ops.Activation.RELU, out.scale, out.zero_point)
+            clamp = activation_range(ops.Activation.RELU, out)
             rule = profile.requantise(kind, x.scale, 1.0, out.scale, out.zero_point, clamp, x.zero_point)
             b.result(Monotone(rule), args, index)
         case ops.Relu6():
-            clamp = activation_range(ops.Activation.RELU6, out.scale, out.zero_point)
+            clamp = activation_range(ops.Activation.RELU6, out)
             if x.quantised_like(out):
                 profile.rule(kind)
                 b.result(Monotone(Clamp(*clamp)), args, index)
@@ -214,11 +214,11 @@ def _expand(b: _Builder, index: int, node: Node) -> None:
                 b.result(Monotone(rule), args, index)
         case ops.Requantize():
             profile.check_size(kind, out.size)
-            clamp = activation_range(ops.Activation.NONE, out.scale, out.zero_point)
+            clamp = activation_range(ops.Activation.NONE, out)
             rule = profile.requantise(kind, x.scale, 1.0, out.scale, out.zero_point, clamp, x.zero_point)
             b.result(Monotone(rule), args, index)
         case ops.Softmax(beta):
-            b.result(Softmax(profile.softmax(beta, x.scale, x.shape[-1])), args, index)
+            b.result(Softmax(profile.softmax(kind, beta, x.scale, x.shape[-1])), args, index)
         case ops.Quantize() | ops.Dequantize():
             raise UnsupportedError("a float island inside the graph")
         case _:

@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 Int8 = npt.NDArray[np.int8]
+Codes = npt.NDArray[np.signedinteger[Any]]
+"""Integers of a tensor, in its own type: int8 or int16."""
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
@@ -63,11 +65,12 @@ def same_padding(
 class Conv2d:
     """acc[o] = sum_{kh,kw,i} weight[o,kh,kw,i] * (x[h*sh+kh*dh-top, w*sw+kw*dw-left, g*I+i] - z_in) + bias[o], then requantised.
 
-    weight int8 [O, KH, KW, I] symmetric, bias int32 [O], weight_scale float32 [O]. Groups = C_in / I.
+    weight int8 [O, KH, KW, I] symmetric, bias int32 [O], weight_scale float32 [O]. Groups = C_in / I. For int16 tensors the
+    bias may be int64, and with it the runtime's accumulator.
     """
 
     weight: Int8
-    bias: Int32
+    bias: Int32 | Int64
     weight_scale: Float32
     stride: tuple[int, int] = (1, 1)
     padding: Padding2d = NO_PADDING
@@ -79,11 +82,11 @@ class Conv2d:
 class DepthwiseConv2d:
     """As Conv2d with one input channel per output channel: output o reads channel o // (O / C_in).
 
-    weight int8 [KH, KW, O], bias int32 [O], weight_scale float32 [O].
+    weight int8 [KH, KW, O], bias int32 (int64) [O], weight_scale float32 [O].
     """
 
     weight: Int8
-    bias: Int32
+    bias: Int32 | Int64
     weight_scale: Float32
     stride: tuple[int, int] = (1, 1)
     padding: Padding2d = NO_PADDING
@@ -95,12 +98,12 @@ class DepthwiseConv2d:
 class TransposeConv2d:
     """acc[h,w,o] = sum over h = y*sh+kh-top, w = x*sw+kw-left and i of weight[o,kh,kw,i] * (x[y,x,i] - z_in), + bias[o]; requantised.
 
-    weight int8 [O, KH, KW, I], bias int32 [O], weight_scale float32 [O]. The padding is that of the convolution from its output
-    to its input, which it is the transpose of.
+    weight int8 [O, KH, KW, I], bias int32 (int64) [O], weight_scale float32 [O]. The padding is that of the convolution from its
+    output to its input, which it is the transpose of.
     """
 
     weight: Int8
-    bias: Int32
+    bias: Int32 | Int64
     weight_scale: Float32
     stride: tuple[int, int] = (1, 1)
     padding: Padding2d = NO_PADDING
@@ -112,18 +115,18 @@ class Dense:
     """acc[o] = sum_i weight[o,i] * (x[i] - z_in) + bias[o] over the flattened input, then requantised; output shape (O,).
 
     An input [..., I] of several rows gives an output [..., O], row by row.
-    weight int8 [O, I], bias int32 [O], weight_scale float32 [1] (per tensor) or [O] (per channel).
+    weight int8 [O, I], bias int32 (int64) [O], weight_scale float32 [1] (per tensor) or [O] (per channel).
     """
 
     weight: Int8
-    bias: Int32
+    bias: Int32 | Int64
     weight_scale: Float32
     activation: Activation = Activation.NONE
 
 
 @dataclass(frozen=True)
 class Add:
-    """x + y of int8 tensors with scales and zero points of their own; an axis of size 1 is repeated to fit the other's."""
+    """x + y of tensors with scales and zero points of their own; an axis of size 1 is repeated to fit the other's."""
 
     activation: Activation = Activation.NONE
 
@@ -263,32 +266,32 @@ class HardSwish:
 
 @dataclass(frozen=True)
 class Logistic:
-    """1 / (1 + exp(-x)); output scale 1/256, zero point -128."""
+    """1 / (1 + exp(-x)); output scale 1/256, zero point -128 (int16: 1/32768, 0)."""
 
 
 @dataclass(frozen=True)
 class Tanh:
-    """tanh(x); output scale 1/128, zero point 0."""
+    """tanh(x); output scale 1/128 (int16: 1/32768), zero point 0."""
 
 
 @dataclass(frozen=True)
 class Requantize:
-    """int8 to int8 with another scale and zero point."""
+    """int8 to int8, or int16 to int16, with another scale and zero point."""
 
 
 @dataclass(frozen=True)
 class Quantize:
-    """float32 to int8: round(x / scale) + zero_point, saturated; the tie rule is the profile's."""
+    """float32 to int8 or int16: round(x / scale) + zero_point, saturated; the tie rule is the profile's."""
 
 
 @dataclass(frozen=True)
 class Dequantize:
-    """int8 to float32: scale * (x - zero_point)."""
+    """int8 or int16 to float32: scale * (x - zero_point)."""
 
 
 @dataclass(frozen=True)
 class Softmax:
-    """softmax(beta * x) over the last axis; output scale 1/256, zero point -128."""
+    """softmax(beta * x) over the last axis; output scale 1/256, zero point -128 (int16: 1/32768, 0)."""
 
     beta: float = 1.0
 

@@ -52,7 +52,7 @@ class Plan:
 
 
 def plan(graph: Graph) -> Plan:
-    """The memory plan of a checked graph's int8 tensors."""
+    """The memory plan of a checked graph's integer tensors."""
     home = _homes(graph)
     lives = _lifetimes(graph, home)
     # Scratch is a tensor of one node's life, numbered behind the graph's own.
@@ -96,7 +96,7 @@ def _lifetimes(graph: Graph, home: Sequence[int]) -> dict[int, Lifetime]:
     spans: dict[int, tuple[int, int]] = {}
 
     def use(tensor: int, at: int) -> None:
-        if graph.tensors[tensor].dtype == "int8" and tensor not in graph.constants:
+        if graph.tensors[tensor].dtype != "float32" and tensor not in graph.constants:
             first, last = spans.get(home[tensor], (at, at))
             spans[home[tensor]] = min(first, at), max(last, at)
 
@@ -111,7 +111,7 @@ def _lifetimes(graph: Graph, home: Sequence[int]) -> dict[int, Lifetime]:
             use(node.inputs[0], len(graph.nodes))
     for tensor in graph.outputs:
         use(tensor, len(graph.nodes))
-    return {t: Lifetime(graph.tensors[t].size, *span) for t, span in spans.items()}
+    return {t: Lifetime(graph.tensors[t].bytes, *span) for t, span in spans.items()}
 
 
 def in_place(op: ops.Op) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.errors import UnsupportedError
-from cactus_edge.ir.arith import INT8_MAX, INT8_MIN, fma_f32, quantize_multiplier
+from cactus_edge.ir.arith import fma_f32, quantize_multiplier
 from cactus_edge.ir.binary import (
     AddRule,
     FixedPointAddRule,
@@ -29,7 +29,17 @@ from cactus_edge.ir.binary import (
 from cactus_edge.ir.envelope import EnvelopeEnd, check_range, requantise_ends
 from cactus_edge.ir.graph import Graph, Tensor
 from cactus_edge.ir.inputs import QuantizeRule
-from cactus_edge.ir.ops import Activation, Conv2d, Dense, DepthwiseConv2d, Int8, Op, TransposeConv2d, constants
+from cactus_edge.ir.ops import (
+    Activation,
+    Conv2d,
+    Dense,
+    DepthwiseConv2d,
+    Int8,
+    Op,
+    Quantize,
+    TransposeConv2d,
+    constants,
+)
 from cactus_edge.ir.rules import (
     FLOAT_REQUANTISE,
     AnySoftmaxRule,
@@ -86,8 +96,18 @@ src/operators/convolution-nhwc.c).
 
 
 ACCUMULATING = frozenset({"Conv2d", "GroupedConv2d", "DepthwiseConv2d", "TransposeConv2d", "Dense", "DensePerChannel"})
-"""Ops that requantise a sum, whose range `verify.overflow` bounds; the others requantise one code, at most 255 in magnitude, or
-(Mul) one product below 2^16."""
+"""Ops that requantise a sum, whose range `verify.overflow` bounds."""
+
+CODE_SHIFTS: Mapping[str, int] = {
+    **dict.fromkeys(("Relu", "Relu6", "Requantize"), 23),
+    **dict.fromkeys(("Relu.int16", "Requantize.int16"), 15),
+    "Mul": 15,
+    "Mul.int16": 0,
+}
+"""How far left the others may shift one code less its zero point, or (Mul) the product of two, within int32."""
+
+WIDE_SHIFT = 7
+"""The same for the 64-bit sums of family W."""
 
 
 def _shift_in_range(kind: str, value: float, largest: int = 30) -> tuple[int, int]:
@@ -140,6 +160,12 @@ SHOWN_ACTIVATIONS: Mapping[str, tuple[Activation, ...]] = {
 }
 """Ids of fused activations under which a row has only some of them; the others were not shown to round as `half_away`."""
 
+
+def of_type(kind: str, x: Tensor) -> str:
+    """The op kind `kind` on the codes of x."""
+    return kind if x.dtype == "int8" else f"{kind}.{x.dtype}"
+
+
 UINT8 = "uint8"
 """The kind under which a row says that its runtime computes uint8 codes as it does int8 ones, 128 below."""
 
@@ -185,17 +211,21 @@ class Profile:
                 f"profile {self.name!r} has no rule for {kind}: it was not shown equal to {self.runtime}"
             ) from None
 
-    def kind(self, op: Op, in_shape: tuple[int, ...]) -> str:
-        """The op kind under which `rules` has `op`: weights per channel and groups may take rules of their own."""
+    def kind(self, op: Op, x: Tensor) -> str:
+        """The op kind under which `rules` has `op` on x: weights per channel, groups and int16 codes take rules of their own.
+
+        int16: ".int16" behind the kind for int8, and ".bias32" behind that where a bias of 32 bits keeps the sum in 32.
+        """
         name = type(op).__name__
         if isinstance(op, Dense) and op.weight_scale.size > 1:
-            return "DensePerChannel"
-        if isinstance(op, Conv2d) and op.weight.shape[3] != in_shape[2]:
-            return "GroupedConv2d"
-        return name
+            name = "DensePerChannel"
+        if isinstance(op, Conv2d) and op.weight.shape[3] != x.shape[2]:
+            name = "GroupedConv2d"
+        narrow = hasattr(op, "bias") and op.bias.dtype == np.int32
+        return of_type(name, x) + (".bias32" if narrow and x.dtype == "int16" else "")
 
-    def clamp(self, kind: str, activation: Activation, scale: float, zero_point: int) -> tuple[int, int]:
-        """[lo, hi] of an activation fused into op kind `kind`; half_away where the profile has no entry for it.
+    def clamp(self, kind: str, activation: Activation, out: Tensor) -> tuple[int, int]:
+        """[lo, hi] of an activation fused into op kind `kind` that writes `out`; half_away where the profile has no entry for it.
 
         Raises UnsupportedError where this runtime was not shown to run it (`SHOWN_ACTIVATIONS`), or leaves it out ("ignored") although
         it would clamp.
@@ -203,8 +233,8 @@ class Profile:
         (rounding,) = self.rules.get(f"{kind}.activation", ("half_away",))
         if activation not in SHOWN_ACTIVATIONS.get(rounding, (activation,)):
             raise UnsupportedError(f"{kind} with a fused {activation.value} was not shown equal to {self.runtime}")
-        ends = activation_range(activation, scale, zero_point, rounding)
-        if rounding == "ignored" and ends != (INT8_MIN, INT8_MAX):
+        ends = activation_range(activation, out, rounding)
+        if rounding == "ignored" and ends != out.codes:
             raise UnsupportedError(f"{kind} with a fused {activation.value} to {ends}: {self.runtime} leaves it out")
         return ends
 
@@ -266,7 +296,8 @@ class Profile:
             raise UnsupportedError(
                 f"{kind}: a multiplier of {values.max():.3g}, with which {self.runtime} leaves its 16 bits"
             )
-        largest = 30 if kind in ACCUMULATING else 15 if kind == "Mul" else 23
+        sums = 30 if kind.partition(".")[0] in ACCUMULATING else CODE_SHIFTS[kind]
+        largest = WIDE_SHIFT if family == "W" else sums
         m, s = np.array([_shift_in_range(kind, float(v), largest) for v in values], np.int64).T
         return Requantise(family, m, s, z_out, *clamp, input_zero_point)
 
@@ -316,8 +347,8 @@ class Profile:
     ) -> AddRule | VectorAddRule | FixedPointAddRule | FusedAddRule | FloatAddRule:
         """The rule of ADD (sign 1) or SUB (-1).
 
-        D_shift20: t = 2 max(S1, S2), (m_i, s_i) = QM(S_i / t), (m_o, s_o) = QM(t / (2^20 S_out)), all in double.
-        S_shift20: the same in family S. vector20: the same constants in VectorAddRule.
+        D_shift20: t = 2 max(S1, S2), (m_i, s_i) = QM(S_i / t), (m_o, s_o) = QM(t / (2^20 S_out)), all in double. D_shift15: with 2^15.
+        S_shift20: the same in family S. vector20, vector15: the same constants in VectorAddRule.
         fused_u8: r_i = f32(S_i / S_out) in FusedAddRule. float32: FloatAddRule.
         xnnpack: r_i = f32(S_i / S_out), shift = 20 - floor(log2(max r)), m_i = RNE(r_i 2^shift).
         """
@@ -334,20 +365,22 @@ class Profile:
             shift = 21 - math.frexp(max(ratios))[1]
             m1, m2 = (round(r * 2.0**shift) for r in ratios)
             return FixedPointAddRule(zero_points, (m1, m2), shift, z_out, *clamp, sign)
+        left = int(rule[-2:])
         twice = 2.0 * max(scales)
-        reals = [scales[0] / twice, scales[1] / twice, twice / (2.0**20 * s_out)]
+        reals = [scales[0] / twice, scales[1] / twice, twice / (2.0**left * s_out)]
         if reals[2] >= 1:
             raise UnsupportedError(
                 f"{kind} with output scale {s_out} far below its inputs' {scales}: TFLM refuses a multiplier of {reals[2]:.3g}"
             )
         (m1, s1), (m2, s2), (mo, so) = (quantize_multiplier(r) for r in reals)
-        if rule == "vector20":
-            if min(s1, s2) < -20 or 255 * sum(scales) / s_out > 2**15 - 256:
+        if rule == f"vector{left}":
+            # For int8 sums are narrowed to 16 bits before they are clamped, for int16 after.
+            if min(s1, s2) < -left or (left == 20 and 255 * sum(scales) / s_out > 2**15 - 256):
                 raise UnsupportedError(
                     f"{kind} with scales {scales} over {s_out}: LiteRT's vector code leaves its 16 bits"
                 )
-            return VectorAddRule(zero_points, (m1, m2), (s1, s2), 20, mo, so, z_out, *clamp, sign)
-        return AddRule(zero_points, (m1, m2), (s1, s2), 20, mo, so, z_out, *clamp, sign, rule[0])
+            return VectorAddRule(zero_points, (m1, m2), (s1, s2), left, mo, so, z_out, *clamp, sign)
+        return AddRule(zero_points, (m1, m2), (s1, s2), left, mo, so, z_out, *clamp, sign, rule[0])
 
     def mul(
         self,
@@ -372,7 +405,7 @@ class Profile:
         return MulRule(zero_points, product)
 
     def reduce(
-        self, kind: str, s_in: float, z_in: int, s_out: float, z_out: int, count: int, image_channels: int
+        self, kind: str, x: Tensor, out: Tensor, count: int, image_channels: int
     ) -> Requantise | FloatAffine | FloatRequantise:
         """The rule of MEAN and SUM on the sum over n = `count` elements; `image_channels`: C where it is the mean of
         an image [H, W, C] over H and W, both kept as 1, else 0. SUM multiplies as if n were 1.
@@ -385,7 +418,8 @@ class Profile:
         float32_fused: the same, each product and sum rounded once (XNNPACK on aarch64).
         """
         family, how = self.rule(kind)
-        divisor = count if kind == "Mean" else 1
+        (s_in, z_in), (s_out, z_out) = (x.scale, x.zero_point), (out.scale, out.zero_point)
+        divisor = count if kind.startswith("Mean") else 1
         single_in, single_out = np.float32(s_in), np.float32(s_out)
         if how in ("float32_reciprocal", "float32_fused"):
             if abs(z_in) * count >= 2**24:
@@ -396,27 +430,27 @@ class Profile:
                 (offset,) = fma_f32(-np.atleast_1d(zeros), multiplier, np.float32(z_out))
             else:
                 offset = np.float32(z_out) - zeros * multiplier
-            return FloatAffine(float(multiplier), float(offset), fused=how == "float32_fused")
+            return FloatAffine(float(multiplier), float(offset), *out.codes, how == "float32_fused")
         if how == "float32_image_count":
             if not image_channels:
                 raise UnsupportedError("Mean other than over the whole image: ONNX Runtime computes it in float")
             if count * 255 >= 2**24:
                 raise UnsupportedError(f"Mean over {count} elements: their sum is no float32")
             multiplier = single_in / (np.float32(count) * single_out)
-            return FloatRequantise(family, np.array([float(multiplier)]), z_out, input_zero_point=z_in * count)
+            return FloatRequantise(family, np.array([float(multiplier)]), z_out, *out.codes, z_in * count)
         if how == "float32_image" and image_channels:
             m, s = _shift_in_range("Mean", float(single_in / (np.float32(count) * single_out)))
             bias = round_half_away_f32(np.float32(z_in) * single_in / single_out)
             constants = np.full(image_channels, m), np.full(image_channels, s)
-            return Requantise("HD16", *constants, z_out - bias)
+            return Requantise("HD16", *constants, z_out - bias, *out.codes)
         m0, s0 = _shift_in_range(kind, s_in / s_out)
         k = min(divisor.bit_length() - 1, 32, 31 + s0)
         m, s = (m0 << k) // divisor, s0 - k
-        return Requantise(family, np.array([m]), np.array([s]), z_out, input_zero_point=z_in * count)
+        return Requantise(family, np.array([m]), np.array([s]), z_out, *out.codes, z_in * count)
 
-    def softmax(self, beta: float, scale: float, depth: int) -> AnySoftmaxRule:
+    def softmax(self, kind: str, beta: float, scale: float, depth: int) -> AnySoftmaxRule:
         """The rule of SOFTMAX over rows of `depth` int8 codes with this scale."""
-        (rule,) = self.rule("Softmax")
+        (rule,) = self.rule(kind)
         if rule == "uint16_table":
             return table_softmax_rule(beta, scale)
         if rule == "float32_scaled":
@@ -425,6 +459,7 @@ class Profile:
             return scaled_softmax_rule(scale, depth)
         return float_softmax_rule(beta, scale) if rule == "float32_table" else softmax_rule(beta, scale, depth)
 
-    def quantize(self, scale: float, zero_point: int) -> QuantizeRule:
-        """The rule that maps float32 inputs to the graph's int8 input: "Input" where the runtime leaves that to its user."""
-        return QuantizeRule(scale, zero_point, (self.rules.get("Input") or self.rule("Quantize"))[0])
+    def quantize(self, x: Tensor) -> QuantizeRule:
+        """The rule that maps float32 inputs to the graph's integer input x: "Input" where the runtime leaves that to its user."""
+        kind = self.kind(Quantize(), x)
+        return QuantizeRule(x.scale, x.zero_point, (self.rules.get("Input") or self.rule(kind))[0], x.dtype)

@@ -26,6 +26,7 @@ from cactus_edge.ir.arith import (
     multiply_by_quantized_multiplier,
     multiply_half_up,
     multiply_single_rounding,
+    multiply_wide,
     one_over_one_plus_q0_31,
     quantize_multiplier,
     rdp,
@@ -35,6 +36,7 @@ from cactus_edge.ir.arith import (
     srdhm,
 )
 from cactus_edge.ir.envelope import EnvelopeEnd
+from cactus_edge.ir.graph import Tensor
 from cactus_edge.ir.ops import Activation, Float32, Int64
 
 Float64 = npt.NDArray[np.float64]
@@ -56,12 +58,13 @@ REQUANTISE: Mapping[str, Callable[[Int64, Int64, Int64], Int64]] = {
     "HD8": partial(_half_up_in_blocks, size=8),
     "HD16": partial(_half_up_in_blocks, size=16),
     "S": multiply_single_rounding,
+    "W": multiply_wide,
 }
 """Integer requantisation families: (accumulator, multiplier, shift) -> integer.
 
 D: gemmlowp double rounding (TFLM, CMSIS-NN, LiteRT's reference kernels). H: ruy, ties of the second rounding up. HD8,
 HD16: LiteRT's optimised depthwise convolution and mean, whose vector code rounds as H and whose scalar tail as D.
-S: one rounding.
+S: one rounding. W: the kernels for int16 tensors with a 64-bit bias, |accumulator| <= 2^47.
 """
 
 
@@ -98,7 +101,7 @@ def _float32_half_even(x: Int64, multiplier: Float64) -> Float64:
 
 
 def _float64_half_away(x: Int64, multiplier: Float64) -> Float64:
-    """RHA(f64(x) * multiplier); |x| <= 2^31."""
+    """RHA(f64(x) * multiplier); |x| <= 2^53."""
     return round_half_away_f64(x.astype(np.float64) * multiplier)
 
 
@@ -123,7 +126,7 @@ src/kernels/fp_requantize_op/mat_mul_kernels_fpreq.c and its depthwise template.
 
 @dataclass(frozen=True, eq=False)
 class FloatRequantise:
-    """x -> clamp(family(x - input_zero_point; multiplier) + zero_point, lo, hi). Non-decreasing in x, |x - z| <= 2^31.
+    """x -> clamp(family(x - input_zero_point; multiplier) + zero_point, lo, hi). Non-decreasing in x, |x - z| <= 2^31 (E: 2^53).
 
     multiplier float64 [C] or [1] >= 0, broadcast over the last axis; float32 values in families F and T.
     """
@@ -365,14 +368,14 @@ AnySoftmaxRule = SoftmaxRule | FloatSoftmaxRule | TableSoftmaxRule | ScaledSoftm
 """The meanings of SOFTMAX."""
 
 
-def activation_range(
-    activation: Activation, scale: float, zero_point: int, rounding: str = "half_away"
-) -> tuple[int, int]:
-    """[lo, hi] of the fused activation: the codes of its ends, intersected with int8.
+def activation_range(activation: Activation, out: Tensor, rounding: str = "half_away") -> tuple[int, int]:
+    """[lo, hi] of the activation fused into what writes `out`: the codes of its ends, intersected with those of its type.
 
     half_away: q(v) = zero_point + RHA(f32(v / scale)) (tensorflow/lite/kernels/kernel_util.cc
     CalculateActivationRangeQuantizedImpl). half_even_sum: q(v) = RNE(f32(f32(v / scale) + zero_point)) (XNNPACK xnn_qs8_quantize).
     """
+
+    (least, most), scale, zero_point = out.codes, out.scale, out.zero_point
 
     def q(value: float) -> int:
         with np.errstate(over="ignore"):
@@ -385,10 +388,10 @@ def activation_range(
 
     match activation:
         case Activation.NONE:
-            return INT8_MIN, INT8_MAX
+            return least, most
         case Activation.RELU:
-            return max(INT8_MIN, q(0.0)), INT8_MAX
+            return max(least, q(0.0)), most
         case Activation.RELU6:
-            return max(INT8_MIN, q(0.0)), min(INT8_MAX, q(6.0))
+            return max(least, q(0.0)), min(most, q(6.0))
         case Activation.RELU_N1_TO_1:
-            return max(INT8_MIN, q(-1.0)), min(INT8_MAX, q(1.0))
+            return max(least, q(-1.0)), min(most, q(1.0))

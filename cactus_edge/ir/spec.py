@@ -12,8 +12,9 @@ from typing import assert_never
 import numpy as np
 import numpy.typing as npt
 
-from cactus_edge.errors import ModelError
+from cactus_edge.errors import ModelError, UnsupportedError
 from cactus_edge.ir import ops
+from cactus_edge.ir.arith import WIDE_MAX
 from cactus_edge.ir.graph import Graph, Node, Tensor
 from cactus_edge.ir.linear import AxisSum, output_size
 
@@ -24,7 +25,7 @@ MAX_DIVISORS = 1 << 20
 """Positions of an average pool."""
 
 MAX_FAN_IN = 1 << 16
-"""Taps per accumulator: |w * x| <= 128 * 255 each, so 2^16 of them stay below 2^31 (the exact proof is verify's)."""
+"""Taps per accumulator: |w * x| <= 128 * 255 each, so 2^16 of them stay below 2^31 (the exact proof is verify's); for int16 2^38."""
 
 
 def check(graph: Graph) -> None:
@@ -33,11 +34,14 @@ def check(graph: Graph) -> None:
         raise ModelError(f"a model has one input and one output, got {len(graph.inputs)} and {len(graph.outputs)}")
     if not graph.nodes:
         raise ModelError("the model has no op")
+    types = sorted({t.dtype for t in graph.tensors if t.dtype != "float32"})
+    if len(types) > 1:
+        raise UnsupportedError(f"the model mixes {' and '.join(types)} activations, expected one integer type")
     for tensor in graph.tensors:
         _check_tensor(tensor)
     for index, codes in graph.constants.items():
         t = graph.tensors[index]
-        if t.dtype != "int8" or codes.dtype != np.int8 or codes.shape != t.shape:
+        if t.dtype == "float32" or codes.dtype != t.dtype or codes.shape != t.shape:
             raise ModelError(f"constant {t.name!r} is {codes.dtype} {codes.shape} for {t.dtype} {t.shape}")
     _check_order(graph)
     for index, node in enumerate(graph.nodes):
@@ -55,8 +59,9 @@ def _check_tensor(t: Tensor) -> None:
         return
     if not (math.isfinite(t.scale) and t.scale > 0 and float(np.float32(t.scale)) == t.scale):
         raise ModelError(f"{where}: scale {t.scale!r}, expected a finite float32 above zero")
-    if not -128 <= t.zero_point <= 127:
-        raise ModelError(f"{where}: zero point {t.zero_point}, expected one in [-128, 127]")
+    lo, hi = (0, 0) if t.dtype == "int16" else t.codes
+    if not lo <= t.zero_point <= hi:
+        raise ModelError(f"{where}: zero point {t.zero_point}, expected one in [{lo}, {hi}] for {t.dtype}")
 
 
 def _check_order(graph: Graph) -> None:
@@ -189,11 +194,10 @@ def _check_node(graph: Graph, index: int, node: Node) -> None:
 
 
 def _check_dtypes(graph: Graph, index: int, op: ops.Op, inputs: list[Tensor], out: Tensor) -> None:
-    before = "float32" if isinstance(op, ops.Quantize) else "int8"
-    after = "float32" if isinstance(op, ops.Dequantize) else "int8"
-    for tensor, dtype in [*((t, before) for t in inputs), (out, after)]:
-        if tensor.dtype != dtype:
-            raise ModelError(f"tensor {tensor.name!r} is {tensor.dtype}, expected {dtype}")
+    before, after = isinstance(op, ops.Quantize), isinstance(op, ops.Dequantize)
+    for tensor, real in [*((t, before) for t in inputs), (out, after)]:
+        if (tensor.dtype == "float32") != real:
+            raise ModelError(f"tensor {tensor.name!r} is {tensor.dtype}, expected {'float32' if real else 'integers'}")
     if isinstance(op, ops.Quantize) and index != 0:
         raise ModelError("quantises in the middle of the graph: a float island")
     if isinstance(op, ops.Dequantize) and index != len(graph.nodes) - 1:
@@ -208,9 +212,15 @@ def _check_affine(
 ) -> None:
     if fan_in > MAX_FAN_IN:
         raise ModelError(f"{fan_in} taps per output, expected at most {MAX_FAN_IN}")
-    if op.bias.shape != (o,) or op.bias.dtype != np.int32 or op.weight.dtype != np.int8:
+    biases = ["int32"] if x.dtype == "int8" else ["int32", "int64"]
+    if op.bias.shape != (o,) or op.bias.dtype not in biases or op.weight.dtype != np.int8:
         raise ModelError(
-            f"weight {op.weight.dtype} with bias {op.bias.dtype} {op.bias.shape}, expected int8 and int32 ({o},)"
+            f"weight {op.weight.dtype} with bias {op.bias.dtype} {op.bias.shape}, expected int8 and {' or '.join(biases)} ({o},)"
+        )
+    # Beyond it the 64-bit sums themselves would wrap somewhere, and ours with them.
+    if max(-int(op.bias.min()), int(op.bias.max())) > WIDE_MAX:
+        raise ModelError(
+            f"a bias of magnitude {max(-int(op.bias.min()), int(op.bias.max()))}, expected at most {WIDE_MAX}"
         )
     scales = op.weight_scale
     if scales.shape != (o,) and not (isinstance(op, ops.Dense) and scales.shape == (1,)):
@@ -267,6 +277,9 @@ def _expect_like(x: Tensor, out: Tensor) -> None:
 
 
 def _expect_quantised(out: Tensor, scale: float, zero_point: int) -> None:
+    """The output's scale and zero point where it is int8; int16 codes of functions into [-1, 1] are always steps of 2^-15."""
+    if out.dtype == "int16":
+        scale, zero_point = 2.0**-15, 0
     if (out.scale, out.zero_point) != (scale, zero_point):
         raise ModelError(
             f"output scale {out.scale} and zero point {out.zero_point}, expected 1/{1 / scale:.0f} and {zero_point}"

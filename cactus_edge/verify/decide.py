@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.errors import UnsupportedError
-from cactus_edge.ir.arith import INT8_MAX, INT8_MIN, INT32_MAX
+from cactus_edge.ir.arith import INT32_MAX
 from cactus_edge.ir.atoms import AnyOf, Program, Softmax
 from cactus_edge.ir.evaluate import dequantize
-from cactus_edge.ir.ops import Int8, Int64
+from cactus_edge.ir.ops import Codes, Int64
 from cactus_edge.ir.rules import (
     AnySoftmaxRule,
     FloatSoftmaxRule,
@@ -71,7 +71,7 @@ class Decision:
 class Decider:
     """The decision for one program, with everything that does not depend on the samples computed once.
 
-    Raises UnsupportedError where the program's end has no decision rule, ModelError where int32 may overflow (`facts` is
+    Raises UnsupportedError where the program's end has no decision rule, ModelError where an integer may overflow (`facts` is
     the proof that it does not, without which no bound below would speak of a device).
     """
 
@@ -87,8 +87,8 @@ class Decider:
         self.engine = engine(program, [self.logits if self.tail is None else self.tail.source])
         self.relaxation = Relaxation(program) if bounds == "linear" else None
 
-    def decide(self, lower: Int8, upper: Int8, labels: Int64) -> tuple[Bools, Int64]:
-        """(certified, margin) [N] over the boxes lower <= x <= upper, int8 [N, *input shape], for labels int64 [N] in 0..classes-1."""
+    def decide(self, lower: Codes, upper: Codes, labels: Int64) -> tuple[Bools, Int64]:
+        """(certified, margin) [N] over the boxes of codes lower <= x <= upper [N, *input shape], for labels int64 [N] in 0..classes-1."""
         margins = self.margins(lower, upper, labels)
         certified = _every(self._won(margins, labels))
         if self.relaxation is not None:
@@ -101,7 +101,7 @@ class Decider:
         margins[np.arange(len(labels)), labels] = np.iinfo(np.int64).max
         return certified, margins.min(1)
 
-    def margins(self, lower: Int8, upper: Int8, labels: Int64) -> Int64:
+    def margins(self, lower: Codes, upper: Codes, labels: Int64) -> Int64:
         """Lower bounds on out_y - out_j over each box for every class j, int64 [N, classes]; 0 at j = y."""
         rows = np.arange(len(labels))
         (bounds,) = self.engine.run(lower, upper)
@@ -120,7 +120,7 @@ class Decider:
         margins[sample, other] = np.maximum(margins[sample, other], fused)
         return margins
 
-    def linear_margins(self, relaxation: Relaxation, lower: Int8, upper: Int8, labels: Int64) -> Int64:
+    def linear_margins(self, relaxation: Relaxation, lower: Codes, upper: Codes, labels: Int64) -> Int64:
         """`margins` from linear bounds (`relax`); not better everywhere."""
         known = relaxation.bounds(lower, upper)
         n, k = len(labels), self.classes
@@ -160,8 +160,8 @@ class Decider:
         won[np.arange(len(labels)), labels] = True
         return won
 
-    def correct(self, samples: Int8, labels: Int64, last: Int8 | None = None) -> Bools:
-        """Whether the label wins strictly at each of `samples`, int8 [N, *input shape]; N >= 1.
+    def correct(self, samples: Codes, labels: Int64, last: Codes | None = None) -> Bools:
+        """Whether the label wins strictly at each of `samples`, codes [N, *input shape]; N >= 1.
 
         last: where a sample may become any code from `samples` up to these; the label has to win for each of them, and
         whatever is chosen where the program leaves a choice. Behind a softmax that is then only bounded, not enumerated.
@@ -218,7 +218,8 @@ def _check_end(program: Program, softmaxes: tuple[AnySoftmaxRule, ...]) -> None:
             raise UnsupportedError(f"softmax over rows of {tensor.shape}: the output is not one row of classes")
         if not ((np.diff(e) >= 0).all() and (e >= 0).all() and e[-1] == top):
             raise UnsupportedError("the softmax's table of exponentials is not monotone")
-    codes = np.arange(INT8_MIN, INT8_MAX + 1).astype(np.int8)
+    least, most = tensor.codes
+    codes = np.arange(least, most + 1).astype(tensor.dtype)
     if program.float_output and not (np.diff(dequantize(codes, tensor.scale, tensor.zero_point)) > 0).all():
         raise UnsupportedError(f"the output {tensor.name!r} has codes that dequantise to equal floats: wins may tie")
 
@@ -230,15 +231,15 @@ def _flat(bounds: Bounds) -> tuple[Int64, Int64]:
 
 def decide(
     program: Program,
-    lower: Int8,
-    upper: Int8,
+    lower: Codes,
+    upper: Codes,
     labels: Int64,
-    samples: Int8,
+    samples: Codes,
     *,
     threads: int = 1,
     bounds: Method = "interval",
 ) -> Decision:
-    """The decision over int8 boxes lower <= x <= upper around `samples`, all int8 [N, *input shape]; labels int64 [N].
+    """The decision over the boxes lower <= x <= upper around `samples`, all codes [N, *input shape]; labels int64 [N].
 
     Neither `threads` nor the machine changes the result. Raises UnsupportedError where the program's end cannot be decided.
     """
@@ -265,7 +266,7 @@ def certify(
     engine: Callable[[Program, list[int]], Engine] = Engine,
     each_worker: Callable[[], None] = lambda: None,
 ) -> Decision:
-    """The decision for the regions around x [N, *input shape] (float32 or float64 in sensor units, or int8 codes).
+    """The decision for the regions around x [N, *input shape] (float32 or float64 in sensor units, or codes).
 
     bounds: the method, which decides how many regions are certified, and never whether one is. progress(n) is called with the
     number of samples decided so far, each_worker() by every thread as it starts. None of

@@ -5,7 +5,7 @@ one multiply, add and floor per requantisation; each of these shortcuts is prove
 
 * A product is exact in any order of summation where the reach of its partial sums is below the carrier's 2^24 or 2^53.
 * A rule R (requantise, divide, clamp) is a non-decreasing integer function, and so is g(a) = clip(floor(a * A + B)),
-  since IEEE multiplication and addition of a constant, A >= 0, are non-decreasing. R takes at most 256 values, so it is
+  since IEEE multiplication and addition of a constant, A >= 0, are non-decreasing. R takes few values (256 for int8), so it is
   its *thresholds* t_k = min {a : R(a) >= k}. If g = R at every t_k, at every t_k - 1 and at both ends of the reachable
   range, then g = R on all of it. A and B are only guessed; that finite comparison is the proof. Where it fails, R itself is used.
 
@@ -51,7 +51,7 @@ from cactus_edge.ir.linear import (
     WindowSum,
     pad_image,
 )
-from cactus_edge.ir.ops import Int8, Int64, Padding2d
+from cactus_edge.ir.ops import Codes, Int64, Padding2d
 from cactus_edge.ir.rules import Elementwise as Rule
 from cactus_edge.ir.rules import FloatRequantise, Requantise
 
@@ -59,11 +59,14 @@ Bounds = tuple[Array, Array]
 Float64 = npt.NDArray[np.float64]
 
 NEVER = 2.0**40
-"""An intercept that puts a floor out of reach of every int8 level."""
+"""An intercept that puts a floor out of reach of every level."""
+
+LEVELS = 256
+"""Codes of int8: for more levels finding all thresholds costs more than it saves."""
 
 
-def propagate(program: Program, lower: Int8, upper: Int8) -> list[tuple[Int64, Int64]]:
-    """(lo, hi) int64 [N, *shape] for each value of the program over the boxes lower <= x <= upper, int8 [N, *input shape]."""
+def propagate(program: Program, lower: Codes, upper: Codes) -> list[tuple[Int64, Int64]]:
+    """(lo, hi) int64 [N, *shape] for each value of the program over the boxes of codes lower <= x <= upper [N, *input shape]."""
     bounds: dict[int, Bounds] = {program.input: (lower.astype(np.int64), upper.astype(np.int64))}
     bounds |= {value: (codes, codes) for value, codes in program.repeated_constants(len(lower)).items()}
     for step in program.steps:
@@ -118,9 +121,10 @@ def corners(
     return reduce(np.minimum, (lowest(*c) for c in low)), reduce(np.maximum, (highest(*c) for c in high))
 
 
-def full_range(shape: tuple[int, ...]) -> tuple[Int64, Int64]:
-    """Every int8 value for one sample: (-128, 127), int64 [1, *shape]."""
-    return np.full((1, *shape), INT8_MIN, np.int64), np.full((1, *shape), INT8_MAX, np.int64)
+def full_range(program: Program, shape: tuple[int, ...]) -> tuple[Int64, Int64]:
+    """(least, most) code of the program's integer type for one sample, int64 [1, *shape]."""
+    least, most = program.codes
+    return np.full((1, *shape), least, np.int64), np.full((1, *shape), most, np.int64)
 
 
 def thresholds(rule: Callable[[Int64], Int64], low: Int64, high: Int64) -> tuple[Int64, Int64]:
@@ -185,10 +189,11 @@ class Staircase:
 def staircase(rule: Rule, low: Int64, high: Int64, dtype: npt.DTypeLike) -> Staircase | None:
     """`rule` on low <= a <= high [*shape] as a Staircase, proved equal to it there for t2 of `dtype`; None where no guess is.
 
-    low and high are reduced to the axes along which the rule's constants vary: more accumulators than needed, never fewer.
+    Not tried for rules of more than LEVELS levels. low and high are reduced to the axes along which the rule's constants vary:
+    more accumulators than needed, never fewer.
     """
     constants = rule.slope()
-    if constants.ndim > low.ndim:
+    if constants.ndim > low.ndim or rule.hi - rule.lo >= LEVELS:
         return None
     shape = (1,) * (low.ndim - constants.ndim) + constants.shape
     shared = tuple(a for a, n in enumerate(shape) if n == 1)
@@ -219,7 +224,7 @@ def _intercept(level: Int64, t: Int64, slope: Float64, used: npt.NDArray[np.bool
 
 
 class Ends(Protocol):
-    """An Affine atom on boxes of int8 codes."""
+    """An Affine atom on boxes of codes."""
 
     @property
     def dtype(self) -> type[np.float32] | type[np.float64] | type[np.int64]:
@@ -231,9 +236,9 @@ class Ends(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Accumulate:
-    """An Affine atom on boxes of int8 codes: ends of 2 acc, exact in `dtype`.
+    """An Affine atom on boxes of codes: ends of 2 acc, exact in `dtype`.
 
-    The zero point is folded into the bias and padding reads it, which leaves |c| <= 256 and r <= 255.
+    The zero point is folded into the bias and padding reads it, which leaves |c| and r at most twice the largest |code|.
     """
 
     centre: Linear
@@ -254,13 +259,13 @@ class Accumulate:
         return low, np.add(centre, radius, out=centre)
 
 
-def accumulate(atom: Affine) -> Accumulate:
-    """The compiled atom. The carrier is the smallest in which every partial sum of every order is an exact integer."""
+def accumulate(atom: Affine, codes: tuple[int, int]) -> Accumulate:
+    """The atom, compiled for codes in [least, most]. The carrier is the smallest that holds every partial sum of every order."""
     linear, padding = _unpadded(atom.linear)
     row_sums = linear.apply(np.ones((1, *linear.in_shape), np.int64))[0]
     bias = atom.bias + atom.input_offset * row_sums
-    # Terms of W c are at most 256 |w|; 2 b and the other half of the interval stay within the same reach.
-    reach = 2 * int((128 * linear.reach() + np.abs(bias)).max())
+    # Terms of W c are at most 2 |code| |w|; 2 b and the other half of the interval stay within the same reach.
+    reach = 2 * int((max(map(abs, codes)) * linear.reach() + np.abs(bias)).max())
     dtype = np.float32 if reach < 2**24 else np.float64 if reach < 2**53 else np.int64
     absolute = linear.absolute()
     if isinstance(linear, Conv | Dense) and isinstance(absolute, Conv | Dense):
@@ -297,12 +302,14 @@ class Engine:
                 needed.update(step.args)
         self._steps = [s for s in program.steps if s.out in needed]
         self._last_use = {a: i for i, s in enumerate(self._steps) for a in s.args}
-        self._affine: dict[int, Ends] = {s.out: accumulate(s.atom) for s in self._steps if isinstance(s.atom, Affine)}
+        self._affine: dict[int, Ends] = {
+            s.out: accumulate(s.atom, program.codes) for s in self._steps if isinstance(s.atom, Affine)
+        }
         self._rules = {s.out: self._ends(s.atom, s.args) for s in self._steps}
         self._self_check()
 
-    def run(self, lower: Int8, upper: Int8) -> list[Bounds]:
-        """(lo, hi) float32 [N, *shape] per target over int8 boxes; an accumulator among them comes as int64."""
+    def run(self, lower: Codes, upper: Codes) -> list[Bounds]:
+        """(lo, hi) float32 [N, *shape] per target over boxes of codes; an accumulator among them comes as int64."""
         values: dict[int, Bounds] = {self.program.input: (lower.astype(np.float32), upper.astype(np.float32))}
         for value, codes in self.program.repeated_constants(len(lower)).items():
             values[value] = (codes.astype(np.float32),) * 2
@@ -328,8 +335,8 @@ class Engine:
     def _self_check(self) -> None:
         """The proofs assume IEEE products and sums. A matrix library that takes short cuts (bfloat16, TF32) shows here."""
         shape = self.program.values[self.program.input].shape
-        low, high = (b.astype(np.int8) for b in full_range(shape))
-        point = np.random.default_rng(0).integers(INT8_MIN, INT8_MAX + 1, (1, *shape)).astype(np.int8)
+        low, high = (b.astype(self.program.input_tensor.dtype) for b in full_range(self.program, shape))
+        point = np.random.default_rng(0).integers(low, high, endpoint=True, dtype=low.dtype)
         boxes = np.concatenate([low, point]), np.concatenate([high, point])
         expected = propagate(self.program, *boxes)
         for target, got in zip(self.targets, self.run(*boxes), strict=True):
@@ -359,19 +366,23 @@ class Engine:
             case Monotone(rule) if args[0] in self._affine:
                 source = next(s for s in self._steps if s.out == args[0])
                 assert isinstance(source.atom, Affine)
-                low, high = step_bounds(source.atom, [full_range(source.atom.linear.in_shape)])
+                low, high = step_bounds(source.atom, [full_range(self.program, source.atom.linear.in_shape)])
                 found = staircase(rule, low[0], high[0], self._affine[args[0]].dtype)
                 if found is not None:
                     return found.spread(source.atom.linear.out_shape)
                 return _halving(rule)
             case Monotone(rule):
-                return _table(rule.apply, 1) if rule.slope().size == 1 else _plain(rule.apply)
+                return self._codewise(rule.apply, 1) if rule.slope().size == 1 else _plain(rule.apply)
             case _ if any(a in self._affine for a in args):
                 raise TypeError(f"{type(atom).__name__} reads an accumulator, which this engine holds doubled")
             case Isotone(rule, signs):
-                return _table(rule.apply, len(signs))
+                return self._codewise(rule.apply, len(signs))
             case _:
                 return None
+
+    def _codewise(self, rule: Callable[..., Int64], arity: int) -> Elementwise:
+        """A rule on codes: by its table where they are int8."""
+        return _table(rule, arity) if self.program.codes == (INT8_MIN, INT8_MAX) else _plain(rule)
 
 
 def _signs(atom: Atom) -> tuple[int, ...]:
@@ -386,8 +397,8 @@ def _extreme(of: np.ufunc, rules: Iterable[Elementwise | None]) -> Elementwise |
     return None if None in rules else lambda *x: reduce(of, (rule(*x) for rule in known))
 
 
-def _plain(rule: Callable[[Int64], Int64]) -> Elementwise:
-    return lambda x: rule(x.astype(np.int64)).astype(np.float32)
+def _plain(rule: Callable[..., Int64]) -> Elementwise:
+    return lambda *x: rule(*(a.astype(np.int64) for a in x)).astype(np.float32)
 
 
 def _halving(rule: Rule) -> Elementwise:

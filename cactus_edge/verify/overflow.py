@@ -1,4 +1,5 @@
-"""The proof that nothing overflows int32, per op, over all int8 inputs, for every order and spelling of each sum.
+"""The proof that nothing overflows, per op, over all inputs, for every order and spelling of each sum: int32, or, where a 64-bit
+bias says so, the 2^47 up to which 64-bit sums are requantised.
 
 An integer proof survives SIMD width, threads and compilers only where no sum can wrap. Each partial sum of sum_i w_i v_i
 with |v_i| <= v, in any order and grouping, stays within v * sum |w_i|; so bounding that bounds them all. Two spellings
@@ -14,7 +15,7 @@ from typing import Any, assert_never
 import numpy as np
 
 from cactus_edge.errors import ModelError
-from cactus_edge.ir.arith import INT8_MAX, INT8_MIN, INT32_MAX, rdp
+from cactus_edge.ir.arith import INT32_MAX, WIDE_MAX, rdp
 from cactus_edge.ir.atoms import (
     Affine,
     AnyOf,
@@ -28,7 +29,6 @@ from cactus_edge.ir.atoms import (
     Program,
     Softmax,
     Table,
-    example,
 )
 from cactus_edge.ir.binary import (
     AddRule,
@@ -76,15 +76,14 @@ class Fact:
 
 
 def prove(program: Program) -> tuple[Fact, ...]:
-    """One fact per quantity that int32 arithmetic forms. Raises ModelError, naming the op, where a bound exceeds its limit."""
+    """One fact per quantity that integer arithmetic forms. Raises ModelError, naming the op, where a bound exceeds its limit."""
     facts: list[Fact] = []
     largest: dict[int, Int64] = {}
     for step in program.steps:
-        source = largest.get(step.args[0], np.array([-INT8_MIN]))
+        source = largest.get(step.args[0], np.array([-program.codes[0]]))
         op = type(program.graph.nodes[step.node].op).__name__
         width = program.values[step.out].shape[-1:]
-        for quantity, bound in _quantities(step.atom, source, *width):
-            limit = SOFTMAX_SUM if isinstance(example(step.atom), Softmax) else INT32_MAX
+        for quantity, bound, limit in _quantities(step.atom, program.codes, source, *width):
             facts.append(Fact(step.node, op, quantity, bound, limit))
             if bound > limit:
                 raise ModelError(
@@ -92,53 +91,51 @@ def prove(program: Program) -> tuple[Fact, ...]:
                     hint="smaller weights, a smaller bias or a larger output scale",
                 )
         if isinstance(step.atom, Affine):
-            largest[step.out] = _direct(step.atom)
+            largest[step.out] = _direct(step.atom, program.codes)
     return tuple(facts)
 
 
-def _direct(atom: Affine) -> Int64:
+def _direct(atom: Affine, codes: tuple[int, int]) -> Int64:
     """Bound of every partial sum of W (x + offset) + b, per channel."""
-    offset = atom.input_offset
-    bound: Int64 = atom.linear.reach() * max(abs(INT8_MIN + offset), abs(INT8_MAX + offset)) + np.abs(atom.bias)
+    bound: Int64 = atom.linear.reach() * max(abs(x + atom.input_offset) for x in codes) + np.abs(atom.bias)
     return bound
 
 
-def _quantities(atom: Atom, source: Int64, width: int = 1) -> Iterator[tuple[str, int]]:
-    """(name, bound) of each int32 quantity of one step whose first argument is bounded by `source`, its rows `width` long."""
+def _quantities(atom: Atom, codes: tuple[int, int], source: Int64, width: int = 1) -> Iterator[tuple[str, int, int]]:
+    """(name, bound, limit) of each quantity of one step on `codes` whose first argument is bounded by `source`, its rows `width` long."""
     match atom:
         case Affine(linear, offset, bias):
             reach = linear.reach()
-            yield "sums of w * (x - z) and the bias", int(_direct(atom).max())
+            yield "sums of w * (x - z) and the bias", int(_direct(atom, codes).max()), atom.limit
             # |sum w| <= sum |w| holds at every position, padded or not.
-            yield (
-                "sums of w * x and the bias, z folded anywhere",
-                int((reach * (128 + abs(offset)) + np.abs(bias)).max()),
-            )
+            folded = int((reach * (max(map(abs, codes)) + abs(offset)) + np.abs(bias)).max())
+            yield "sums of w * x and the bias, z folded anywhere", folded, atom.limit
         case Monotone(rule):
             yield from _rule_quantities(rule, source)
         case Between(lowest, _, _):
             # Both ends scale the same value.
             yield from _rule_quantities(lowest, source)
         case Isotone(add, _):
-            yield from _sum_quantities(add)
+            yield from _sum_quantities(add, codes)
         case Softmax(rule):
             if isinstance(rule, SoftmaxRule):
-                yield "the sum of exponentials (Q12.19)", width * int(rdp(rule.exponentials, 12).max())
+                yield "the sum of exponentials (Q12.19)", width * int(rdp(rule.exponentials, 12).max()), SOFTMAX_SUM
             elif isinstance(rule, TableSoftmaxRule):
-                yield "the sum of exponentials", width * int(rule.table.max())
+                yield "the sum of exponentials", width * int(rule.table.max()), SOFTMAX_SUM
         case Table() | Max() | FloatAverage() | Gather():
             pass
         case AnyOf(atoms):
-            largest: dict[str, int] = {}
-            for quantity, bound in (q for a in atoms for q in _quantities(a, source, width)):
-                largest[quantity] = max(bound, largest.get(quantity, 0))
-            yield from largest.items()
+            worst: dict[str, tuple[int, int]] = {}
+            for quantity, bound, limit in (q for a in atoms for q in _quantities(a, codes, source, width)):
+                most, least = worst.get(quantity, (bound, limit))
+                worst[quantity] = max(bound, most), min(limit, least)
+            yield from ((quantity, bound, limit) for quantity, (bound, limit) in worst.items())
         case _:
             assert_never(atom)
 
 
-def _sum_quantities(add: BinaryRule) -> Iterator[tuple[str, int]]:
-    codes = np.array([INT8_MIN, INT8_MAX])
+def _sum_quantities(add: BinaryRule, ends: tuple[int, int]) -> Iterator[tuple[str, int, int]]:
+    codes = np.array(ends)
     match add:
         case AddRule() | VectorAddRule():
             lefts = (0, 0) if isinstance(add, AddRule) else add.shifts
@@ -146,19 +143,19 @@ def _sum_quantities(add: BinaryRule) -> Iterator[tuple[str, int]]:
                 int(np.abs(codes - z).max()) << (add.left_shift + s)
                 for z, s in zip(add.zero_points, lefts, strict=True)
             ]
-            yield "an argument times 2^left_shift", max(shifted)
+            yield "an argument times 2^left_shift", max(shifted), INT32_MAX
             total = sum(int(np.abs(add.term(i, codes)).max()) for i in range(2))
-            yield "the sum of both terms", total << max(add.output_shift, 0)
-            ends = np.array([-total, total])
-            result = add.scaled(ends, add.output_multiplier, add.output_shift)
-            yield "the requantised sum and its zero point", int(np.abs(result).max()) + abs(add.zero_point)
+            yield "the sum of both terms", total << max(add.output_shift, 0), INT32_MAX
+            result = add.scaled(np.array([-total, total]), add.output_multiplier, add.output_shift)
+            yield "the requantised sum and its zero point", int(np.abs(result).max()) + abs(add.zero_point), INT32_MAX
         case MulRule(zero_points, rule):
             product = int(np.prod([np.abs(codes - z).max() for z in zero_points]))
             yield from _rule_quantities(rule, np.array([product]))
         case FixedPointAddRule():
             # x * m and z * m as separate terms, in any order, with the rounding constant.
-            terms = sum(m * (128 + abs(z)) for m, z in zip(add.multipliers, add.zero_points, strict=True))
-            yield "the sum of both products, zero points folded anywhere", terms + (1 << (add.shift - 1))
+            largest = int(np.abs(codes).max())
+            terms = sum(m * (largest + abs(z)) for m, z in zip(add.multipliers, add.zero_points, strict=True))
+            yield "the sum of both products, zero points folded anywhere", terms + (1 << (add.shift - 1)), INT32_MAX
         case FusedAddRule() | FloatAddRule() | UnsignedMulRule() | Extreme():
             # On floats; what is converted to an integer is clamped to 8 bits before, or small by the ratios it takes. Or on codes.
             pass
@@ -166,27 +163,31 @@ def _sum_quantities(add: BinaryRule) -> Iterator[tuple[str, int]]:
             assert_never(add)
 
 
-def _rule_quantities(rule: Elementwise, source: Int64) -> Iterator[tuple[str, int]]:
+def _rule_quantities(rule: Elementwise, source: Int64) -> Iterator[tuple[str, int, int]]:
     match rule:
         case Requantise():
             value = source + abs(rule.input_zero_point)
-            # Family S multiplies the value itself, in 64 bits.
-            left = 0 * rule.shift if rule.family == "S" else np.maximum(rule.shift, 0)
-            yield "the value times 2^max(shift, 0)", int((value << left).max())
+            if rule.family == "W":
+                yield "the value that is multiplied in 64 bits", int(value.max()), WIDE_MAX
+            else:
+                # Family S multiplies the value itself, in 64 bits.
+                left = 0 * rule.shift if rule.family == "S" else np.maximum(rule.shift, 0)
+                yield "the value times 2^max(shift, 0)", int((value << left).max()), INT32_MAX
             family = REQUANTISE[rule.family]
             scaled = max(int(np.abs(family(v, rule.multiplier, rule.shift)).max()) for v in (value, -value))
-            yield "the requantised value and its zero point", scaled + abs(rule.zero_point)
+            yield "the requantised value and its zero point", scaled + abs(rule.zero_point), INT32_MAX
         case FloatRequantise():
             value = source + abs(rule.input_zero_point)
-            yield "the value that becomes a float", int(value.max())
+            # A sum of 64 bits has its own limit, far below where double would round it.
+            yield "the value that becomes a float", int(value.max()), WIDE_MAX if rule.family == "E" else INT32_MAX
             if rule.family != "F":
                 # Converted to int32 before it is clamped; family F clamps first.
                 scaled = max(np.abs(FLOAT_REQUANTISE[rule.family](v, rule.multiplier)).max() for v in (value, -value))
-                yield "the requantised value and its zero point", int(scaled) + abs(rule.zero_point)
+                yield "the requantised value and its zero point", int(scaled) + abs(rule.zero_point), INT32_MAX
         case FloatAffine() | EnvelopeEnd():
-            yield "the value that becomes a float", int(source.max())
+            yield "the value that becomes a float", int(source.max()), INT32_MAX
         case RoundDivide(divisor):
-            yield "the sum and half its divisor", int((source + divisor // 2).max())
+            yield "the sum and half its divisor", int((source + divisor // 2).max()), INT32_MAX
         case Clamp() | FloatRescale():
             pass
         case _:

@@ -1,4 +1,4 @@
-"""Input sets, in the user's units, and the int8 boxes they become.
+"""Input sets, in the user's units, and the boxes of codes they become.
 
 A region is {v : |v_f - x_f| <= eps_f and lo <= v_f <= hi for every feature f}, v real. A sensor value becomes a float32
 before it is quantised, so the ends are computed exactly and moved outward to float32 neighbours; the quantisation of a
@@ -20,7 +20,7 @@ import numpy.typing as npt
 from cactus_edge.errors import DataError, InputError
 from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.evaluate import quantised
-from cactus_edge.ir.ops import Float32, Int8, Int64
+from cactus_edge.ir.ops import Codes, Float32, Int64
 
 Float64 = npt.NDArray[np.float64]
 Exact = Fraction | int | float | str
@@ -94,13 +94,14 @@ def region(program: Program, eps: Exact | Sequence[Exact], domain: tuple[Exact, 
         lo, hi = (exact(d, "an end of the domain") for d in domain)
         return Region(radii, (lo, hi))
     scale, zero_point = Fraction(program.quantize.scale), program.quantize.zero_point
-    return Region(radii, (scale * (-128 - zero_point), scale * (127 - zero_point)))
+    least, most = program.codes
+    return Region(radii, (scale * (least - zero_point), scale * (most - zero_point)))
 
 
-def box(program: Program, region: Region, x: npt.NDArray[Any]) -> tuple[Int8, Int8]:
-    """The region around each sample as int8 codes of the program's input: lower, upper int8 [N, *shape].
+def box(program: Program, region: Region, x: npt.NDArray[Any]) -> tuple[Codes, Codes]:
+    """The region around each sample as codes of the program's input: lower, upper [N, *shape].
 
-    x [N, *shape]: float32 or float64 in sensor units, or int8 codes, which stand for scale * (q - zero_point).
+    x [N, *shape]: float32 or float64 in sensor units, or codes, which stand for scale * (q - zero_point).
     """
     lower, upper = region.ends(_real(program, x))
     return program.quantize.lowest(lower), program.quantize.highest(upper)
@@ -127,7 +128,7 @@ class Boxes:
             self._values[self._slot(seen)] = seen
             self._lower, self._upper = box(program, region, self._values)
 
-    def __call__(self, x: npt.NDArray[Any]) -> tuple[Int8, Int8]:
+    def __call__(self, x: npt.NDArray[Any]) -> tuple[Codes, Codes]:
         """The same as box(program, region, x)."""
         if self._useful:
             slot = self._slot(x)
@@ -143,16 +144,16 @@ class Boxes:
         return slots
 
 
-def points(program: Program, x: npt.NDArray[Any]) -> Int8:
-    """The samples themselves as int8 codes of the program's input."""
+def points(program: Program, x: npt.NDArray[Any]) -> Codes:
+    """The samples themselves as codes of the program's input."""
     return quantised(program, x.astype(np.float32) if x.dtype == np.float64 else x)
 
 
-def point_boxes(program: Program, x: npt.NDArray[Any]) -> tuple[Int8, Int8]:
+def point_boxes(program: Program, x: npt.NDArray[Any]) -> tuple[Codes, Codes]:
     """The least and the largest codes that the samples themselves may become; the same ones where the rule is one function."""
     samples = x.astype(np.float32) if x.dtype == np.float64 else x
     codes = quantised(program, samples)
-    if samples.dtype == np.int8 or program.quantize.definite:
+    if samples.dtype == program.input_tensor.dtype or program.quantize.definite:
         return codes, codes
     return program.quantize.lowest(samples), program.quantize.highest(samples)
 
@@ -160,8 +161,9 @@ def point_boxes(program: Program, x: npt.NDArray[Any]) -> tuple[Int8, Int8]:
 def check_data(program: Program, x: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Int64:
     """The labels [N] as int64, once x and they fit the program. Raises DataError saying what is expected."""
     shape = program.values[program.input].shape
-    if x.dtype not in (np.float32, np.float64, np.int8):
-        raise DataError(f"the data are {x.dtype}, expected float32 or float64 in sensor units, or int8 codes")
+    dtype = program.input_tensor.dtype
+    if x.dtype not in (np.float32, np.float64, dtype):
+        raise DataError(f"the data are {x.dtype}, expected float32 or float64 in sensor units, or {dtype} codes")
     if x.ndim == 0 or x.shape[1:] != shape:
         raise DataError(f"the data have shape {x.shape}, expected [samples, {', '.join(map(str, shape))}]")
     if labels.shape != (len(x),) or labels.dtype.kind not in "iu":
@@ -214,9 +216,9 @@ def _double_above(value: Fraction) -> float:
 
 
 def _real(program: Program, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    if x.dtype != np.int8:
+    if x.dtype != program.input_tensor.dtype:
         return x
-    # A float32 scale times a 9-bit integer is a double: no rounding.
+    # A float32 scale times a 17-bit integer is a double: no rounding.
     return program.quantize.scale * (x.astype(np.float64) - program.quantize.zero_point)
 
 

@@ -27,7 +27,8 @@ from typing import assert_never
 import numpy as np
 import numpy.typing as npt
 
-from cactus_edge.ir.arith import INT8_MIN
+from cactus_edge.errors import UnsupportedError
+from cactus_edge.ir.arith import INT8_MAX, INT8_MIN
 from cactus_edge.ir.atoms import (
     Affine,
     AnyOf,
@@ -235,18 +236,23 @@ class Rows:
 
 
 class Relaxation:
-    """Linear bounds for one program; what does not depend on the boxes is computed once."""
+    """Linear bounds for one program of int8; what does not depend on the boxes is computed once."""
 
     def __init__(self, program: Program) -> None:
+        if program.codes[1] > INT8_MAX:
+            raise UnsupportedError(
+                "linear bounds are for int8: the lines of a rule come from all its levels, of which int16 has too many",
+                hint="take --bounds interval",
+            )
         self.program = program
         self._lines: dict[int, Lines] = {}
         ranges = {
-            s.out: tuple(e[0] for e in step_bounds(s.atom, [full_range(s.atom.linear.in_shape)]))
+            s.out: tuple(e[0] for e in step_bounds(s.atom, [full_range(program, s.atom.linear.in_shape)]))
             for s in program.steps
             if isinstance(s.atom, Affine)
         }
         for step in program.steps:
-            codes = tuple(e[0] for e in full_range(program.values[step.args[0]].shape))
+            codes = tuple(e[0] for e in full_range(program, program.values[step.args[0]].shape))
             found = lines(step.atom, *ranges.get(step.args[0], codes))
             if found is not None:
                 self._lines[step.out] = found

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cactus_edge.ir.arith import INT8_MAX
 from cactus_edge.ir.atoms import Affine, AnyOf, Atom, Between, Gather, Monotone, Program, ReshapeTo, example
 from cactus_edge.ir.ops import Int64
 from cactus_edge.ir.rules import FloatRequantise, Requantise
@@ -125,7 +126,9 @@ class Tail:
 
 
 def find_tail(program: Program, logits: int, classes: int) -> Tail | None:
-    """The tail that ends in value `logits`; None where other steps lie between, so that only end points count."""
+    """The tail that ends in value `logits`; None where only end points count: other steps lie between, or int16's many levels."""
+    if program.codes[1] > INT8_MAX:
+        return None
     writer = {step.out: step for step in program.steps}
     atoms: tuple[TailAtom, ...] = ()
     value = logits
@@ -133,7 +136,7 @@ def find_tail(program: Program, logits: int, classes: int) -> Tail | None:
         step = writer[value]
         match step.atom:
             case Affine():
-                return _tail(step.atom, atoms, step.args[0], step.out, classes)
+                return _tail(program, step.atom, atoms, step.args[0], step.out, classes)
             case Monotone() | Between() | Gather(ReshapeTo()):
                 atoms, value = (step.atom, *atoms), step.args[0]
             case AnyOf(choices) if all(isinstance(a, Monotone | Between) for a in choices):
@@ -143,14 +146,16 @@ def find_tail(program: Program, logits: int, classes: int) -> Tail | None:
     return None
 
 
-def _tail(affine: Affine, atoms: tuple[TailAtom, ...], source: int, value: int, classes: int) -> Tail | None:
+def _tail(
+    program: Program, affine: Affine, atoms: tuple[TailAtom, ...], source: int, value: int, classes: int
+) -> Tail | None:
     shape = affine.linear.out_shape
     factors = _factors(atoms, shape, classes)
     reach = int((256 * affine.linear.reach() + np.abs(affine.bias)).max())
     # `fused` adds at most two classes, doubled, with centre and radius: every product through float64 must be exact.
     if 8 * int(factors.max()) * reach >= 2**53:
         return None
-    low, high = (b.reshape(classes) for b in step_bounds(affine, [full_range(affine.linear.in_shape)]))
+    low, high = (b.reshape(classes) for b in step_bounds(affine, [full_range(program, affine.linear.in_shape)]))
     # Sums of one weight and zeros: exact in float64, whose matrix products are quick.
     unit = np.eye(classes).reshape(classes, *shape)
     weight = affine.linear.adjoint(unit).reshape(classes, -1)
@@ -160,7 +165,7 @@ def _tail(affine: Affine, atoms: tuple[TailAtom, ...], source: int, value: int, 
     first, own_first = (int(_apply(atoms, low[None], shape, sign).min()) for sign in (1, -1))
     ladder = (own + np.arange(classes) * 2**40).T.ravel()
     steps = np.vstack([low[None], t])
-    compiled = accumulate(affine)
+    compiled = accumulate(affine, program.codes)
     return Tail(
         source,
         value,

@@ -25,6 +25,13 @@ BIAS_SCALE_TOLERANCE = 0.02
 """|S_in * S_w - S_bias| <= 0.02 * S_out. Source: kernels/kernel_util.cc GetQuantizedConvolutionMultipler."""
 
 
+QUANTIZED_BIAS_TYPE = {
+    "CONV_2D": fb.Conv2DOptions.QUANTIZED_BIAS_TYPE,
+    "FULLY_CONNECTED": fb.FullyConnectedOptions.QUANTIZED_BIAS_TYPE,
+}
+"""Where an operator says of what type its bias, and therefore its sum, is."""
+
+
 def _conv(o: Operator) -> ops.Op:
     f = fb.Conv2DOptions
     weight, bias, scale = _affine(o, rank=4, axis=0)
@@ -86,8 +93,10 @@ def _dense(o: Operator) -> ops.Op:
     return ops.Dense(weight, bias, scale, o.activation(f.ACTIVATION))
 
 
-def _affine(o: Operator, rank: int, axis: int, bias_index: int = 2) -> tuple[ops.Int8, ops.Int32, ops.Float32]:
-    """(weight int8, bias int32 [O], weight scale float32 [1] or [O]); output channels lie along `axis` of the weight."""
+def _affine(
+    o: Operator, rank: int, axis: int, bias_index: int = 2
+) -> tuple[ops.Int8, ops.Int32 | ops.Int64, ops.Float32]:
+    """(weight int8, bias int32 or int64 [O], weight scale float32 [1] or [O]); output channels lie along `axis` of the weight."""
     weight, table = o.constant(1, "INT8")
     if weight.ndim != rank:
         raise o.malformed(f"a weight of {rank} axes", weight.shape)
@@ -100,13 +109,34 @@ def _affine(o: Operator, rank: int, axis: int, bias_index: int = 2) -> tuple[ops
     if q.scale.size != 1 and (q.scale.size != channels or q.dimension != axis):
         raise o.malformed(f"1 weight scale or {channels} along axis {axis}", f"{q.scale.size} along axis {q.dimension}")
     scale = ops.freeze(q.scale, np.float32)
+    bias_type = _bias_type(o, bias_index)
     if len(o.inputs) <= bias_index or o.inputs[bias_index] == -1:
-        return ops.freeze(weight, np.int8), ops.freeze(np.zeros(channels), np.int32), scale
-    bias, table = o.constant(bias_index, "INT32")
+        return ops.freeze(weight, np.int8), ops.freeze(np.zeros(channels), bias_type.lower()), scale
+    bias, table = o.constant(bias_index, bias_type)
     if bias.shape != (channels,):
         raise o.malformed(f"a bias of shape {(channels,)}", bias.shape)
     _check_bias_scale(o, scale, table, channels)
-    return ops.freeze(weight, np.int8), ops.freeze(bias, np.int32), scale
+    return ops.freeze(weight, np.int8), ops.freeze(bias, bias.dtype.name), scale
+
+
+def _bias_type(o: Operator, index: int) -> str:
+    """INT32; for int16 codes what the bias is, on which runtimes agree where the option does not say something else.
+
+    LiteRT goes by the option, in which only INT32 means that, and TFLM by the tensor. Source: kernels/{conv,fully_connected}.cc.
+    """
+    if o.x(o.first).dtype != "int16":
+        return "INT32"
+    field = QUANTIZED_BIAS_TYPE.get(o.name)
+    code = 0 if field is None else o.option(field, "b")
+    stated = "INT32" if code == fb.TYPES.index("INT32") else "INT64"
+    absent = len(o.inputs) <= index or o.inputs[index] == -1
+    if absent and (o.name != "FULLY_CONNECTED" or code != fb.TYPES.index("INT64")):
+        raise o.unsupported("int16 without a bias, unless a dense layer's quantized_bias_type is INT64,")
+    if not absent and field is not None and stated != o.tensors.type_name(o.inputs[index]):
+        raise o.unsupported(
+            f"a bias of {o.tensors.type_name(o.inputs[index])} where quantized_bias_type means {stated}"
+        )
+    return stated
 
 
 def _check_bias_scale(o: Operator, weight_scale: ops.Float32, bias: Table, channels: int) -> None:
@@ -124,7 +154,7 @@ def _check_bias_scale(o: Operator, weight_scale: ops.Float32, bias: Table, chann
         )
 
 
-def _per_channel(scale: ops.Float32, bias: ops.Int32) -> ops.Float32:
+def _per_channel(scale: ops.Float32, bias: ops.Int32 | ops.Int64) -> ops.Float32:
     """Convolutions hold one scale per output channel; a per-tensor scale counts for each."""
     return ops.freeze(np.broadcast_to(scale, bias.shape), np.float32)
 
@@ -133,6 +163,13 @@ def _pool(o: Operator, kind: type[ops.AvgPool] | type[ops.MaxPool]) -> ops.Op:
     f = fb.Pool2DOptions
     kernel, stride = o.pair(f.FILTER_HEIGHT, f.FILTER_WIDTH), o.pair(f.STRIDE_H, f.STRIDE_W)
     return kind(kernel, stride, o.padding(f.PADDING, o.x(), kernel, stride), o.activation(f.ACTIVATION))
+
+
+def _sum(o: Operator, kind: type[ops.Add] | type[ops.Sub], f: type[fb.AddOptions] | type[fb.SubOptions]) -> ops.Op:
+    # The option's default is true; kernels for int8 do not look at it.
+    if o.x().dtype == "int16" and o.option(f.POT_SCALE_INT16, "B", 1):
+        raise o.unsupported("int16 with scales that are powers of two (pot_scale_int16)")
+    return kind(o.activation(f.ACTIVATION))
 
 
 def _reduction(o: Operator, kind: type[ops.Mean] | type[ops.Sum]) -> ops.Op:
@@ -178,8 +215,8 @@ READ: dict[str, Reading] = {
     "DEPTHWISE_CONV_2D": Reading(2, 3, 1, _depthwise),
     "TRANSPOSE_CONV": Reading(3, 4, 1, _transpose_conv, first=2),
     "FULLY_CONNECTED": Reading(2, 3, 1, _dense),
-    "ADD": Reading(2, 2, 2, lambda o: ops.Add(o.activation(fb.AddOptions.ACTIVATION)), constants=True),
-    "SUB": Reading(2, 2, 2, lambda o: ops.Sub(o.activation(fb.SubOptions.ACTIVATION)), constants=True),
+    "ADD": Reading(2, 2, 2, lambda o: _sum(o, ops.Add, fb.AddOptions), constants=True),
+    "SUB": Reading(2, 2, 2, lambda o: _sum(o, ops.Sub, fb.SubOptions), constants=True),
     "MUL": Reading(2, 2, 2, lambda o: ops.Mul(o.activation(fb.MulOptions.ACTIVATION)), constants=True),
     "MAXIMUM": Reading(2, 2, 2, lambda _: ops.Maximum(), constants=True),
     "MINIMUM": Reading(2, 2, 2, lambda _: ops.Minimum(), constants=True),
@@ -226,6 +263,24 @@ SEVERAL = frozenset({"SPLIT", "SPLIT_V", "UNPACK"})
 """Operators of several outputs: a node each."""
 
 
+INT8_ONLY = frozenset(
+    {
+        "REDUCE_MAX",
+        "PADV2",
+        "MIRROR_PAD",
+        "PACK",
+        "SQUEEZE",
+        "EXPAND_DIMS",
+        "SLICE",
+        "SPLIT",
+        "SPLIT_V",
+        "UNPACK",
+        "GATHER",
+    }
+    | {"REVERSE_V2", "TILE", "BROADCAST_TO", "DEPTH_TO_SPACE", "SPACE_TO_DEPTH", "BATCH_TO_SPACE_ND"}
+)
+"""Operators that become other ops of the graph, and were shown to be those for int8 only."""
+
 WHOLE = frozenset(
     {"FULLY_CONNECTED", "RESHAPE", "ADD", "SUB", "MUL", "RELU", "RELU6", "LEAKY_RELU", "HARD_SWISH", "LOGISTIC", "TANH"}
     | {"MAXIMUM", "MINIMUM", "QUANTIZE", "DEQUANTIZE"}
@@ -271,6 +326,8 @@ def _defined(operator: Operator, found: list[ops.Op]) -> list[ir.Node]:
         raise operator.unsupported("a tensor whose first (batch) axis is not 1")
     if operator.name != "QUANTIZE" and not tensors.unsigned.isdisjoint(operator.sources):
         raise operator.unsupported("an operator on uint8 codes")
+    if operator.name in INT8_ONLY and any(tensors.activations[i].dtype == "int16" for i in operator.sources):
+        raise operator.unsupported("an operator on int16 codes")
     return [*operator.steps, *(ir.Node(op, operator.sources, out) for op, out in zip(found, outputs, strict=True))]
 
 

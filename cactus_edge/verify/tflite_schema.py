@@ -191,7 +191,7 @@ _TYPES = (
     "UINT16 INT4 BFLOAT16 INT2 UINT4 FLOAT8_E4M3FN FLOAT8_E5M2"
 )
 TYPES = tuple(_TYPES.split())
-DTYPES = {"FLOAT32": "<f4", "INT32": "<i4", "INT8": "i1"}
+DTYPES = {"FLOAT32": "<f4", "INT64": "<i8", "INT32": "<i4", "INT16": "<i2", "INT8": "i1"}
 """Tensor types the reader accepts, and how their elements lie in a buffer."""
 
 _BUILTIN_OPERATORS = """

@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 
 MAX_RANK = 8
 
+INTEGERS: dict[str, ir.DType] = {"INT8": "int8", "INT16": "int16"}
+"""Types of activations that hold codes."""
+
 MAX_INDICES = 256
 """Entries of a vector of sizes, axes or operands: each becomes an object of many times its bytes."""
 
 HINTS = {
     "UINT8": "a model of uint8 codes inside is the older, asymmetric scheme: convert it again to int8 (uint8 input and output are read)",
-    "INT16": "16-bit activations are another arithmetic: convert with TFLITE_BUILTINS_INT8",
 }
 
 
@@ -62,7 +64,7 @@ class Tensors:
         self.phases: dict[int, Phases] = {}
         self.resolved: str | None = None
         self.left: str | None = None
-        self.constants: dict[int, ops.Int8] = {}
+        self.constants: dict[int, ops.Codes] = {}
         self.folded: dict[int, npt.NDArray[Any]] = {}
 
     def buffer(self, index: int) -> npt.NDArray[np.uint8]:
@@ -148,9 +150,8 @@ class Tensors:
         if all(constant):
             raise UnsupportedError(f"{operands[0][1]} and all others are constants; expected an activation")
         first = self.use(*operands[constant.index(False)])
-        rank = len(self.activations[first].shape) + 1
         return tuple(
-            self._define_constant(i, role, rank) if fixed else self.use(i, role)
+            self._define_constant(i, role, first) if fixed else self.use(i, role)
             for (i, role), fixed in zip(operands, constant, strict=True)
         )
 
@@ -170,8 +171,10 @@ class Tensors:
     def _is_constant(self, index: int) -> bool:
         return bool(len(self.buffer(self._tensors[index].number(fb.Tensor.BUFFER, "I", 0))))
 
-    def _define_constant(self, index: int, role: str, rank: int) -> int:
-        codes, table = self.constant(index, "INT8", role)
+    def _define_constant(self, index: int, role: str, first: int) -> int:
+        rank = len(self.activations[first].shape) + 1
+        dtype = self.activations[first].dtype
+        codes, table = self.constant(index, dtype.upper(), role)
         q = quantization(table)
         if q is None or q.scale.size != 1:
             raise UnsupportedError(f"{role}, {table.what}, is a constant without one scale and zero point")
@@ -179,9 +182,9 @@ class Tensors:
         if len(shape) != rank or shape[0] != 1:
             raise UnsupportedError(f"{role}, {table.what}, is a constant of shape {codes.shape} for {rank} axes")
         name = table.text(fb.Tensor.NAME)
-        tensor = ir.Tensor(name, shape[1:], "int8", float(q.scale[0]), int(q.zero_point[0]))
+        tensor = ir.Tensor(name, shape[1:], dtype, float(q.scale[0]), int(q.zero_point[0]))
         self.graph_index[index] = self._append(tensor, index)
-        self.constants[self.graph_index[index]] = ops.freeze(codes.reshape(shape[1:]), np.int8)
+        self.constants[self.graph_index[index]] = ops.freeze(codes.reshape(shape[1:]), dtype)
         return self.graph_index[index]
 
     def peek(self, index: int, shape: tuple[int, ...] | None = None, *, unsigned: bool = False) -> ir.Tensor:
@@ -275,15 +278,16 @@ def read_activation(table: Table, shape: tuple[int, ...] | None = None, *, unsig
     sample = full[1:] if full[0] == 1 else full
     if type_name == "FLOAT32":
         return ir.Tensor(name, sample, "float32")
-    if type_name != ("UINT8" if unsigned else "INT8"):
+    dtype = INTEGERS.get(type_name) if not unsigned else "int8" if type_name == "UINT8" else None
+    if dtype is None:
         raise UnsupportedError(
-            f"{table.what} {name!r} is {type_name}; expected INT8 activations", hint=HINTS.get(type_name, "")
+            f"{table.what} {name!r} is {type_name}; expected INT8 or INT16 activations", hint=HINTS.get(type_name, "")
         )
     q = quantization(table, 128 if unsigned else 0)
     if q is None or q.scale.size != 1:
         got = "no quantisation" if q is None else f"{q.scale.size} scales"
         raise ModelError(f"malformed .tflite: {table.what} {name!r}: expected one scale and zero point, got {got}")
-    return ir.Tensor(name, sample, "int8", float(q.scale[0]), int(q.zero_point[0]))
+    return ir.Tensor(name, sample, dtype, float(q.scale[0]), int(q.zero_point[0]))
 
 
 def quantization(table: Table, above: int = 0) -> Quantization | None:

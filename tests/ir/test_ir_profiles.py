@@ -184,8 +184,9 @@ def test_a_planted_fall_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_activations_round_as_the_runtime_does() -> None:
     """1 / S = 5.5 in float32: away from zero, or to even after the zero point is added."""
     scale = float(np.float32(0.18181818723678589))
-    assert activation_range(ops.Activation.RELU_N1_TO_1, scale, -5) == (-11, 1)
-    assert activation_range(ops.Activation.RELU_N1_TO_1, scale, -5, "half_even_sum") == (-10, 0)
+    out = Tensor("y", (1,), "int8", scale, -5)
+    assert activation_range(ops.Activation.RELU_N1_TO_1, out) == (-11, 1)
+    assert activation_range(ops.Activation.RELU_N1_TO_1, out, "half_even_sum") == (-10, 0)
 
 
 # Profiles

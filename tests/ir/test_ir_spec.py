@@ -138,12 +138,12 @@ def test_what_the_runtime_cannot_compute_is_refused_by_name(sin: str) -> None:
 
 def test_relu6_at_the_smallest_scale_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="TFLM refuses inf codes"):
-        activation_range(ops.Activation.RELU6, 2.0**-140, 0)
+        activation_range(ops.Activation.RELU6, Tensor("y", (1,), "int8", 2.0**-140, 0))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 3e9])
 def test_values_that_no_two_runtimes_quantise_alike_are_refused(value: float) -> None:
-    rule = profile("tflm").quantize(1.0, 0)
+    rule = profile("tflm").quantize(Tensor("x", (1,), "int8", 1.0, 0))
     with pytest.raises(InputError, match="no two runtimes"):
         rule.apply(np.array([0.0, value], np.float32))
 

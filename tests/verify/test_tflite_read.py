@@ -178,7 +178,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "variable_tensor": (_set(lambda m: tensor(m, "image"), isVariable=True), "is_variable"),
     "custom_quantisation": (_custom_quantisation, "custom quantisation"),
     "uint8_activation": (_set(lambda m: tensor(m, "t3"), type=schema.TensorType.UINT8), "'t3' is UINT8; expected INT8"),
-    "int16_activation": (_set(lambda m: tensor(m, "t3"), type=schema.TensorType.INT16), "'t3' is INT16"),
+    "int16_activation": (_set(lambda m: tensor(m, "t3"), type=schema.TensorType.INT16), "mixes int16 and int8"),
     "int4_weight": (_set(lambda m: operand(m, "CONV_2D", 1), type=schema.TensorType.INT4), "is INT4; expected INT8"),
     "int64_bias": (_set(lambda m: operand(m, "CONV_2D", 2), type=schema.TensorType.INT64), "is INT64; expected INT32"),
     "weight_zero_point": (

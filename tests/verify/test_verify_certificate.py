@@ -48,7 +48,7 @@ def network(bias: int = 0) -> Graph:
 GRAPH = network()
 MODEL = write_tflite(GRAPH, metadata={})
 BLOB = to_blob(GRAPH, TFLM)
-Y = evaluate(GRAPH, TFLM.quantize(GRAPH.input.scale, -128).apply(X), TFLM).argmax(1)
+Y = evaluate(GRAPH, TFLM.quantize(GRAPH.input).apply(X), TFLM).argmax(1)
 Y[0] = (Y[0] + 1) % 3
 
 

@@ -179,7 +179,7 @@ def test_a_wrong_guess_is_refused_and_the_rule_is_used(monkeypatch: pytest.Monke
         check_engine(program, k)
         for step in program.steps:
             if isinstance(step.atom, Affine):
-                low, high = step_bounds(step.atom, [full_range(step.atom.linear.in_shape)])
+                low, high = step_bounds(step.atom, [full_range(program, step.atom.linear.in_shape)])
                 found = next(s.atom.rule for s in program.steps if s.args == (step.out,))  # type: ignore[union-attr]
                 refused += staircase(found, low[0], high[0], np.float32) is None  # type: ignore[arg-type]
     assert refused > 5
@@ -244,7 +244,7 @@ def test_the_carrier_is_chosen_by_proof(weight: int, bias: int, dtype: Any) -> N
     rng = np.random.default_rng(0)
     w = rng.choice(np.array([-weight, weight], np.int8), (3, 300))
     affine = Affine(linear.Dense(w, (300,)), 5, np.full(3, bias, np.int64))
-    compiled = accumulate(affine)
+    compiled = accumulate(affine, (-128, 127))
     assert compiled.dtype is dtype
     lo, _, hi = boxes(rng, (300,), 20)
     expected = step_bounds(affine, [(lo.astype(np.int64), hi.astype(np.int64))])
@@ -257,7 +257,7 @@ def test_the_largest_float32_layer_is_exact() -> None:
     """Just under the limit: 2 * (128 * 127 * 516 + ...) < 2^24, all terms of one sign."""
     w = np.full((1, 514), 127, np.int8)
     affine = Affine(linear.Dense(w, (514,)), 0, np.array([20_000]))
-    compiled = accumulate(affine)
+    compiled = accumulate(affine, (-128, 127))
     assert compiled.dtype is np.float32
     for value in (-128, 127):
         x = np.full((1, 514), value)
