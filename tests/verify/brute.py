@@ -13,6 +13,7 @@ from cactus_edge.errors import UnsupportedError
 from cactus_edge.ir import evaluate
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.atoms import AnyOf, Atom, Between, Monotone, Program, Softmax, example
+from cactus_edge.ir.graph import code_range
 from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.profile import Profile
 from cactus_edge.ir.rules import Requantise
@@ -37,10 +38,12 @@ def programs(seed: int, count: int, *, arithmetic: Profile = TFLM, **options: An
     return found
 
 
-def boxes(rng: np.random.Generator, shape: tuple[int, ...], n: int) -> tuple[Array, Array, Array]:
-    """lower <= x <= upper int8 [n, *shape]: points, a few moving features, balls, everything."""
+def boxes(rng: np.random.Generator, shape: tuple[int, ...], n: int, dtype: str = "int8") -> tuple[Array, Array, Array]:
+    """lower <= x <= upper [n, *shape] of an integer type: points, a few moving features, balls, everything."""
     size = int(np.prod(shape))
-    x = rng.integers(-128, 128, (n, size))
+    least, most = code_range(dtype)
+    step = (most + 1) // 128
+    x = rng.integers(least, most + 1, (n, size))
     radius = np.zeros((n, size), np.int64)
     for i in range(n):
         some = rng.choice(size, min(size, int(rng.integers(1, 7))), replace=False)
@@ -50,17 +53,17 @@ def boxes(rng: np.random.Generator, shape: tuple[int, ...], n: int) -> tuple[Arr
             case 1:
                 radius[i, some] = rng.integers(0, 12, len(some))
             case 2:
-                radius[i] = rng.integers(0, 4)
+                radius[i] = step * rng.integers(0, 4)
             case 3:
-                radius[i] = rng.integers(0, 40)
+                radius[i] = step * rng.integers(0, 40)
             case _:
-                radius[i, some] = 255
-    lo, hi = np.clip(x - radius, -128, 127), np.clip(x + radius, -128, 127)
-    return tuple(a.reshape(n, *shape).astype(np.int8) for a in (lo, x, hi))  # type: ignore[return-value]
+                radius[i, some] = most - least
+    lo, hi = np.clip(x - radius, least, most), np.clip(x + radius, least, most)
+    return tuple(a.reshape(n, *shape).astype(dtype) for a in (lo, x, hi))  # type: ignore[return-value]
 
 
 def inside(rng: np.random.Generator, lo: Array, hi: Array) -> tuple[Array, bool]:
-    """(points of one box int8 [M, *shape], whether they are all of them): else random points and random corners."""
+    """(points of one box [M, *shape], whether they are all of them): else random points and random corners."""
     low, high = lo.astype(int).ravel(), hi.astype(int).ravel()
     moving = np.flatnonzero(low < high)
     if np.log(high - low + 1.0).sum() <= np.log(FEW):
@@ -68,10 +71,10 @@ def inside(rng: np.random.Generator, lo: Array, hi: Array) -> tuple[Array, bool]
         points = np.repeat(low[None], max(grid[0].size if grid else 1, 1), 0)
         for i, axis in zip(moving, grid, strict=True):
             points[:, i] = axis.ravel()
-        return points.reshape(-1, *lo.shape).astype(np.int8), True
+        return points.reshape(-1, *lo.shape).astype(lo.dtype), True
     uniform = rng.integers(low, high + 1, (40, low.size))
     corners = np.where(rng.random((40, low.size)) < 0.5, low, high)
-    return np.concatenate([uniform, corners]).reshape(-1, *lo.shape).astype(np.int8), False
+    return np.concatenate([uniform, corners]).reshape(-1, *lo.shape).astype(lo.dtype), False
 
 
 def margins(program: Program, points: Array, label: int) -> Array:
@@ -80,7 +83,7 @@ def margins(program: Program, points: Array, label: int) -> Array:
 
 
 def execute(rng: np.random.Generator, program: Program, x: Array) -> list[Array]:
-    """Every value for int8 x [N, *shape], each choice made anew: at one of an envelope's ends or between, of several atoms any."""
+    """Every value for codes x [N, *shape], each choice made anew: at one of an envelope's ends or between, of several atoms any."""
     known = {program.input: x.astype(np.int64), **program.repeated_constants(len(x))}
     for step in program.steps:
         known[step.out] = _chosen(rng, step.atom, [known[a] for a in step.args])
@@ -106,7 +109,7 @@ def _chosen(rng: np.random.Generator, atom: Atom, args: list[Array]) -> Array:
 def check_bounds(program: Program, bounded: Program, seed: int) -> None:
     """No execution of `program` leaves the bounds of `bounded`."""
     rng = np.random.default_rng(seed)
-    lo, _, hi = boxes(rng, program.values[program.input].shape, 8)
+    lo, _, hi = boxes(rng, program.values[program.input].shape, 8, program.input_tensor.dtype)
     bounds = propagate(bounded, lo, hi)
     for i in range(len(lo)):
         points, _ = inside(rng, lo[i], hi[i])
@@ -118,7 +121,7 @@ def check_bounds(program: Program, bounded: Program, seed: int) -> None:
 def check_verdicts(program: Program, seed: int, bounds: Method = "interval") -> int:
     """No execution refutes a verdict; the number of certified regions."""
     rng = np.random.default_rng(seed)
-    lo, x, hi = boxes(rng, program.values[program.input].shape, 8)
+    lo, x, hi = boxes(rng, program.values[program.input].shape, 8, program.input_tensor.dtype)
     labels = execute(rng, program, x)[program.output].reshape(len(x), -1).argmax(1)
     decision = decide(program, lo, hi, labels, x, bounds=bounds)
     deciding = program.steps[-1].args[0] if isinstance(example(program.steps[-1].atom), Softmax) else program.output
