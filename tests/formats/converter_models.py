@@ -99,6 +99,14 @@ def stream(x: Any) -> Any:
     return kl.Dense(3)(kl.GlobalAveragePooling1D()(kl.AveragePooling1D(2)(y)))
 
 
+def logits(x: Any) -> Any:
+    """A residual network without the softmax at its end."""
+    y = kl.ReLU(6.0)(kl.DepthwiseConv2D(3, padding="same")(block(x, 16)))
+    y = kl.MaxPooling2D()(kl.ReLU()(kl.add([y, kl.Conv2D(16, 1)(y)])))
+    y = kl.Concatenate()([kl.AveragePooling2D(2)(y), block(y, 16, 2)])
+    return kl.Dense(10)(kl.Dense(16, activation="relu")(kl.GlobalAveragePooling2D()(y)))
+
+
 def dilated(x: Any) -> Any:
     y = kl.Conv2D(8, 3, dilation_rate=2, padding="same")(x)
     return kl.Dense(5)(kl.Flatten()(kl.DepthwiseConv2D(3, dilation_rate=3, padding="same")(y)))
@@ -152,6 +160,7 @@ MODELS: dict[str, tuple[tuple[int, ...], Layer]] = {
     "regression": ((1,), lambda x: kl.Dense(1)(kl.Dense(16, activation="relu")(x))),
     "resnet": (IMAGE, resnet),
     "separable": ((25, 10, 1), separable),
+    "logits": (IMAGE, logits),
     "inverted": (IMAGE, inverted),
     "stream": ((40, 8), stream),
     "dilated": ((9, 8, 3), dilated),
@@ -164,6 +173,8 @@ MODELS: dict[str, tuple[tuple[int, ...], Layer]] = {
     "island": ((8, 8, 3), island),
 }
 FLOAT_ENDS, UINT8_ENDS = ("autoencoder", "inverted"), ("resnet", "regression")
+INT16 = ("autoencoder", "logits")
+"""Converted with int16 activations, and float ends, as well."""
 WITHOUT_BATCH = ("dilated", "rows", "upsampled", "stream", "unet")
 """Converted again with a batch of 1 in place of one that may vary."""
 REQUANTISED = ("autoencoder", "resnet", "separable", "extremes", "rows", "unet")
@@ -217,12 +228,14 @@ def files() -> Iterator[tuple[str, bytes]]:
             yield f"{name}-float-ends", converted(model, "float ends")
         if name in UINT8_ENDS:
             yield f"{name}-uint8-ends", converted(model, "uint8")
+        if name in INT16:
+            yield f"{name}-int16", converted(model, "int16")
         if name in WITHOUT_BATCH:
             yield f"{name}-fixed", converted(fixed(model))
         if name in REQUANTISED:
             yield f"{name}-quantizer", requantised(converted(model, "float"))
         if name == "separable":
-            for mode in ("float", "float16", "hybrid", "int16"):
+            for mode in ("float", "float16", "hybrid"):
                 yield f"{name}-{mode}", converted(model, mode)
 
 

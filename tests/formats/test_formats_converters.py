@@ -37,6 +37,7 @@ NO_REGISTRATION = "does not accept the model"
 READ: dict[str, dict[str, str]] = {
     "autoencoder": {},
     "autoencoder-float-ends": {"litert-builtin": "Dequantize"},
+    "autoencoder-int16": {},
     "autoencoder-quantizer": {},
     "regression": {},
     "regression-uint8-ends": {},
@@ -45,6 +46,8 @@ READ: dict[str, dict[str, str]] = {
     "resnet-quantizer": {},
     "separable": {},
     "separable-quantizer": {},
+    "logits": {},
+    "logits-int16": {},
     "inverted": {"litert-builtin": "Add of shapes"},
     "inverted-float-ends": {"litert-builtin": "Add of shapes"},
     "stream": {"tflm": STORED},
@@ -71,7 +74,6 @@ REFUSED = {
     "separable-float": "operator 0 CONV_2D computes on FLOAT32",
     "separable-hybrid": "operator 0 CONV_2D computes on FLOAT32",
     "separable-float16": "operator 0 DEQUANTIZE computes on FLOAT16, the weights of a model that is not quantised",
-    "separable-int16": "is INT16; expected INT8 activations",
 }
 
 
@@ -157,7 +159,7 @@ def test_converted_to_onnx(folder: Path, tmp_path: Path) -> None:
     assert made.files and "CONVERSION_METADATA" not in written.metadata
 
 
-@pytest.mark.parametrize("name", ["inverted", "unet-fixed", "rows-fixed", "moved"])
+@pytest.mark.parametrize("name", ["inverted", "unet-fixed", "rows-fixed", "moved", "logits-int16"])
 @pytest.mark.parametrize("asked", ["tflm", "all"])
 def test_certified_and_checked_again(folder: Path, name: str, asked: str) -> None:
     """Also what the C runtime has no kernel for: such a certificate names no blob."""
