@@ -43,7 +43,7 @@ def run(model: Source, x: Array, y: Array | None = None, *, profile: str = "") -
     """The exact outputs of the file `model`, .tflite or .onnx, by the interpreter: what the profile's runtime computes, bit for bit.
 
     profile: by default "tflm" for .tflite, "ort-x86" for .onnx. x [N, *input shape], images channel last whatever the file:
-    int8 codes, or float32 in the units of the data, quantised as the profile does it. y: the label of
+    codes of its type, or float32 in the units of the data, quantised as the profile does it. y: the label of
     each sample, an integer below the number of outputs. Raises InputError and DataError for data that do not fit,
     ModelError and UnsupportedError for a model that the profile cannot run.
     """

@@ -23,7 +23,7 @@ Pairs = list[tuple[str, str]]
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
-    """What `run` computed: `values` [N, *output shape], int8 or, where the file ends in DEQUANTIZE, float32.
+    """What `run` computed: `values` [N, *output shape], codes or, where the file ends in DEQUANTIZE, float32.
 
     `labels` int64 [N], or None. The figures about labels are None without them.
     """

@@ -15,6 +15,7 @@ import json
 from collections.abc import Mapping
 
 from cactus_edge.errors import InputError
+from cactus_edge.ir.int16 import INT16_OPTIMISED, INT16_REFERENCE, INT16_TFLM
 from cactus_edge.ir.profile import BLOCKS, DELEGATE, DISTINCT, NARROW, OVERLAPPING, SIXTEEN_BITS, STORED, UINT8, Profile
 from cactus_edge.ir.tensorrt import TENSORRT
 
@@ -91,64 +92,6 @@ LITERT: Rules = {
 }
 """What LiteRT's reference and optimised kernels share. Its SUM is left out: the reference kernel reads int8 as uint8, the
 optimised one computes in floats whose contraction is the compiler's choice (reduce.cc, optimized/reduce.h)."""
-
-INT16: Rules = {
-    **{f"{kind}.int16": rule for kind, rule in {**COPIES, **MOVES}.items()},
-    "Relu.int16": ("D", "float32_ratio"),
-    "Relu6.int16": ("clamp",),
-    "Conv2d.int16": ("W", "double"),
-    "GroupedConv2d.int16": ("W", "double"),
-    "DepthwiseConv2d.int16": ("W", "double"),
-    "Add.int16": ("D_shift15",),
-    "Sub.int16": ("D_shift15",),
-    "Mul.int16": ("D", "double"),
-    "AvgPool.int16": ("half_away",),
-    "Mean.int16": ("D", "folded_count"),
-    "Requantize.int16": ("D", "double"),
-    "Dequantize.int16": ("float32",),
-}
-"""What was shown of int16 tensors with int8 weights in TFLM and in both sets of LiteRT's kernels. Zero points are 0 there; W is the
-family of 64-bit sums. Where a bias is of 32 bits, the kernels for int8 take over (".bias32")."""
-
-INT16_TFLM: Rules = {
-    **INT16,
-    "Relu.int16": ("D", "double"),
-    "Conv2d.int16.bias32": ("D", "double"),
-    "GroupedConv2d.int16.bias32": ("D", "double"),
-    "Dense.int16": ("W", "float32_product"),
-    "DensePerChannel.int16": ("W", "double"),
-    "Dense.int16.bias32": ("D", "float32_product"),
-    "DensePerChannel.int16.bias32": ("D", "double"),
-    "Sum.int16": ("D", "folded_count"),
-    "Quantize.int16": ("half_away",),
-}
-
-INT16_LITERT: Rules = {
-    **INT16,
-    "Mul.int16": ("D", "float32"),
-    "Dense.int16": ("E", "double"),
-    "DensePerChannel.int16": ("E", "double"),
-}
-"""LiteRT's dense kernels scale 64-bit sums in floats, in both sets."""
-
-INT16_REFERENCE: Rules = {
-    **INT16_LITERT,
-    "Conv2d.int16.bias32": ("D", "double"),
-    "GroupedConv2d.int16.bias32": ("D", "double"),
-    "Dense.int16.bias32": ("E", "double"),
-    "DensePerChannel.int16.bias32": ("E", "double"),
-    "Quantize.int16": ("half_away",),
-}
-
-INT16_OPTIMISED: Rules = {
-    **INT16_LITERT,
-    "Conv2d.int16.bias32": ("H", "double"),
-    "Dense.int16.bias32": ("H", "float32_product"),
-    "DensePerChannel.int16.bias32": ("H", "double"),
-    "Add.int16": ("vector15", BLOCKS),
-    "Quantize.int16": ("half_even_product", BLOCKS),
-}
-"""XNNPACK has no int16: LiteRT's default runs these files in its optimised kernels."""
 
 MLAS: Rules = {
     "Conv2d": ("F", "float32"),
