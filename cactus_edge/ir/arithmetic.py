@@ -177,11 +177,17 @@ PROFILES: Mapping[str, Profile] = {
     "tflm": Profile(
         name="tflm",
         runtime="TensorFlow Lite for Microcontrollers, reference and CMSIS-NN kernels (and the C that cactus-edge writes)",
-        versions="0.5 (2021) to 2026-10 (wheel 0.dev20261023182759); SUB and LEAKY_RELU as in the wheel, whose multipliers are formed "
+        versions="0.5 (2021) to 2026-10 (wheel 0.dev20261023182759); SUB, RELU and LEAKY_RELU as in the wheel, whose multipliers are formed "
         "in double (sources up to 2026-08: float32)",
         cpu="any; integer only, built without TFLITE_SINGLE_ROUNDING",
         reads="tflite",
-        rules={**GEMMLOWP, **INT16_TFLM, "Sum": ("D", "folded_count"), STORED: ("copy",)},
+        rules={
+            **GEMMLOWP,
+            **INT16_TFLM,
+            "Relu": ("D", "double"),
+            "Sum": ("D", "folded_count"),
+            STORED: ("copy",),
+        },
         source="tensorflow/lite/micro/kernels, tensorflow/lite/kernels/internal/reference; vectors in tests/formats and tests/ir",
     ),
     "tflm-single-rounding": Profile(

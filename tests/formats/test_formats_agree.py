@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,23 @@ def test_each_op_agrees(kind: str) -> None:
         rng = np.random.default_rng(seed)
         graph = random_graph(rng, 2, (kind,), ends=("",))
         require_every_tensor(graph, random_inputs(rng, graph, 6))
+
+
+@pytest.mark.parametrize("runtime", ["tflm", "litert-ref", "litert-builtin"])
+@pytest.mark.parametrize(
+    ("s_in", "s_out", "zero_point"), [(202, 224, -114), (146 / 255, 104 / 255, -78), (237 / 7, 184 / 7, -124)]
+)
+def test_relu_agrees_where_its_multiplier_in_float32_is_another(
+    s_in: float, s_out: float, zero_point: int, runtime: str
+) -> None:
+    """The TFLM wheel forms it in double, LiteRT in float32."""
+    b = GraphBuilder()
+    x = b.input(Tensor("x", (256,), "int8", float(np.float32(s_in)), zero_point))
+    graph = b.finish(b.node(ops.Relu(), [x], Tensor("y", (256,), "int8", float(np.float32(s_out)), -128)))
+    codes = np.arange(-128, 128, dtype=np.int8)[np.newaxis]
+    agree(write_tflite(graph), codes, runtime).require()
+    other = replace(profile("tflm"), rules={**profile("tflm").rules, "Relu": ("D", "float32_ratio")})
+    assert not np.array_equal(evaluate(graph, codes, other), evaluate(graph, codes, profile("tflm")))
 
 
 def test_random_outputs_agree() -> None:
