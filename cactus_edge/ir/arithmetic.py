@@ -177,8 +177,8 @@ PROFILES: Mapping[str, Profile] = {
     "tflm": Profile(
         name="tflm",
         runtime="TensorFlow Lite for Microcontrollers, reference and CMSIS-NN kernels (and the C that cactus-edge writes)",
-        versions="0.5 (2021) to 2026-10 (wheel 0.dev20261023182759); SUB, RELU and LEAKY_RELU as in the wheel, whose multipliers are formed "
-        "in double (sources up to 2026-08: float32)",
+        versions="0.5 (2021) to 2026-10 (wheel 0.dev20261023182759); SUB, RELU and LEAKY_RELU as in the wheel, whose multipliers are "
+        "formed in double (sources up to 2026-08: float32)",
         cpu="any; integer only, built without TFLITE_SINGLE_ROUNDING",
         reads="tflite",
         rules={
