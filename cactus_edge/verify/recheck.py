@@ -138,7 +138,7 @@ def _told(record: Mapping[str, Any]) -> Falsify | None:
     """The counterexamples that the certificate holds, if it holds any: to be replayed."""
     match record:
         case {"verdict": {"counterexamples": field}}:
-            return lambda program, *_: read(field, program.values[program.input].shape)
+            return lambda program, *_: read(field, program.input_tensor)
         case _:
             return None
 

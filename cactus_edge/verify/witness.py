@@ -11,10 +11,11 @@ import numpy.typing as npt
 from cactus_edge.errors import CertificateError, InputError
 from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.evaluate import run
-from cactus_edge.ir.ops import Int8
+from cactus_edge.ir.graph import Tensor
+from cactus_edge.ir.ops import Codes
 from cactus_edge.verify.regions import Region, box
 
-Witnesses = Mapping[int, Int8]
+Witnesses = Mapping[int, Codes]
 """Sample -> codes [*input shape]."""
 
 
@@ -58,13 +59,17 @@ def refuted(
 
 
 def written(witnesses: Witnesses) -> dict[str, str]:
-    """For a certificate: sample -> the codes as bytes in hex."""
-    return {str(i): witnesses[i].tobytes().hex() for i in sorted(witnesses)}
+    """For a certificate: sample -> the codes as bytes in hex, the least byte of each first."""
+    return {
+        str(i): codes.astype(codes.dtype.newbyteorder("<")).tobytes().hex() for i, codes in sorted(witnesses.items())
+    }
 
 
-def read(field: Any, shape: tuple[int, ...]) -> dict[int, Int8]:
-    """What `written` wrote. Raises CertificateError for anything else."""
+def read(field: Any, x: Tensor) -> dict[int, Codes]:
+    """What `written` wrote of codes of x. Raises CertificateError for anything else."""
+    stored = np.dtype(x.dtype).newbyteorder("<")
     try:
-        return {int(i): np.frombuffer(bytes.fromhex(codes), np.int8).reshape(shape) for i, codes in field.items()}
+        found = {int(i): np.frombuffer(bytes.fromhex(codes), stored) for i, codes in field.items()}
+        return {i: codes.astype(x.dtype).reshape(x.shape) for i, codes in found.items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise CertificateError("the counterexamples are not samples with their codes in hex") from error

@@ -14,6 +14,7 @@ from test_verify_certificate import GRAPH, MODEL, X, Y, failed, issue, resealed
 from cactus_edge.certify.attack import falsify
 from cactus_edge.errors import CertificateError, InputError, InternalError
 from cactus_edge.ir.arithmetic import profile
+from cactus_edge.ir.graph import Tensor
 from cactus_edge.ir.lowering import lower
 from cactus_edge.verify.decide import Decision, certify
 from cactus_edge.verify.recheck import recheck
@@ -36,7 +37,7 @@ def test_counterexamples_stand_in_the_certificate_and_are_replayed() -> None:
     assert report.accepted
     decision = certify(PROGRAM, region(PROGRAM, WIDE, (0, 1)), X, Y)
     lo, hi = box(PROGRAM, region(PROGRAM, WIDE, (0, 1)), X)
-    for i, codes in read(held(), GRAPH.input.shape).items():
+    for i, codes in read(held(), GRAPH.input).items():
         assert decision.correct[i] and not decision.certified[i]
         assert (codes >= lo[i]).all() and (codes <= hi[i]).all()
         assert margins(PROGRAM, codes[None], int(Y[i]))[0] < 1
@@ -132,7 +133,7 @@ def test_a_counterexample_against_a_certificate_is_a_defect_of_ours() -> None:
         issue(
             eps=WIDE,
             decide=lambda *a, bounds: everything(*a),
-            falsify=lambda *a: read(held(), GRAPH.input.shape),
+            falsify=lambda *a: read(held(), GRAPH.input),
         )
 
 
@@ -144,4 +145,7 @@ def test_several_arithmetics_have_no_counterexample_in_common(name: str) -> None
 
 def test_what_is_written_is_read() -> None:
     codes = {3: np.array([[-128, 127], [0, 5]], np.int8)}
-    assert np.array_equal(read(written(codes), (2, 2))[3], codes[3])
+    assert np.array_equal(read(written(codes), Tensor("x", (2, 2)))[3], codes[3])
+    wide = {3: codes[3].astype(np.int16) * 256 + 1}
+    again = read(written(wide), Tensor("x", (2, 2), "int16"))[3]
+    assert again.dtype == np.int16 and np.array_equal(again, wide[3])
