@@ -1,6 +1,6 @@
 """What each op means, under a named arithmetic, as a short list of atoms.
 
-The interpreter, the interval rule and the linear rule are written for these nine atoms only. A `Program` is what
+The interpreter, the interval rule and the linear rule are written for these ten atoms only. A `Program` is what
 `lowering` makes of a checked graph: values in order, each written by one step. All values are int64 while they are computed; a value
 with a `tensor` is that tensor of the graph, one without is an accumulator inside an op.
 """
