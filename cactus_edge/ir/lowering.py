@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import assert_never
 
 import numpy as np
@@ -148,7 +150,13 @@ def _expand(b: _Builder, index: int, node: Node) -> None:
         case ops.AvgPool(kernel, stride, padding, activation):
             pool = linear.WindowSum(_image(x.shape), kernel, stride, padding)
             clamp = profile.clamp(kind, activation, out)
-            if profile.rule(kind) == ("float32_sum",):
+            whole = (kernel, padding) == (x.shape[:2], ops.NO_PADDING)
+            if profile.rule(kind) == ("float32_sum",) and whole:
+                # ONNX Runtime takes a window that is the image for a global average, which sums codes.
+                acc = b.accumulator(Affine(pool, 0, np.zeros(1, np.int64)), args, index)
+                mean = profile.reduce("Mean", x, out, math.prod(kernel), x.shape[2])
+                b.result(Monotone(replace(mean, lo=clamp[0], hi=clamp[1])), (acc,), index)
+            elif profile.rule(kind) == ("float32_sum",):
                 average = FloatAverage(pool, x.scale, x.zero_point, out.scale, out.zero_point, *clamp)
                 b.result(average, args, index)
             elif x.quantised_like(out):

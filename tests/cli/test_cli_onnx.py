@@ -83,7 +83,6 @@ def test_a_profile_of_another_format_is_refused(model: Path, data: Path, tmp_pat
     asked = ["--data", str(data), "--eps", "1/64", "--out", str(tmp_path / "c.json")]
     refused(["run", str(model), "--data", str(data), "--profile", "tflm"], capsys, "reads .tflite", "convert")
     refused(["certify", str(model), *asked, "--profile", "tflm"], capsys, "reads .tflite files; this one is .onnx")
-    refused(["agree", str(model), "--data", str(data), "--runtime", "c"], capsys, "reads .tflite")
     refused(["run", str(write_model(tmp_path)), "--data", str(data), "--profile", "ort-x86"], capsys, "reads .onnx")
 
 

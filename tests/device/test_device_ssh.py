@@ -266,11 +266,14 @@ def test_ctrl_c_leaves_nothing_behind(serve, target, work, tmp_path, after: str)
 
 
 CTRL_C = """
+import signal
 import sys
 from pathlib import Path
 import cactus_edge.device.targets as targets
 from cactus_edge.cli import main
 
+# Who runs the tests in the background may have told every child to ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 folder = Path({folder!r})
 targets.load_target = lambda name: targets.parse_target((folder / "here.toml").read_text(), "here.toml")
 words = ["bench", str(folder / "model.tflite"), "--target", "here", "--host", {host!r}, "--out", str(folder / "out")]

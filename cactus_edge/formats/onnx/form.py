@@ -120,7 +120,13 @@ class _Form:
                 raise UnsupportedError(
                     f"{where}: ONNX Runtime removes a ReLU to the lowest zero point, and a rounding with it"
                 )
+            case ops.Softmax(beta) if beta != 1 or len(x.shape) != 1:
+                raise UnsupportedError(
+                    f"{where}: a softmax of beta {beta} over {x.shape}; ONNX has one of beta 1 over a row"
+                )
             case ops.Conv2d() | ops.DepthwiseConv2d() | ops.Dense() | ops.MaxPool() | ops.Reshape() | ops.Relu():
+                pass
+            case ops.AvgPool(activation=ops.Activation.NONE) | ops.Softmax():
                 pass
             case ops.Quantize() | ops.Dequantize():
                 pass

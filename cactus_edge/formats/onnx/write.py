@@ -73,8 +73,10 @@ class _Writer:
         self.nodes: list[Any] = []
         self.initializers: list[Any] = []
         readers = Counter(i for node in graph.nodes for i in node.inputs)
-        # ONNX Runtime on x86-64 turns int8 codes to uint8 by itself, but leaves in float what reads a tensor with two readers.
-        self.unsigned = bias == "int32" and max(readers.values()) > 1
+        # ONNX Runtime on x86-64 turns int8 codes to uint8 by itself, but leaves in float what reads a tensor with two readers;
+        # averages and softmax were shown equal on uint8 codes alone.
+        unsigned_only = any(isinstance(node.op, ops.AvgPool | ops.Softmax) for node in graph.nodes)
+        self.unsigned = bias == "int32" and (unsigned_only or max(readers.values()) > 1)
         self.taken: set[str] = set()
         # First, so that suffixed names make way for the graph's own.
         self.names = [self._unique(t.name or "tensor") for t in graph.tensors]
@@ -172,6 +174,19 @@ class _Writer:
                     strides=stride,
                     pads=_pads(padding),
                 )
+            case ops.AvgPool(kernel, stride, padding):
+                value = self._emit(
+                    "AveragePool",
+                    [source],
+                    self._unique(f"{name}_average"),
+                    kernel_shape=kernel,
+                    strides=stride,
+                    pads=_pads(padding),
+                    count_include_pad=0,
+                )
+            case ops.Softmax():
+                self.image[out] = self.image[x]
+                value = self._emit("Softmax", [source], self._unique(f"{name}_softmax"), axis=-1)
             case ops.Requantize():
                 # Concat rescales what it joins; the form admits no other.
                 self.real[out], self.image[out] = source, self.image[x]
