@@ -26,7 +26,7 @@ from _common import ROOT, Results, Row, Target, run, table, verdict
 
 sys.path.insert(0, str(ROOT / "tests"))
 
-from strategies import random_graph, random_inputs
+from strategies import IN_C, random_graph, random_inputs
 
 from cactus_edge.device.firmware import build_firmware
 from cactus_edge.device.measure import bench
@@ -100,7 +100,7 @@ def sources(options: argparse.Namespace) -> dict[str, tuple[Graph, Array]]:
         else:
             found[path.stem] = graph, random_inputs(rng, graph, min(options.inputs, RESNET_INPUTS))
     for number in range(options.graphs):
-        graph = random_graph(np.random.default_rng([SEED, number]), 5)
+        graph = random_graph(np.random.default_rng([SEED, number]), 5, IN_C)
         found[f"random network {number}"] = graph, random_inputs(rng, graph, 20)
     return found
 
