@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from graph_parts import Array, RngChoices
 from onnx import TensorProto, helper, numpy_helper
 from strategies import Maker, random_graph
 
 from cactus_edge.errors import UnsupportedError
-from cactus_edge.formats.onnx import onnx_form, write_onnx
+from cactus_edge.formats.onnx import onnx_form, read_onnx, write_onnx
+from cactus_edge.formats.onnx.runtime import OrtSession, has_vnni
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.builder import GraphBuilder
@@ -158,8 +161,22 @@ def quantized_by_ort(folder: Path, opset: int = 21, **options: Any) -> bytes:
     return after.read_bytes()
 
 
+vnni = pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64") or not has_vnni(), reason="the profile is that of x86-64 with VNNI"
+)
+"""Tests that ask ONNX Runtime for the bits of profile ort-x86."""
+
+
 OPS = (*CHAIN, "add", "add", "concat", "mean", "relu")
 """Every op that was shown equal to ONNX Runtime, in networks with branches."""
+
+
+def mismatches(data: bytes, x: Array) -> int:
+    """Output elements in which ONNX Runtime and the interpreter differ."""
+    graph = read_onnx(data).graph
+    got, want = OrtSession(data, graph, False).run_batch(x), evaluate(graph, x, profile("ort-x86"))
+    assert got.shape == want.shape
+    return int((got.view(np.uint32) != want.view(np.uint32)).sum())
 
 
 def live(graph: Graph) -> Graph:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
@@ -29,6 +29,16 @@ from cactus_edge.ir.binary import (
 from cactus_edge.ir.envelope import EnvelopeEnd, check_range, requantise_ends
 from cactus_edge.ir.graph import Graph, Tensor
 from cactus_edge.ir.inputs import QuantizeRule
+from cactus_edge.ir.multipliers import (
+    ACCUMULATING,
+    CODE_SHIFTS,
+    FLOAT_LIMIT,
+    REAL_MULTIPLIERS,
+    WIDE_SHIFT,
+    fraction8,
+    round_half_away_f32,
+    shift_in_range,
+)
 from cactus_edge.ir.ops import (
     Activation,
     Conv2d,
@@ -43,7 +53,6 @@ from cactus_edge.ir.ops import (
 from cactus_edge.ir.rules import (
     FLOAT_REQUANTISE,
     AnySoftmaxRule,
-    Float64,
     FloatAffine,
     FloatRequantise,
     FloatRescale,
@@ -55,68 +64,6 @@ from cactus_edge.ir.rules import (
     table_softmax_rule,
 )
 from cactus_edge.ir.tinyengine import check_translated
-
-
-def _double_product(s_in: float, s_weight: Float64, s_out: float) -> Float64:
-    return s_in * s_weight / s_out
-
-
-def _float32_product(s_in: float, s_weight: Float64, s_out: float) -> Float64:
-    return (np.float32(s_in) * s_weight.astype(np.float32)).astype(np.float64) / s_out
-
-
-def _float32_ratio(s_in: float, s_weight: Float64, s_out: float) -> Float64:
-    return s_weight * float(np.float32(s_in) / np.float32(s_out))
-
-
-def _double_to_float32(s_in: float, s_weight: Float64, s_out: float) -> Float64:
-    return (s_in * s_weight / s_out).astype(np.float32).astype(np.float64)
-
-
-def _float32(s_in: float, s_weight: Float64, s_out: float) -> Float64:
-    product = np.float32(s_in) * s_weight.astype(np.float32)
-    return (product / np.float32(s_out)).astype(np.float64)
-
-
-REAL_MULTIPLIERS: Mapping[str, Callable[[float, Float64, float], Float64]] = {
-    "double": _double_product,
-    "double_to_float32": _double_to_float32,
-    "float32_product": _float32_product,
-    "float32_ratio": _float32_ratio,
-    "float32": _float32,
-}
-"""How a runtime forms S_in * S_w / S_out before it quantises it (S_w = 1 where there are no weights).
-
-double: every operation in double (kernel_util.cc PopulateConvolutionQuantizationParams). double_to_float32: the same, rounded to
-float32 at the end (TinyEngine tflite_parser/conv2d.py, CodeGenerator._parseEffectivescales). float32_product: S_in * S_w rounded to
-float32 (kernel_util.cc GetQuantizedConvolutionMultipler). float32_ratio: S_in / S_out rounded to float32
-(micro/kernels/activations_common.cc CalculateReluOpData). float32: both operations in float32, left to right (XNNPACK
-src/operators/convolution-nhwc.c).
-"""
-
-
-ACCUMULATING = frozenset({"Conv2d", "GroupedConv2d", "DepthwiseConv2d", "TransposeConv2d", "Dense", "DensePerChannel"})
-"""Ops that requantise a sum, whose range `verify.overflow` bounds."""
-
-CODE_SHIFTS: Mapping[str, int] = {
-    **dict.fromkeys(("Relu", "Relu6", "Requantize"), 23),
-    **dict.fromkeys(("Relu.int16", "Requantize.int16"), 15),
-    "Mul": 15,
-    "Mul.int16": 0,
-}
-"""How far left the others may shift one code less its zero point, or (Mul) the product of two, within int32."""
-
-WIDE_SHIFT = 7
-"""The same for the 64-bit sums of family W."""
-
-
-def _shift_in_range(kind: str, value: float, largest: int = 30) -> tuple[int, int]:
-    """`quantize_multiplier`, refused where it shifts left by more than `largest` bits, since int32 would then wrap."""
-    multiplier, shift = quantize_multiplier(value)
-    if shift > largest:
-        raise UnsupportedError(f"{kind}: a multiplier of {value:.3g} shifts left by {shift} bits, more than {largest}")
-    return multiplier, shift
-
 
 BLOCKS = "blocks16"
 """Marks a rule that holds for tensors of a multiple of 16 elements only."""
@@ -135,23 +82,6 @@ SIXTEEN_BITS = "sixteen_bits"
 
 OVERLAPPING = "strides within the kernel"
 """Marks a transposed convolution that other kernels compute where a stride is larger than the kernel."""
-
-FLOAT_LIMIT = 256.0
-"""XNNPACK refuses convolutions with larger multipliers; a file that needs one is refused here for every float family."""
-
-
-def _fraction8(kind: str, s_in: float, s_out: float) -> int:
-    """RNE(256 f32(S_in / S_out)): XNNPACK's multiplier between int8 tensors, for ratios in [2^-8, 2^7]."""
-    ratio = float(np.float32(s_in) / np.float32(s_out))
-    if not 2.0**-8 <= ratio <= 2.0**7:
-        raise UnsupportedError(f"{kind} with scales {s_in} over {s_out}: XNNPACK takes ratios from 2^-8 to 2^7")
-    return round(256 * ratio)
-
-
-def round_half_away_f32(value: np.float32) -> int:
-    """trunc(f32(value +- 1/2)): C's spelling of rounding, whose sum is itself rounded."""
-    return int(np.trunc(value + np.float32(math.copysign(0.5, value))))
-
 
 SHOWN_ACTIVATIONS: Mapping[str, tuple[Activation, ...]] = {
     "relu": (Activation.NONE, Activation.RELU),
@@ -283,7 +213,7 @@ class Profile:
         if real == "dequantised":
             return FloatRescale(s_in, s_out, z_out, *clamp, input_zero_point)
         if real == "fraction8":
-            multiplier = _fraction8(kind, s_in, s_out)
+            multiplier = fraction8(kind, s_in, s_out)
             return Requantise(family, np.array([multiplier]), np.array([23]), z_out, *clamp, input_zero_point)
         values = REAL_MULTIPLIERS[real](s_in, np.atleast_1d(np.asarray(s_weight, np.float64)), s_out)
         if family in FLOAT_REQUANTISE:
@@ -298,7 +228,7 @@ class Profile:
             )
         sums = 30 if kind.partition(".")[0] in ACCUMULATING else CODE_SHIFTS[kind]
         largest = WIDE_SHIFT if family == "W" else sums
-        m, s = np.array([_shift_in_range(kind, float(v), largest) for v in values], np.int64).T
+        m, s = np.array([shift_in_range(kind, float(v), largest) for v in values], np.int64).T
         return Requantise(family, m, s, z_out, *clamp, input_zero_point)
 
     def admit(self, graph: Graph) -> None:
@@ -393,7 +323,7 @@ class Profile:
     ) -> MulRule | UnsignedMulRule:
         """The rule of MUL: unsigned is M = f32(f32(S1 S2) / S_out) in UnsignedMulRule, the others requantise the product."""
         if self.rule(kind)[0] == "unsigned":
-            (multiplier,) = _float32(scales[0], np.array([scales[1]]), s_out)
+            (multiplier,) = REAL_MULTIPLIERS["float32"](scales[0], np.array([scales[1]]), s_out)
             if not 2.0**-16 <= multiplier < FLOAT_LIMIT:
                 raise UnsupportedError(
                     f"{kind}: a multiplier of {multiplier:.3g}, expected one in [2^-16, {FLOAT_LIMIT})"
@@ -439,11 +369,11 @@ class Profile:
             multiplier = single_in / (np.float32(count) * single_out)
             return FloatRequantise(family, np.array([float(multiplier)]), z_out, *out.codes, z_in * count)
         if how == "float32_image" and image_channels:
-            m, s = _shift_in_range("Mean", float(single_in / (np.float32(count) * single_out)))
+            m, s = shift_in_range("Mean", float(single_in / (np.float32(count) * single_out)))
             bias = round_half_away_f32(np.float32(z_in) * single_in / single_out)
             constants = np.full(image_channels, m), np.full(image_channels, s)
             return Requantise("HD16", *constants, z_out - bias, *out.codes)
-        m0, s0 = _shift_in_range(kind, s_in / s_out)
+        m0, s0 = shift_in_range(kind, s_in / s_out)
         k = min(divisor.bit_length() - 1, 32, 31 + s0)
         m, s = (m0 << k) // divisor, s0 - k
         return Requantise(family, np.array([m]), np.array([s]), z_out, *out.codes, z_in * count)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -10,20 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from file_kit import Shown, refused, write_model
-from onnx_kit import classifier
+from onnx_kit import classifier, vnni
 
 import cactus_edge as ce
 from cactus_edge.cli import main
 from cactus_edge.errors import UnsupportedError
 from cactus_edge.formats.onnx import onnx_form, read_onnx, write_onnx
-from cactus_edge.formats.onnx.runtime import has_vnni
 from cactus_edge.formats.tflite import read_tflite, write_tflite
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.evaluate import evaluate
-
-vnni = pytest.mark.skipif(
-    platform.machine() not in ("x86_64", "AMD64") or not has_vnni(), reason="the profile is that of x86-64 with VNNI"
-)
 
 X = np.random.default_rng(0).normal(0, 1, (40, 4, 4, 2)).astype(np.float32)
 

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import platform
 from typing import Any
 
 import numpy as np
 import pytest
+from onnx_kit import mismatches, vnni
 from onnx_models import File, one, one_on_codes
 
 from cactus_edge.certify.attack import margin_gradient
 from cactus_edge.errors import ModelError, UnsupportedError
 from cactus_edge.formats.onnx import read_onnx, write_onnx
-from cactus_edge.formats.onnx.runtime import OrtSession, has_vnni
 from cactus_edge.formats.tflite import write_tflite
 from cactus_edge.ir import linear, ops
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.atoms import FloatAverage
-from cactus_edge.ir.evaluate import evaluate, quantised, run
+from cactus_edge.ir.evaluate import quantised, run
 from cactus_edge.ir.lowering import lower
 from cactus_edge.verify.interval import step_bounds
-
-vnni = pytest.mark.skipif(
-    platform.machine() not in ("x86_64", "AMD64") or not has_vnni(), reason="the profile is that of x86-64 with VNNI"
-)
 
 
 def pools(rng: np.random.Generator, count: int) -> list[tuple[bytes, Any]]:
@@ -48,14 +43,6 @@ def pools(rng: np.random.Generator, count: int) -> list[tuple[bytes, Any]]:
         codes = rng.integers(-128, 128, (3, 9, 10, channels))
         made.append((data, (np.float32(scale) * (codes - before[1])).astype(np.float32)))
     return made
-
-
-def mismatches(data: bytes, x: Any) -> int:
-    """Output elements in which ONNX Runtime and the interpreter differ."""
-    graph = read_onnx(data).graph
-    got, want = OrtSession(data, graph, False).run_batch(x), evaluate(graph, x, profile("ort-x86"))
-    assert got.shape == want.shape
-    return int((got.view(np.uint32) != want.view(np.uint32)).sum())
 
 
 @vnni

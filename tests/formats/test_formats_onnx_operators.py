@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx_kit import mismatches
 from onnx_models import Codes, File, one, one_on_codes, two
 
 from cactus_edge.errors import UnsupportedError
@@ -29,14 +30,6 @@ SHAPE = (4, 6, 8)
 """Of the file's input; the graph's is (6, 8, 4)."""
 
 CODES = np.arange(-128, 128, dtype=np.float32)
-
-
-def mismatches(data: bytes, x: Any) -> int:
-    """Output elements in which ONNX Runtime and the interpreter differ."""
-    graph = read_onnx(data).graph
-    got, want = OrtSession(data, graph, False).run_batch(x), evaluate(graph, x, profile("ort-x86"))
-    assert got.shape == want.shape
-    return int((got.view(np.uint32) != want.view(np.uint32)).sum())
 
 
 def kinds(data: bytes) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import platform
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx_kit import branched, classifier, edit, initializer, node, real_inputs, residual
+from onnx_kit import branched, classifier, edit, initializer, mismatches, node, real_inputs, residual, vnni
 from onnx_models import File
 from strategies import random_inputs
 from test_formats_onnx_tensorrt import symmetric
@@ -19,7 +18,7 @@ from test_formats_onnx_tensorrt import symmetric
 from cactus_edge.errors import UnsupportedError
 from cactus_edge.formats.agree import agree
 from cactus_edge.formats.onnx import onnx_form, read_onnx, write_onnx
-from cactus_edge.formats.onnx.runtime import OrtSession, has_vnni
+from cactus_edge.formats.onnx.runtime import OrtSession
 from cactus_edge.formats.onnx.tensorrt import read_tensorrt
 from cactus_edge.ir import ops
 from cactus_edge.ir import rules as rules_module
@@ -29,18 +28,6 @@ from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.evaluate import evaluate, trace
 from cactus_edge.ir.graph import Graph, Tensor
 from cactus_edge.verify.read import read_for
-
-vnni = pytest.mark.skipif(
-    platform.machine() not in ("x86_64", "AMD64") or not has_vnni(), reason="the profile is that of x86-64 with VNNI"
-)
-
-
-def mismatches(data: bytes, x: Any) -> int:
-    """Output elements in which ONNX Runtime and the interpreter differ."""
-    graph = read_onnx(data).graph
-    got, want = OrtSession(data, graph, False).run_batch(x), evaluate(graph, x, profile("ort-x86"))
-    assert got.shape == want.shape
-    return int((got.view(np.uint32) != want.view(np.uint32)).sum())
 
 
 @vnni

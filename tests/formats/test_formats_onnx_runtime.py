@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +18,11 @@ from onnx_kit import (
     halve_codes,
     halves,
     initializer,
+    mismatches,
     node,
     quantized_by_ort,
     real_inputs,
+    vnni,
 )
 from strategies import random_inputs
 
@@ -29,24 +30,12 @@ from cactus_edge.errors import InputError, ModelError, UnsupportedError
 from cactus_edge.formats.onnx import onnx_form, read_onnx, write_onnx
 from cactus_edge.formats.onnx import runtime as runtime_module
 from cactus_edge.formats.onnx import write as write_module
-from cactus_edge.formats.onnx.runtime import OrtSession, check_runnable, has_vnni, optimise, require_fused
+from cactus_edge.formats.onnx.runtime import OrtSession, check_runnable, optimise, require_fused
 from cactus_edge.ir import ops, rules
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.evaluate import evaluate, trace
 from cactus_edge.ir.graph import Graph, Tensor
-
-vnni = pytest.mark.skipif(
-    platform.machine() not in ("x86_64", "AMD64") or not has_vnni(), reason="the profile is that of x86-64 with VNNI"
-)
-
-
-def mismatches(data: bytes, x: Any) -> int:
-    """Output elements in which ONNX Runtime and the interpreter differ, of the network in `data` on float32 x."""
-    graph = read_onnx(data).graph
-    got, want = OrtSession(data, graph, False).run_batch(x), evaluate(graph, x, profile("ort-x86"))
-    assert got.shape == want.shape and got.dtype == want.dtype == np.float32
-    return int((got.view(np.uint32) != want.view(np.uint32)).sum())
 
 
 @vnni

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import platform
 from typing import Any
 
 import numpy as np
 import pytest
+from onnx_kit import mismatches, vnni
 from onnx_models import File, one, one_on_codes
 
 from cactus_edge.errors import UnsupportedError
 from cactus_edge.formats.onnx import read_onnx
 from cactus_edge.formats.onnx.certified import ONNX
-from cactus_edge.formats.onnx.runtime import OrtSession, has_vnni
+from cactus_edge.formats.onnx.runtime import OrtSession
 from cactus_edge.ir import rules
 from cactus_edge.ir.arithmetic import profile
-from cactus_edge.ir.evaluate import evaluate, run
+from cactus_edge.ir.evaluate import run
 from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.rules import ScaledSoftmaxRule, scaled_softmax_rule
 from cactus_edge.verify.certificate import certify_file
 from cactus_edge.verify.recheck import recheck
 from cactus_edge.verify.regions import points
 from cactus_edge.verify.softmax import float_softmax_separates
-
-vnni = pytest.mark.skipif(
-    platform.machine() not in ("x86_64", "AMD64") or not has_vnni(), reason="the profile is that of x86-64 with VNNI"
-)
 
 LAST = (1 / 256, -128)
 
@@ -42,12 +38,6 @@ def drawn(rng: np.random.Generator) -> tuple[int, float, int]:
         float(np.float32(np.exp(rng.uniform(-5, -0.5)))),
         int(rng.integers(-128, 128)),
     )
-
-
-def mismatches(data: bytes, x: Any) -> int:
-    graph = read_onnx(data).graph
-    got, want = OrtSession(data, graph, False).run_batch(x), evaluate(graph, x, profile("ort-x86"))
-    return int((got.view(np.uint32) != want.view(np.uint32)).sum())
 
 
 @vnni

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 from typing import Any
 
 import numpy as np
 import pytest
-from onnx_kit import OPS, live, real_inputs
+from onnx_kit import OPS, live, real_inputs, vnni
 from strategies import random_graph, random_inputs
 
 import cactus_edge as ce
@@ -15,17 +14,12 @@ from cactus_edge import comparison
 from cactus_edge.errors import UnsupportedError
 from cactus_edge.formats.agree import agree
 from cactus_edge.formats.onnx import onnx_form, write_onnx
-from cactus_edge.formats.onnx.runtime import has_vnni
 from cactus_edge.formats.tflite import write_tflite
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.atoms import FloatAverage
 from cactus_edge.ir.graph import Graph
 from cactus_edge.ir.lowering import lower
-
-vnni = pytest.mark.skipif(
-    platform.machine() != "x86_64" or not has_vnni(), reason="profile ort-x86 is that of x86-64 with VNNI"
-)
 
 ENDS = ("", "softmax", "dequantize", "softmax dequantize")
 
