@@ -210,7 +210,7 @@ class CertifyResult:
             rows = [
                 (
                     "certified",
-                    f"{self._counted(everywhere)} within eps {self.eps}, under each of {len(self.each)} profiles",
+                    f"{self._counted(everywhere)} within eps {self.eps}, under each profile",
                 ),
                 ("", f"{certified} whatever mixture of them computes"),
                 ("clean", f"{self._counted(right)} under each"),
