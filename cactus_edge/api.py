@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from cactus_edge.api_boards import CompilerName, Emulator, host_at
 from cactus_edge.api_files import Pairs, content
@@ -167,11 +167,12 @@ def _steps(
 
 
 def _method(name: str) -> Method:
-    from cactus_edge.verify.decide import METHODS
+    from cactus_edge.verify.decide import Method, method
 
-    if name not in METHODS:
-        raise InputError(f"unknown bounds {name!r}", hint=" or ".join(METHODS))
-    return METHODS[name]
+    known = method(name)
+    if known is None:
+        raise InputError(f"unknown bounds {name!r}", hint=" or ".join(get_args(Method)))
+    return known
 
 
 @dataclass(frozen=True)

@@ -150,22 +150,22 @@ def _expand(b: _Builder, index: int, node: Node) -> None:
         case ops.AvgPool(kernel, stride, padding, activation):
             pool = linear.WindowSum(_image(x.shape), kernel, stride, padding)
             clamp = profile.clamp(kind, activation, out)
-            whole = (kernel, padding) == (x.shape[:2], ops.NO_PADDING)
-            if profile.rule(kind) == ("float32_sum",) and whole:
-                # ONNX Runtime takes a window that is the image for a global average, which sums codes.
-                acc = b.accumulator(Affine(pool, 0, np.zeros(1, np.int64)), args, index)
-                mean = profile.reduce("Mean", x, out, math.prod(kernel), x.shape[2])
-                b.result(Monotone(replace(mean, lo=clamp[0], hi=clamp[1])), (acc,), index)
-            elif profile.rule(kind) == ("float32_sum",):
+            in_float = profile.rule(kind) == ("float32_sum",)
+            if in_float and (kernel, padding) != (x.shape[:2], ops.NO_PADDING):
                 average = FloatAverage(pool, x.scale, x.zero_point, out.scale, out.zero_point, *clamp)
                 b.result(average, args, index)
+                return
+            if in_float:
+                # ONNX Runtime takes a window that is the image for a global average, which sums codes.
+                mean = profile.reduce("Mean", x, out, math.prod(kernel), x.shape[2])
+                divided = Monotone(replace(mean, lo=clamp[0], hi=clamp[1]))
             elif x.quantised_like(out):
-                acc = b.accumulator(Affine(pool, 0, np.zeros(1, np.int64)), args, index)
-                b.result(Monotone(RoundDivide(pool.reach(), *clamp)), (acc,), index)
+                divided = Monotone(RoundDivide(pool.reach(), *clamp))
             else:
                 raise UnsupportedError(
                     "an average of another scale or zero point than its input's: this runtime divides codes"
                 )
+            b.result(divided, (b.accumulator(Affine(pool, 0, np.zeros(1, np.int64)), args, index),), index)
         case ops.MaxPool(kernel, stride, padding, activation):
             profile.rule(kind)
             maximum = Max(kernel, stride, padding)

@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ from cactus_edge.ir.arithmetic import profile_table_digest
 from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.blob import to_blob
 from cactus_edge.ir.blob_format import PROFILE
-from cactus_edge.verify.decide import METHODS, RULE, Bools, Decision, Method, certify
+from cactus_edge.verify.decide import RULE, Bools, Decision, Method, certify, method
 from cactus_edge.verify.elf import find_blob
 from cactus_edge.verify.overflow import Fact, prove
 from cactus_edge.verify.regions import Exact, Region, check_data, data_digest, exact, region
@@ -244,9 +244,12 @@ def question(record: Mapping[str, Any]) -> tuple[str, Mapping[str, Any], Method]
     profile, asked, bounds = record.get("profile"), record.get("region"), record.get("bounds")
     match profile, asked:
         case {"name": str() as name}, {"eps": str() | list(), "domain": [str(), str()]} if isinstance(asked, dict):
-            if not isinstance(bounds, str) or bounds not in METHODS:
-                raise CertificateError(f"the certificate names no method: expected one of {', '.join(METHODS)}")
-            return name, asked, METHODS[bounds]
+            known = method(bounds)
+            if known is None:
+                raise CertificateError(
+                    f"the certificate names no method: expected one of {', '.join(get_args(Method))}"
+                )
+            return name, asked, known
         case _:
             raise CertificateError("the certificate names no profile and region")
 

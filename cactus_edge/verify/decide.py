@@ -12,10 +12,10 @@ A strict win holds under any argmax. Nothing here rests on a rounding constant: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, assert_never
+from typing import Any, Literal, assert_never, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -48,8 +48,11 @@ RULE = "strict-win/1"
 Method = Literal["interval", "linear"]
 """How a region is bounded: by exact intervals; or by lines as well, where those leave it open."""
 
-METHODS: Mapping[str, Method] = {"interval": "interval", "linear": "linear"}
-"""By the name that a certificate has for it."""
+
+def method(name: object) -> Method | None:
+    """The method of that name, as a certificate has it; None where there is none."""
+    return next((known for known in get_args(Method) if known == name), None)
+
 
 BATCH = 128
 """Samples decided together: few enough for the arrays of one layer to stay in cache. It changes no result."""
