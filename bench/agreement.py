@@ -34,10 +34,10 @@ from strategies import IN_C, MIDDLE, random_graph, random_inputs
 from cactus_edge.errors import ModelError, UnsupportedError
 from cactus_edge.formats.agree import Agreement, agree
 from cactus_edge.formats.c.host import HostRuntime, blob_program, compare
+from cactus_edge.formats.onnx.read.model import read_onnx
 from cactus_edge.formats.tflite import read_tflite, write_tflite
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.graph import Graph
-from cactus_edge.verify.onnx_read import read_onnx
 
 Array = npt.NDArray[Any]
 Comparison = Callable[[bytes, Graph, Array], Agreement]

@@ -42,13 +42,13 @@ from cactus_edge.computer import Host, channel_first, run_on_computer
 from cactus_edge.device.targets import SshTarget, load_target
 from cactus_edge.errors import InputError, UnsupportedError
 from cactus_edge.formats.onnx import write_onnx
+from cactus_edge.formats.read import read_model
 from cactus_edge.formats.tflite import write_tflite
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.evaluate import evaluate
 from cactus_edge.ir.graph import Graph, Tensor
-from cactus_edge.verify.read import read_model
 
 Array = npt.NDArray[Any]
 Case = tuple[str, bytes, Array, Array]

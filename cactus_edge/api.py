@@ -303,7 +303,7 @@ def verify(
 
 def _metadata_domain(model: bytes) -> tuple[Exact, Exact] | None:
     """The sensor's range that the file itself states, if it states one."""
-    from cactus_edge.verify.read import read_model
+    from cactus_edge.formats.read import read_model
 
     entry = read_model(model).metadata.get("cactus_edge")
     if entry is None:

@@ -135,7 +135,7 @@ def bench(
     runtime chooses what runs TensorRT. Results are kept in `out`; a second run on a board or computer continues there.
     """
     from cactus_edge.device.targets import JetsonTarget, SshTarget, load_target
-    from cactus_edge.verify.read import read_model
+    from cactus_edge.formats.read import read_model
 
     where, path = load_target(target), Path(model)
     if runtime != "auto" and not isinstance(where, JetsonTarget):
@@ -175,10 +175,10 @@ def _bench_board(
     from cactus_edge.board import Options, run_on_board
     from cactus_edge.device.firmware import build_firmware
     from cactus_edge.formats.c.write import write_c
+    from cactus_edge.formats.read import read_for
     from cactus_edge.ir.arithmetic import profile
     from cactus_edge.ir.evaluate import quantised
     from cactus_edge.ir.lowering import lower
-    from cactus_edge.verify.read import read_for
 
     program = lower(read_for(content(path, "model"), profile(board.profile)), profile(board.profile))
     samples = quantised(program, _bench_inputs(path, data, inputs, program.values[program.input].shape))
@@ -269,9 +269,9 @@ def flash(firmware: Path | str, *, target: str, model: Path | str | None = None,
     """
     from cactus_edge.device.flash import flash
     from cactus_edge.device.targets import load_board
+    from cactus_edge.formats.read import read_for
     from cactus_edge.ir.arithmetic import profile
     from cactus_edge.ir.blob import blob_digest
-    from cactus_edge.verify.read import read_for
 
     image, board = Path(firmware), load_board(target)
     source = Path(model) if model is not None else image.parent / "model.tflite"

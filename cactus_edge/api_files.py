@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from cactus_edge.comparison import Comparison
+    from cactus_edge.formats.read import AnyModel
     from cactus_edge.inspection import Inspection
     from cactus_edge.ir.graph import Graph
     from cactus_edge.outputs import Outputs
-    from cactus_edge.verify.read import AnyModel
     from cactus_edge.verify.runtimes import FileFormat
 
     Array = npt.NDArray[Any]
@@ -107,7 +107,7 @@ def convert(model: Source, *, to: str, out: str | Path, name: str = "") -> Conve
     read it. What no such profile computes is refused: UnsupportedError, naming the op. Raises InputError for an unknown
     form, InstallError where the writer's packages are missing.
     """
-    from cactus_edge.verify.read import read_model
+    from cactus_edge.formats.read import read_model
 
     if to not in FORMS:
         near = difflib.get_close_matches(to, FORMS, 1)
@@ -183,7 +183,7 @@ def _exact_under(graph: Graph, form: str) -> str:
 
 def _written(data: bytes, wanted: Graph, source: str, path: Path, kept: str) -> Converted:
     """Writes `data` once it is read back as the graph `wanted`."""
-    from cactus_edge.verify.read import read_model
+    from cactus_edge.formats.read import read_model
 
     got = read_model(data).graph.digest()
     if got != wanted.digest():

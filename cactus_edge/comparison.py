@@ -17,13 +17,14 @@ import numpy.typing as npt
 
 from cactus_edge.errors import InputError
 from cactus_edge.formats.agree import RUNTIMES, Agreement, LayerDifference, agree, layer_difference, open_session
+from cactus_edge.formats.read import AnyModel, read_model
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.evaluate import dequantize, evaluate, quantised, run, trace
 from cactus_edge.ir.graph import Graph
 from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.profile import Profile
 from cactus_edge.report.table import Column
-from cactus_edge.verify.read import AnyModel, format_of, read_model
+from cactus_edge.verify.read import format_of
 
 Array = npt.NDArray[Any]
 Histogram = Mapping[int, int]

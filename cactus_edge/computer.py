@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.errors import InputError, UnsupportedError
+from cactus_edge.formats.onnx.read.layout import stored_columns, stored_image
+from cactus_edge.formats.read import AnyModel, graph_for, read_model
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.evaluate import dequantize, evaluate, quantised, trace
 from cactus_edge.ir.graph import Graph
 from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.profile import Profile
-from cactus_edge.verify.onnx_layout import stored_columns, stored_image
-from cactus_edge.verify.read import AnyModel, format_of, graph_for, read_model
+from cactus_edge.verify.read import format_of
 from cactus_edge.verify.tflite_read import Model
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """What a .tflite or .onnx file holds: its ops, what they cost, how large its sums get, which profiles can run it. numpy alone.
 
-Nothing is executed. Every number comes from the graph read back from the bytes (`verify.read`), the memory plan
+Nothing is executed. Every number comes from the graph read back from the bytes (`formats.read`), the memory plan
 (`ir.plan`) and the overflow proof (`verify.overflow`).
 """
 
@@ -17,6 +17,7 @@ from cactus_edge.comparison import C_PROFILE, Table
 from cactus_edge.errors import InstallError, ModelError
 from cactus_edge.formats.agree import RUNTIMES, Runtime
 from cactus_edge.formats.onnx.tensorrt import read_tensorrt
+from cactus_edge.formats.read import AnyModel, graph_for, read_model
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import PROFILES, profile
 from cactus_edge.ir.blob import build
@@ -27,7 +28,7 @@ from cactus_edge.ir.profile import Profile
 from cactus_edge.ir.tensorrt import TENSORRT
 from cactus_edge.report.table import Column
 from cactus_edge.verify.overflow import Fact, prove
-from cactus_edge.verify.read import AnyModel, format_of, graph_for, read_model
+from cactus_edge.verify.read import format_of
 
 Pairs = list[tuple[str, str]]
 

@@ -222,7 +222,7 @@ def work_for(data: bytes, x: Array, target: JetsonTarget) -> Work:
     Raises UnsupportedError for a file that breaks TensorRT's rules, InputError for inputs of another type or shape.
     """
     from cactus_edge.device.jetson_work import Work
-    from cactus_edge.verify.onnx_proto import parse
+    from cactus_edge.formats.onnx.read.proto import parse
 
     if format_of(data) != "onnx":
         raise UnsupportedError("TensorRT runs .onnx files", hint="cactus-edge build --target jetson writes one")

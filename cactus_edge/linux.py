@@ -18,13 +18,13 @@ import numpy as np
 from cactus_edge.board import Options
 from cactus_edge.computer import Host, computer_rows, rows, run_on_computer
 from cactus_edge.errors import UnsupportedError
+from cactus_edge.formats.read import read_model
 from cactus_edge.ir.arithmetic import profile as named_profile
 from cactus_edge.pipeline import AGREE_SAMPLES, METADATA, Advance, Chain, build_chain
 from cactus_edge.progress import SILENT, Progress
 from cactus_edge.recipe import Recipe
 from cactus_edge.resources import sha256, write_atomic
 from cactus_edge.steps import Result
-from cactus_edge.verify.read import read_model
 
 if TYPE_CHECKING:
     from cactus_edge.bundle import Built

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.errors import DataError
+from cactus_edge.formats.read import read_for
 from cactus_edge.ir.arithmetic import profile as profile_by_name
 from cactus_edge.ir.evaluate import evaluate
 from cactus_edge.ir.ops import Int64
 from cactus_edge.resources import write_atomic
-from cactus_edge.verify.read import read_for
 
 Array = npt.NDArray[Any]
 Pairs = list[tuple[str, str]]

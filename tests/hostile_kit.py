@@ -25,6 +25,7 @@ from strategies import MIDDLE, random_graph, random_inputs
 from tflite_edit import every_op_file
 
 from cactus_edge.errors import CertificateError, InputError, ModelError
+from cactus_edge.formats.read import read_model
 from cactus_edge.formats.tflite import write_tflite
 from cactus_edge.ir.arithmetic import PROFILES, profile
 from cactus_edge.ir.evaluate import run
@@ -36,7 +37,6 @@ from cactus_edge.samples import read_inputs
 from cactus_edge.verify.certificate import certify_file, seal
 from cactus_edge.verify.elf import find_blob
 from cactus_edge.verify.overflow import prove
-from cactus_edge.verify.read import read_model
 from cactus_edge.verify.recheck import recheck
 from cactus_edge.verify.tflite_read import read_tflite
 
@@ -86,7 +86,7 @@ def examine_tflite(data: bytes) -> str:
 
 
 def examine_onnx(data: bytes) -> str:
-    from cactus_edge.verify.onnx_read import read_onnx
+    from cactus_edge.formats.onnx.read.model import read_onnx
 
     try:
         graph = read_onnx(data).graph
@@ -113,8 +113,8 @@ def onnx_files(count: int, nodes: int = 5) -> list[bytes]:
     """QDQ and QOperator files: chains, every kind of op that the writer takes, networks of ONNX Runtime's own quantiser."""
     from onnx_kit import chain, residual
 
+    from cactus_edge.formats.onnx.read.model import read_onnx
     from cactus_edge.formats.onnx.write import write_onnx
-    from cactus_edge.verify.onnx_read import read_onnx
 
     def readable(make: Callable[[], bytes]) -> list[bytes]:
         try:

@@ -18,11 +18,12 @@ import numpy.typing as npt
 from cactus_edge.errors import InputError, InstallError, MismatchError, ModelError, UnsupportedError
 from cactus_edge.formats.litert import Litert
 from cactus_edge.formats.onnx.runtime import OrtSession, check_runnable
+from cactus_edge.formats.read import AnyModel, graph_for, read_model
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.evaluate import evaluate, trace
 from cactus_edge.ir.graph import Graph
-from cactus_edge.verify.read import AnyModel, graph_for, read_model, require_format
+from cactus_edge.verify.read import require_format
 from cactus_edge.verify.tflite_read import Model
 
 Array = npt.NDArray[Any]

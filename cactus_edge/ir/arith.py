@@ -19,6 +19,9 @@ INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 INT8_MIN, INT8_MAX = -128, 127
 WIDE_MAX = 2**47 - 1
 """Largest sum that `multiply_wide` takes."""
+LARGEST_FLOAT_BIAS = 1 << 21
+"""A bias b up to here is the nearest integer to f32(b * S) / S for S rounded to float32 by anyone: the three roundings move it by less
+than 3 * 2^-24 * 2^21 < 1/2."""
 
 
 def srdhm(a: Int64, b: Int64 | int) -> Int64:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor as Real
 
 from cactus_edge.errors import ModelError
+from cactus_edge.ir.arith import LARGEST_FLOAT_BIAS
 from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.graph import Graph, Tensor
 from cactus_edge.ir.ops import Activation, Conv2d, Dense, Float32, Int8, Int32, freeze
@@ -25,7 +26,6 @@ from cactus_edge.train.data import Dataset
 from cactus_edge.train.fakequant import WEIGHT_MAX, Ceilings, fake_quantise, peaks, weight_scales
 from cactus_edge.train.folded import Affine, Folded
 from cactus_edge.train.loop import TrainedModel, to_torch
-from cactus_edge.verify.onnx_layout import LARGEST_FLOAT_BIAS
 
 LEVELS, SYMMETRIC_LEVELS = 255, 127
 """Steps between the smallest and the largest int8, and between 0 and the largest."""

@@ -19,6 +19,7 @@ from cactus_edge.api_files import convert
 from cactus_edge.errors import MismatchError, ModelError, UnsupportedError
 from cactus_edge.formats import agree as agree_module
 from cactus_edge.formats.agree import agree
+from cactus_edge.formats.read import read_model
 from cactus_edge.formats.tflite import read_tflite, write_tflite
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.binary import Extreme
@@ -26,7 +27,6 @@ from cactus_edge.ir.evaluate import evaluate
 from cactus_edge.ir.ops import Padding2d
 from cactus_edge.verify import tflite_dilated, tflite_moves, tflite_ops
 from cactus_edge.verify.certificate import certify_file, encode
-from cactus_edge.verify.read import read_model
 from cactus_edge.verify.recheck import recheck
 from cactus_edge.verify.runtimes import TFLITE, runtimes
 

@@ -13,6 +13,7 @@ from onnx_models import Codes, File, one, one_on_codes, two
 from cactus_edge.errors import UnsupportedError
 from cactus_edge.formats.onnx import read_onnx
 from cactus_edge.formats.onnx.runtime import OrtSession, has_vnni
+from cactus_edge.formats.read import read_for
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.atoms import Isotone
@@ -20,7 +21,6 @@ from cactus_edge.ir.binary import UnsignedMulRule
 from cactus_edge.ir.evaluate import evaluate
 from cactus_edge.ir.lowering import lower
 from cactus_edge.verify.interval import step_bounds
-from cactus_edge.verify.read import read_for
 
 pytestmark = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64") or not has_vnni(), reason="the profile is that of x86-64 with VNNI"

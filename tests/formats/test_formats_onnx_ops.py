@@ -20,6 +20,7 @@ from cactus_edge.formats.agree import agree
 from cactus_edge.formats.onnx import onnx_form, read_onnx, write_onnx
 from cactus_edge.formats.onnx.runtime import OrtSession
 from cactus_edge.formats.onnx.tensorrt import read_tensorrt
+from cactus_edge.formats.read import read_for
 from cactus_edge.ir import ops
 from cactus_edge.ir import rules as rules_module
 from cactus_edge.ir.arithmetic import profile
@@ -27,7 +28,6 @@ from cactus_edge.ir.binary import FusedAddRule
 from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.evaluate import evaluate, trace
 from cactus_edge.ir.graph import Graph, Tensor
-from cactus_edge.verify.read import read_for
 
 
 @vnni

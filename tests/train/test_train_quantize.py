@@ -13,6 +13,7 @@ import torch
 
 from cactus_edge.errors import ModelError, UnsupportedError
 from cactus_edge.formats.onnx import write_onnx
+from cactus_edge.ir.arith import LARGEST_FLOAT_BIAS
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.evaluate import evaluate, trace
 from cactus_edge.ir.lowering import lower
@@ -25,7 +26,6 @@ from cactus_edge.train.loop import train
 from cactus_edge.train.models import Network
 from cactus_edge.train.quantize import Calibration, calibrate, export, integers, quantised, symmetric_steps, to_graph
 from cactus_edge.verify.decide import certify
-from cactus_edge.verify.onnx_layout import LARGEST_FLOAT_BIAS
 from cactus_edge.verify.regions import Region
 
 INPUT_SCALE = float(np.float32(1 / 255))

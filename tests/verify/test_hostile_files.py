@@ -26,6 +26,7 @@ from mutate import TfliteMutator, varint
 
 from cactus_edge import samples
 from cactus_edge.errors import InputError, ModelError, UnsupportedError
+from cactus_edge.formats.onnx.read.wire import MOST_FIELDS, MOST_PACKED, parse_message
 from cactus_edge.formats.tflite import write_tflite
 from cactus_edge.ir import ops, spec
 from cactus_edge.ir.builder import GraphBuilder
@@ -37,7 +38,6 @@ from cactus_edge.verify import tflite_tensors
 from cactus_edge.verify.certificate import certify_file, seal
 from cactus_edge.verify.elf import find_blob
 from cactus_edge.verify.flatbuffer import Reader, Table
-from cactus_edge.verify.onnx_wire import MOST_FIELDS, MOST_PACKED, parse_message
 from cactus_edge.verify.recheck import recheck
 from cactus_edge.verify.tflite_read import MAX_OPERATORS, read_tflite
 

@@ -1,12 +1,12 @@
-"""ONNX files as something to certify: read by `verify` alone; whether ONNX Runtime computes them in integers it is asked itself."""
+"""ONNX files as something to certify: read by us alone; whether ONNX Runtime computes them in integers it is asked itself."""
 
 from __future__ import annotations
 
 from cactus_edge.formats.onnx.runtime import optimise, require_fused
 from cactus_edge.formats.onnx.tensorrt import read_tensorrt
+from cactus_edge.formats.read import read_for
 from cactus_edge.ir.graph import Graph
 from cactus_edge.ir.profile import Profile
-from cactus_edge.verify.read import read_for
 from cactus_edge.verify.runtimes import FileFormat
 
 

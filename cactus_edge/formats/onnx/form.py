@@ -11,12 +11,12 @@ from dataclasses import replace
 import numpy as np
 
 from cactus_edge.errors import UnsupportedError
+from cactus_edge.formats.onnx.read.layout import Image, check_activation, check_scales, keeps_order, stored_image
+from cactus_edge.formats.onnx.read.values import FUSING
 from cactus_edge.ir import ops
 from cactus_edge.ir.arith import INT8_MIN
 from cactus_edge.ir.graph import Graph, Node, Tensor
 from cactus_edge.ir.spec import check
-from cactus_edge.verify.onnx_layout import Image, check_activation, check_scales, keeps_order, stored_image
-from cactus_edge.verify.onnx_values import FUSING
 
 
 def onnx_form(graph: Graph) -> Graph:

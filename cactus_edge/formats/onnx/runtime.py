@@ -21,13 +21,13 @@ import numpy.typing as npt
 
 from cactus_edge.errors import InstallError, ModelError, UnsupportedError
 from cactus_edge.formats.onnx.package import onnx_module
+from cactus_edge.formats.onnx.read.layout import our_columns, stored_image
+from cactus_edge.formats.onnx.read.model import read_onnx
+from cactus_edge.formats.onnx.read.moves import MOVES
+from cactus_edge.formats.onnx.read.proto import INT32, UINT8, decode
+from cactus_edge.formats.onnx.read.wire import parse_message
 from cactus_edge.ir import ops
 from cactus_edge.ir.graph import Graph
-from cactus_edge.verify.onnx_layout import our_columns, stored_image
-from cactus_edge.verify.onnx_moves import MOVES
-from cactus_edge.verify.onnx_proto import INT32, UINT8, decode
-from cactus_edge.verify.onnx_read import read_onnx
-from cactus_edge.verify.onnx_wire import parse_message
 
 Array = npt.NDArray[Any]
 

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from cactus_edge.errors import UnsupportedError
-from cactus_edge.verify.onnx_proto import FLOAT, INT8, decode, parse
-from cactus_edge.verify.onnx_read import OnnxModel, read_onnx
+from cactus_edge.formats.onnx.read.model import OnnxModel, read_onnx
+from cactus_edge.formats.onnx.read.proto import FLOAT, INT8, decode, parse
 
 WEIGHTED = {"Conv": 0, "Gemm": 0, "MatMul": 1}
 """Operators with weights, and the axis of their outputs in the stored weight (Gemm: with transB)."""

@@ -19,18 +19,17 @@ import numpy.typing as npt
 from cactus_edge.errors import InputError, UnsupportedError
 from cactus_edge.formats.onnx.form import onnx_form
 from cactus_edge.formats.onnx.package import onnx_module
-from cactus_edge.ir import ops
-from cactus_edge.ir.arith import INT8_MIN
-from cactus_edge.ir.graph import Graph, Node, Tensor
-from cactus_edge.verify.onnx_layout import (
-    LARGEST_FLOAT_BIAS,
+from cactus_edge.formats.onnx.read.layout import (
     Image,
     as_image,
     clip_bounds,
     keeps_order,
     stored_columns,
 )
-from cactus_edge.verify.onnx_proto import FLOAT, INT8, INT32, UINT8
+from cactus_edge.formats.onnx.read.proto import FLOAT, INT8, INT32, UINT8
+from cactus_edge.ir import ops
+from cactus_edge.ir.arith import INT8_MIN, LARGEST_FLOAT_BIAS
+from cactus_edge.ir.graph import Graph, Node, Tensor
 from cactus_edge.version import __version__
 
 OPSET, IR_VERSION = 17, 8

@@ -10,12 +10,10 @@ from functools import partial
 
 import numpy as np
 
-from cactus_edge.ir import ops
-from cactus_edge.ir.graph import Tensor
-from cactus_edge.verify.onnx_affine import conv_op, dense_op
-from cactus_edge.verify.onnx_layout import Image, as_image
-from cactus_edge.verify.onnx_moves import MOVES
-from cactus_edge.verify.onnx_nodes import (
+from cactus_edge.formats.onnx.read.affine import conv_op, dense_op
+from cactus_edge.formats.onnx.read.layout import Image, as_image
+from cactus_edge.formats.onnx.read.moves import MOVES
+from cactus_edge.formats.onnx.read.nodes import (
     leaky_relu,
     pending_average,
     pending_binary,
@@ -24,8 +22,10 @@ from cactus_edge.verify.onnx_nodes import (
     pending_unary,
     pending_window,
 )
-from cactus_edge.verify.onnx_quantise import CODES, centred, parameters, rounded
-from cactus_edge.verify.onnx_values import Codes, Constant, Operator, Pending, Value
+from cactus_edge.formats.onnx.read.quantise import CODES, centred, parameters, rounded
+from cactus_edge.formats.onnx.read.values import Codes, Constant, Operator, Pending, Value
+from cactus_edge.ir import ops
+from cactus_edge.ir.graph import Tensor
 
 
 def _codes(o: Operator, at: int) -> Codes:

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.errors import ModelError, UnsupportedError
+from cactus_edge.formats.onnx.read.layout import Image
+from cactus_edge.formats.onnx.read.proto import Array, Attributes
 from cactus_edge.ir import ops
 from cactus_edge.ir.graph import Node, Tensor
-from cactus_edge.verify.onnx_layout import Image
-from cactus_edge.verify.onnx_proto import Array, Attributes
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Bytes of a QDQ ONNX file -> graph, images turned to channel last.
 
-Read are files of one float input and one float output in QDQ form (`onnx_nodes`) or QOperator form (`onnx_qoperator`), with
+Read are files of one float input and one float output in QDQ form (`nodes`) or QOperator form (`qoperator`), with
 int8 or uint8 activations, int8 weights and int32 biases, as ONNX Runtime's `quantize_static` and `write_onnx` write them.
 uint8 codes become int8 codes and zero points less 128, which are the same real numbers. What has no counterpart in the graph,
 above all a result that is never rounded to int8, is refused by the node's name and index. Ignored are only names of
@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from cactus_edge.errors import ModelError, UnsupportedError
+from cactus_edge.formats.onnx.read.layout import as_image, keeps_order
+from cactus_edge.formats.onnx.read.nodes import READ
+from cactus_edge.formats.onnx.read.proto import FLOAT, constants, parse
+from cactus_edge.formats.onnx.read.qoperator import ON_CODES
+from cactus_edge.formats.onnx.read.values import Codes, Network, Operator, Pending, Real, Source, Value
 from cactus_edge.ir import ops
 from cactus_edge.ir.graph import Graph, Node, Tensor
 from cactus_edge.ir.spec import check
-from cactus_edge.verify.onnx_layout import as_image, keeps_order
-from cactus_edge.verify.onnx_nodes import READ
-from cactus_edge.verify.onnx_proto import FLOAT, constants, parse
-from cactus_edge.verify.onnx_qoperator import ON_CODES
-from cactus_edge.verify.onnx_values import Codes, Network, Operator, Pending, Real, Source, Value
 
 
 @dataclass(frozen=True)

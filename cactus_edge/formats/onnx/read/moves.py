@@ -10,14 +10,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from cactus_edge.formats.onnx.read.affine import padding_of, positive
+from cactus_edge.formats.onnx.read.layout import as_image, keeps_order
+from cactus_edge.formats.onnx.read.proto import Array
+from cactus_edge.formats.onnx.read.values import Codes, Operator, Pending
 from cactus_edge.ir import ops
 from cactus_edge.ir.arith import INT8_MIN
 from cactus_edge.ir.linear import output_size
 from cactus_edge.ir.spec import MAX_ELEMENTS
-from cactus_edge.verify.onnx_affine import padding_of, positive
-from cactus_edge.verify.onnx_layout import as_image, keeps_order
-from cactus_edge.verify.onnx_proto import Array
-from cactus_edge.verify.onnx_values import Codes, Operator, Pending
 
 OUR_AXIS = {3: {1: 2, 2: 0, 3: 1}, 1: {1: 0}}
 """Per rank of a sample: the file's axis, which counts the batch, -> ours."""

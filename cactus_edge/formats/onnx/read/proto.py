@@ -1,7 +1,7 @@
 """Bytes of an ONNX file -> the tables that `read` walks. Nothing the file claims is used before it is checked here.
 
 Weights outside the file are refused, and no path that a file names is ever opened. Constants are decoded here, with their
-sizes compared before any array exists; the wire format below is `onnx_wire`'s.
+sizes compared before any array exists; the wire format below is `wire`'s.
 Source: onnx/onnx.proto.
 """
 
@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.errors import ModelError, UnsupportedError
+from cactus_edge.formats.onnx.read.wire import Message, parse_message
 from cactus_edge.ir.spec import MAX_ELEMENTS
-from cactus_edge.verify.onnx_wire import Message, parse_message
 
 Array = npt.NDArray[Any]
 

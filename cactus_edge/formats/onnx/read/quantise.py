@@ -7,12 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from cactus_edge.errors import UnsupportedError
-from cactus_edge.ir import ops
-from cactus_edge.ir.arith import INT8_MIN
-from cactus_edge.ir.graph import Tensor
-from cactus_edge.verify.onnx_layout import Image, check_activation, check_scales
-from cactus_edge.verify.onnx_proto import INT8, UINT8, Array
-from cactus_edge.verify.onnx_values import (
+from cactus_edge.formats.onnx.read.layout import Image, check_activation, check_scales
+from cactus_edge.formats.onnx.read.proto import INT8, UINT8, Array
+from cactus_edge.formats.onnx.read.values import (
     FUSING,
     MOVING,
     Clamped,
@@ -25,6 +22,9 @@ from cactus_edge.verify.onnx_values import (
     Source,
     Value,
 )
+from cactus_edge.ir import ops
+from cactus_edge.ir.arith import INT8_MIN
+from cactus_edge.ir.graph import Tensor
 
 CODES = (np.int8, np.uint8)
 """Types of activations in a file; uint8 codes are ours plus 128."""

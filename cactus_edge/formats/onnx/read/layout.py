@@ -2,7 +2,7 @@
 
 Images are stored channel first; a flattened image therefore has another order of elements, which the columns of the next
 dense layer's weight absorb (`stored_columns`), so that no transpose is ever needed. The reader turns them back, the writer
-(`formats.onnx`) forth.
+(`formats.onnx.write`) forth.
 """
 
 from __future__ import annotations
@@ -17,10 +17,6 @@ from cactus_edge.ir.graph import Graph, Tensor
 
 SMALLEST_SCALE, LARGEST_SCALE = 2.0**-60, 2.0**60
 """Scales in this range keep f32(S * code) / S exact to a quarter of a code, and every product of two of them a normal float32."""
-
-LARGEST_FLOAT_BIAS = 1 << 21
-"""A bias b up to here is the nearest integer to f32(b * S) / S for S rounded to float32 by anyone: the three roundings move it by less
-than 3 * 2^-24 * 2^21 < 1/2."""
 
 Image = tuple[int, int, int]
 """(height, width, channels) of an image that was flattened: its elements are stored as (channel, height, width)."""

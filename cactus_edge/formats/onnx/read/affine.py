@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from cactus_edge.formats.onnx.read.layout import as_image, check_scales, our_columns
+from cactus_edge.formats.onnx.read.values import Constant, Operator, Pending, Value
 from cactus_edge.ir import ops
+from cactus_edge.ir.arith import LARGEST_FLOAT_BIAS
 from cactus_edge.ir.graph import Tensor
 from cactus_edge.ir.linear import output_size
-from cactus_edge.verify.onnx_layout import LARGEST_FLOAT_BIAS, as_image, check_scales, our_columns
-from cactus_edge.verify.onnx_values import Constant, Operator, Pending, Value
 
 BIAS_SCALE_TOLERANCE = 1e-5
 """|S_in * S_w - S_bias| <= 1e-5 * S_in * S_w: float32 products in any order, and no other scale."""

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cactus_edge.errors import ModelError, UnsupportedError
-from cactus_edge.verify import onnx_wire
-from cactus_edge.verify.onnx_wire import Message, parse_message
+from cactus_edge.formats.onnx.read import wire
+from cactus_edge.formats.onnx.read.wire import Message, parse_message
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 
@@ -81,13 +81,13 @@ def test_an_unknown_field_is_refused() -> None:
 
 def test_messages_beyond_the_limit_are_refused_before_they_exist() -> None:
     with pytest.raises(UnsupportedError, match="more than 65536 of node"):
-        parse_message(memoryview(b"\x0a\x00" * (onnx_wire.MOST + 1)), "Graph")
+        parse_message(memoryview(b"\x0a\x00" * (wire.MOST + 1)), "Graph")
 
 
 def test_the_comparison_sees_a_lost_sign(monkeypatch: pytest.MonkeyPatch) -> None:
     """A planted fault: numbers read as their low 32 bits."""
     compare([], [1, -1], [], "", b"")
-    whole = onnx_wire._varints
-    monkeypatch.setattr(onnx_wire, "_varints", lambda piece: whole(piece) & 0xFFFFFFFF)
+    whole = wire._varints
+    monkeypatch.setattr(wire, "_varints", lambda piece: whole(piece) & 0xFFFFFFFF)
     with pytest.raises(AssertionError):
         compare([], [1, -1], [], "", b"")

@@ -9,14 +9,14 @@ from functools import partial
 
 import numpy as np
 
+from cactus_edge.formats.onnx.read.affine import conv, gemm, matmul, positive
+from cactus_edge.formats.onnx.read.layout import as_image, clip_bounds, keeps_order
+from cactus_edge.formats.onnx.read.moves import MOVES, OUR_AXIS, image_of, window
+from cactus_edge.formats.onnx.read.proto import FLOAT
+from cactus_edge.formats.onnx.read.quantise import constant, dequantize_linear, quantize_linear
+from cactus_edge.formats.onnx.read.values import Clamped, Codes, Operator, Pending, Real, Value
 from cactus_edge.ir import ops
 from cactus_edge.ir.linear import output_size
-from cactus_edge.verify.onnx_affine import conv, gemm, matmul, positive
-from cactus_edge.verify.onnx_layout import as_image, clip_bounds, keeps_order
-from cactus_edge.verify.onnx_moves import MOVES, OUR_AXIS, image_of, window
-from cactus_edge.verify.onnx_proto import FLOAT
-from cactus_edge.verify.onnx_quantise import constant, dequantize_linear, quantize_linear
-from cactus_edge.verify.onnx_values import Clamped, Codes, Operator, Pending, Real, Value
 
 
 def _global_average(o: Operator) -> Value:
