@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     from cactus_edge.bundle import Built
     from cactus_edge.recipe import Recipe
     from cactus_edge.verify.certificate import Certificate
-    from cactus_edge.verify.decide import Decision, Method
+    from cactus_edge.verify.decide import Decision
     from cactus_edge.verify.recheck import Report
 
 Exact = str | Fraction | int | float
 Unit = Literal["data", "lsb"]
+Bounds = Literal["interval", "linear"]
 
 
 def build(
@@ -115,17 +116,19 @@ def certify(
     assume nothing. Of several, what is certified holds for any mixture of them, from one element of a layer to the next;
     `Certificate.each` has what holds under each alone, which is more. bounds: "interval", or "linear", which also bounds by
     lines what intervals leave open: slower, and it certifies far more of a network that was not trained for intervals.
-    attack: also look for counterexamples around what is right and not certified; each is replayed and stands in the
-    certificate. It takes one profile that is no envelope.
+    attack: also look for counterexamples around what is not certified, under one profile that is no envelope. With either the
+    certificate rests on a proof file, `Certificate.proof`.
     """
     import os
 
     from cactus_edge.api_files import default_profile, file_formats
-    from cactus_edge.certify.attack import falsify
+    from cactus_edge.certify.find import find
     from cactus_edge.certify.interval import certify as decide
     from cactus_edge.verify.certificate import certify_file
     from cactus_edge.verify.read import format_of
 
+    if bounds not in get_args(Bounds):
+        raise InputError(f"unknown bounds {bounds!r}", hint=" or ".join(get_args(Bounds)))
     data = content(model, "model")
     profile = profile or default_profile(data)
     radius, notes = (eps, {}) if unit == "data" else _steps(data, eps, unit, profile)
@@ -139,9 +142,8 @@ def certify(
         form=file_formats()[format_of(data)],
         notes=notes,
         firmware=firmware,
-        bounds=_method(bounds),
         decide=partial(decide, threads=threads or os.cpu_count() or 1),
-        falsify=falsify if attack else None,
+        find=partial(find, lines=bounds == "linear", falsify=attack) if attack or bounds != "interval" else None,
     )
 
 
@@ -166,15 +168,6 @@ def _steps(
     return [n * step for n in steps], {"eps": f"given as {listed} lsb; 1 lsb = {step}, the input's scale"}
 
 
-def _method(name: str) -> Method:
-    from cactus_edge.verify.decide import Method, method
-
-    known = method(name)
-    if known is None:
-        raise InputError(f"unknown bounds {name!r}", hint=" or ".join(get_args(Method)))
-    return known
-
-
 @dataclass(frozen=True)
 class CertifyResult:
     """A certificate on disk: what was decided, for several profiles for any mixture of them; each: under that one alone."""
@@ -186,6 +179,7 @@ class CertifyResult:
     profile: str
     conditional_on: str = ""
     excluded: Mapping[str, str] = field(default_factory=dict)
+    proof: Path | None = None
     refuted: npt.NDArray[np.bool_] | None = None
 
     @property
@@ -225,10 +219,13 @@ class CertifyResult:
             ]
         if self.refuted is not None:
             left = self.decision.correct & ~self.decision.certified & ~self.refuted
-            rows.insert(1, ("refuted", f"{self._counted(self.refuted)} by a counterexample, replayed"))
+            against = self.decision.correct & self.refuted
+            rows.insert(1, ("refuted", f"{self._counted(against)} of those right, by a counterexample, replayed"))
             rows.insert(2, ("open", self._counted(left)))
         if self.conditional_on:
             rows.append(("conditional on", self.conditional_on))
+        if self.proof is not None:
+            rows.append(("proof", str(self.proof)))
         return [*rows, ("certificate", str(self.path))]
 
     def _counted(self, flags: npt.NDArray[Any]) -> str:
@@ -258,6 +255,9 @@ def certify_files(
     certificate = certify(
         model, x, y, eps=eps, unit=unit, profile=profile, domain=ends, firmware=images, bounds=bounds, attack=attack
     )
+    proof = None if certificate.proof is None else proof_beside(out)
+    if proof is not None and certificate.proof is not None:
+        write_atomic(proof, certificate.proof)
     write_atomic(out, certificate.to_bytes())
     d = certificate.decision
     radius = (
@@ -274,6 +274,7 @@ def certify_files(
         row["name"],
         row.get("conditional_on", ""),
         row.get("excluded", {}),
+        proof,
         certificate.refuted,
     )
 
@@ -283,12 +284,14 @@ def verify(
     model: bytes | str | Path,
     data: str | Path,
     *,
+    proof: bytes | str | Path | None = None,
     firmware: bytes | str | Path | None = None,
 ) -> Report:
     """Re-checks a certificate against the bytes of the model, the samples and the firmware. numpy alone; onnxruntime, where
     it is installed, is asked whether it computes an .onnx file in integers.
 
-    Everything that can be recomputed is; `Report.accepted` is the verdict. Raises CertificateError and ModelError for input that
+    Everything that can be recomputed is; `Report.accepted` is the verdict. proof: the proof file of a certificate that has one, by
+    default the file of the certificate's name with .proof. Raises CertificateError and ModelError for input that
     cannot be read at all.
     """
     from cactus_edge.api_files import file_formats
@@ -298,7 +301,16 @@ def verify(
     x, y = read_samples(Path(data))
     formats = tuple(file_formats().values())
     elf = None if firmware is None else content(firmware, "firmware")
-    return recheck(content(certificate, "certificate"), content(model, "model"), x, y, firmware=elf, formats=formats)
+    if proof is None and not isinstance(certificate, bytes) and proof_beside(Path(certificate)).is_file():
+        proof = proof_beside(Path(certificate))
+    shown = None if proof is None else content(proof, "proof")
+    written = content(certificate, "certificate")
+    return recheck(written, content(model, "model"), x, y, proof=shown, firmware=elf, formats=formats)
+
+
+def proof_beside(certificate: Path) -> Path:
+    """Where the proof file of a certificate stands: beside it, under its name with .proof."""
+    return certificate.with_suffix(".proof")
 
 
 def _metadata_domain(model: bytes) -> tuple[Exact, Exact] | None:

@@ -9,7 +9,7 @@ where the output is clamped.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, assert_never
+from typing import assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +22,6 @@ from cactus_edge.ir.evaluate import run, values
 from cactus_edge.ir.linear import output_size, pad_image
 from cactus_edge.ir.ops import Codes, Int64
 from cactus_edge.ir.rules import Elementwise
-from cactus_edge.verify.decide import Decision
-from cactus_edge.verify.regions import Region, box, points
 
 Real = npt.NDArray[np.float64]
 
@@ -85,18 +83,6 @@ def attack(
             if left.size == 0:
                 break
     return Attack(found, witness)
-
-
-def falsify(
-    program: Program, region: Region, x: npt.NDArray[Any], labels: npt.NDArray[Any], decision: Decision
-) -> dict[int, Codes]:
-    """Counterexamples for the samples that are right and not certified, by their index: the codes of each."""
-    left = np.flatnonzero(decision.correct & ~decision.certified)
-    if not len(left):
-        return {}
-    lower, upper = box(program, region, x[left])
-    tried = attack(program, lower, upper, labels[left].astype(np.int64), start=points(program, x[left]))
-    return {int(left[i]): tried.witness[i] for i in np.flatnonzero(tried.found)}
 
 
 def margin_gradient(program: Program, x: Codes, labels: npt.NDArray[np.int64]) -> Real:

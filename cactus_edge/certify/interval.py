@@ -23,7 +23,7 @@ from cactus_edge.ir.atoms import Affine, Program
 from cactus_edge.ir.linear import Array, Conv, Dense
 from cactus_edge.ir.ops import Codes, Padding2d
 from cactus_edge.verify import decide
-from cactus_edge.verify.decide import Decision, Method
+from cactus_edge.verify.decide import Decision
 from cactus_edge.verify.interval import Accumulate, Bounds, Ends, Engine, Staircase
 from cactus_edge.verify.regions import Region
 
@@ -44,7 +44,6 @@ def certify(
     labels: npt.NDArray[Any],
     *,
     threads: int = 1,
-    bounds: Method = "interval",
     progress: Callable[[int], None] = lambda done: None,
 ) -> Decision:
     """`verify.decide.certify` with the quicker of the two engines: the same decision, bit for bit.
@@ -52,7 +51,7 @@ def certify(
     torch's where torch is loaded already or the work is worth loading it; numpy's elsewhere, also where torch is not installed.
     """
     if "torch" not in sys.modules and (not _installed() or len(x) * multiplications(program) < WORTH):
-        return decide.certify(program, region, x, labels, threads=threads, bounds=bounds, progress=progress)
+        return decide.certify(program, region, x, labels, threads=threads, progress=progress)
     with _one_torch_thread() as each_worker:
         return decide.certify(
             program,
@@ -60,7 +59,6 @@ def certify(
             x,
             labels,
             threads=threads,
-            bounds=bounds,
             batch=4 * TILE,
             progress=progress,
             engine=TorchEngine,

@@ -39,12 +39,13 @@ def add_parser(verbs: Any) -> None:
         "--bounds",
         choices=("interval", "linear"),
         default="interval",
-        help="linear: bound by lines what intervals leave open; slower, for networks not trained for intervals",
+        help="linear: bound by lines what intervals leave open; slower, for networks not trained for intervals; "
+        "writes a proof file beside the certificate",
     )
     p.add_argument(
         "--attack",
         action="store_true",
-        help="look for counterexamples around what is right and not certified; they stand in the certificate",
+        help="look for counterexamples around what is not certified; they stand in the proof file",
     )
     p.add_argument(
         "--firmware",

@@ -19,6 +19,12 @@ def add_parser(verbs: Any) -> None:
     p.add_argument("certificate", type=Path, metavar="cert.json")
     p.add_argument("--model", type=Path, required=True, metavar="MODEL")
     p.add_argument("--data", type=Path, required=True, metavar="X.npz")
+    p.add_argument(
+        "--proof",
+        type=Path,
+        metavar="cert.proof",
+        help="the proof file of a certificate that has one (default: beside it)",
+    )
     p.add_argument("--firmware", type=Path, metavar="FW.elf", help="also check the firmware that is flashed")
     p.set_defaults(run=run)
 
@@ -28,7 +34,9 @@ def run(arguments: argparse.Namespace) -> int:
     from cactus_edge import api
     from cactus_edge.report.table import table
 
-    report = api.verify(arguments.certificate, arguments.model, arguments.data, firmware=arguments.firmware)
+    report = api.verify(
+        arguments.certificate, arguments.model, arguments.data, proof=arguments.proof, firmware=arguments.firmware
+    )
     print(table(("check", "result", "detail"), [(c.name, c.state, c.detail) for c in report.checks]))
     print("accepted" if report.accepted else "REJECTED")
     if report.accepted and (condition := report.condition):

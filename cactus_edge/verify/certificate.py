@@ -12,8 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NoReturn, Protocol, get_args
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -23,12 +22,14 @@ from cactus_edge.ir.arithmetic import profile_table_digest
 from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.blob import to_blob
 from cactus_edge.ir.blob_format import PROFILE
-from cactus_edge.verify.decide import RULE, Bools, Decision, Method, certify, method
+from cactus_edge.verify.check import decided
+from cactus_edge.verify.decide import RULE, Decision, certify
 from cactus_edge.verify.elf import find_blob
+from cactus_edge.verify.goal import Bools
 from cactus_edge.verify.overflow import Fact, prove
+from cactus_edge.verify.proof import split
 from cactus_edge.verify.regions import Exact, Region, check_data, data_digest, exact, region
 from cactus_edge.verify.runtimes import TFLITE, FileFormat, Runtimes, runtimes
-from cactus_edge.verify.witness import Witnesses, refuted, require_definite, written
 from cactus_edge.version import __version__
 
 FORMAT, VERSION = "cactus-edge certificate", 1
@@ -46,29 +47,30 @@ MAX_BYTES = 1 << 28
 Data = npt.NDArray[Any]
 
 
-class Decide(Protocol):
-    """`verify.decide.certify`, or what gives the same decision sooner."""
+INTERVAL, PROOF = "interval", "proof"
+"""How a verdict is shown: by exact intervals, which a re-check recomputes; or by a proof file, whose digest is in the certificate."""
 
-    def __call__(self, program: Program, region: Region, x: Data, labels: Data, *, bounds: Method) -> Decision: ...
+Decide = Callable[[Program, Region, Data, Data], Decision]
+"""`verify.decide.certify`, or what gives the same decision sooner."""
+
+Find = Callable[[Program, Region, Data, Data, bytes], bytes]
+"""A proof about the regions around the data, `verify.proof`; the last argument is the SHA-256 of the model file."""
 
 
 @dataclass(frozen=True, eq=False)
 class Certificate:
-    """A finished certificate: its JSON object, and for the caller's convenience what was proved inside it."""
+    """A finished certificate: its JSON object, its proof file where there is one, and for the caller what was proved inside."""
 
     record: Mapping[str, Any]
     decision: Decision
     each: Mapping[str, Decision]
     facts: tuple[Fact, ...]
+    proof: bytes | None = None
     refuted: Bools | None = None
 
     def to_bytes(self) -> bytes:
         """The certificate file."""
         return encode(self.record)
-
-
-Falsify = Callable[[Program, Region, Data, Data, Decision], Witnesses]
-"""Counterexamples for samples that are right and not certified, as many as it finds."""
 
 
 def certify_file(
@@ -84,22 +86,26 @@ def certify_file(
     firmware: Sequence[tuple[str, bytes]] = (),
     notes: Mapping[str, str] | None = None,
     created: str = "",
-    bounds: Method = "interval",
     decide: Decide = certify,
-    falsify: Falsify | None = None,
+    find: Find | None = None,
 ) -> Certificate:
     """Reads `model`, of format `form`, from its bytes, decides the region of every sample, and writes down what was proved.
 
     profile: as in `runtimes`; of several, any mixture is decided, and each by itself. x [N, *input shape] float32 or float64 in
     sensor units, or int8 codes; labels integer [N]; eps, domain as in `regions.region`. firmware: (target, ELF bytes) of
-    images that hold the model's blob. created: a time stamp, by default now. bounds: the method, as in `verify.decide`; a
-    re-check uses the same. falsify: looks for counterexamples, which the certificate then holds. Raises InputError, DataError,
-    ModelError, and MismatchError for a firmware without the model's blob.
+    images that hold the model's blob. created: a time stamp, by default now. decide: by intervals; find: instead by whatever it
+    finds proofs with, which are checked and become the certificate's proof file. Raises InputError, DataError, ModelError, and
+    MismatchError for a firmware without the model's blob.
     """
     asked = runtimes(model, profile, form)
     for program in asked.programs:
         form.confirm(model, program.profile)
-    proved = prove_claims(model, x, labels, region(asked.program, eps, domain), asked, bounds, decide, form, falsify)
+    around, digest = region(asked.program, eps, domain), hashlib.sha256(model).digest()
+    proofs = None
+    if find is not None:
+        programs = [asked.program, *(asked.programs if asked.several else ())]
+        proofs = b"".join(find(program, around, x, labels, digest) for program in programs)
+    proved = prove_claims(model, x, labels, around, asked, decide, form, proofs)
     record = {
         "format": FORMAT,
         "version": VERSION,
@@ -110,7 +116,7 @@ def certify_file(
         "firmware": [_firmware_entry(target, elf, proved.blob) for target, elf in firmware],
         **proved.claims,
     }
-    return Certificate(seal(record), proved.decision, proved.each, proved.facts, proved.refuted)
+    return Certificate(seal(record), proved.decision, proved.each, proved.facts, proofs, proved.refuted)
 
 
 def add_firmware(certificate: bytes, model: bytes, firmware: Sequence[tuple[str, bytes]]) -> bytes:
@@ -132,7 +138,7 @@ class Proved:
 
     decision: for any mixture of the runtimes. each: where there are several, by profile, what holds under that one alone.
     blob: what a firmware has to hold; None where the portable runtime's profile is not among them. refuted [N]: the samples
-    with a counterexample; None where none were looked for.
+    with a counterexample, under any one of them; None where there is no proof.
     """
 
     claims: Mapping[str, Any]
@@ -149,28 +155,38 @@ def prove_claims(
     labels: Data,
     region: Region,
     asked: Runtimes,
-    bounds: Method,
     decide: Decide,
     form: FileFormat = TFLITE,
-    falsify: Falsify | None = None,
+    proofs: bytes | None = None,
 ) -> Proved:
-    """Every claim of a certificate, from the bytes alone. Raises as `certify_file` does, CertificateError for a wrong counterexample."""
+    """Every claim of a certificate, from the bytes alone: with a proof file as that shows them, else by intervals.
+
+    Raises as `certify_file` does, CertificateError for a proof that does not hold.
+    """
     program = asked.program
     check_data(program, x, labels)
-    if falsify is not None:
-        require_definite(program)
     blob = _blob(asked)
     facts = prove(program)
-    deciding = partial(decide, bounds=bounds)
-    decision = deciding(program, region, x, labels)
-    each = _each(asked, region, x, labels, decision, deciding) if asked.several else {}
-    witnesses = None if falsify is None else falsify(program, region, x, labels, decision)
-    against = None if witnesses is None else refuted(program, region, x, labels, witnesses)
-    if against is not None and (against & decision.certified).any():
-        raise InternalError("a sample is certified and has a counterexample", hint="please report this model")
-    claims = {
+    digest = hashlib.sha256(model)
+    against: Bools | None = None
+    if proofs is None:
+        decision = decide(program, region, x, labels)
+        each = _each(asked, region, x, labels, decision, decide) if asked.several else {}
+    else:
+        listed = split(proofs)
+        named = {p.profile.name: p for p in ([program, *asked.programs] if asked.several else [program])}
+        if set(listed) != set(named):
+            raise CertificateError(f"the proofs are for {', '.join(listed)}, expected {', '.join(named)}")
+        shown = {n: decided(p, region, x, labels, listed[n], digest.digest()) for n, p in named.items()}
+        decision, against = shown[program.profile.name]
+        each = {n: _joined(decision, own) for n, (own, _) in shown.items()} if asked.several else {}
+        for name, own in each.items():
+            if (own.certified & shown[name][1]).any():
+                raise InternalError("a sample is certified and has a counterexample", hint="please report this model")
+            against = against | shown[name][1]
+    claims: dict[str, Any] = {
         "model": {
-            "sha256": hashlib.sha256(model).hexdigest(),
+            "sha256": digest.hexdigest(),
             "graph_sha256": program.graph.digest(),
             **({"format": form.name} if form.name != TFLITE.name else {}),
             **({"trusted": form.trusted} if form.trusted else {}),
@@ -180,19 +196,20 @@ def prove_claims(
         "region": region_record(region),
         "data": {"sha256": data_digest(x, labels), "samples": len(x)},
         "rule": RULE,
-        "bounds": bounds,
+        "bounds": INTERVAL if proofs is None else PROOF,
+        **({} if proofs is None else {"proof": {"sha256": hashlib.sha256(proofs).hexdigest(), "bytes": len(proofs)}}),
         "overflow": [fact.as_json() for fact in facts],
         "verdict": {
             **_verdict(decision),
             **({"each": {name: _verdict(own) for name, own in each.items()}} if each else {}),
-            **({} if witnesses is None else {"counterexamples": written(witnesses)}),
+            **({} if against is None else {"refuted": int(against.sum()), "refuted_bits": bits(against)}),
         },
     }
     return Proved(claims, decision, each, facts, blob, against)
 
 
 def _each(
-    asked: Runtimes, region: Region, x: Data, labels: Data, mixed: Decision, decide: Callable[..., Decision]
+    asked: Runtimes, region: Region, x: Data, labels: Data, mixed: Decision, decide: Decide
 ) -> dict[str, Decision]:
     """What holds under each profile by itself: what any mixture keeps, and what its own program keeps beyond that."""
     rest = np.flatnonzero(~mixed.certified)
@@ -204,6 +221,10 @@ def _each(
             own.correct[rest], own.certified[rest], own.margin[rest] = alone.correct, alone.certified, alone.margin
         found[program.profile.name] = own
     return found
+
+
+def _joined(mixed: Decision, own: Decision) -> Decision:
+    return Decision(mixed.correct | own.correct, mixed.certified | own.certified, np.maximum(mixed.margin, own.margin))
 
 
 def _profile_record(asked: Runtimes) -> dict[str, Any]:
@@ -239,17 +260,14 @@ def region_record(region: Region) -> dict[str, Any]:
     return {"kind": region.kind, "eps": eps, "domain": [str(d) for d in region.domain]}
 
 
-def question(record: Mapping[str, Any]) -> tuple[str, Mapping[str, Any], Method]:
-    """(profile name, region object, method) of a certificate. Raises CertificateError where they are not of that form."""
+def question(record: Mapping[str, Any]) -> tuple[str, Mapping[str, Any], bool]:
+    """(profile name, region object, whether a proof shows it) of a certificate. CertificateError where they are not of that form."""
     profile, asked, bounds = record.get("profile"), record.get("region"), record.get("bounds")
     match profile, asked:
         case {"name": str() as name}, {"eps": str() | list(), "domain": [str(), str()]} if isinstance(asked, dict):
-            known = method(bounds)
-            if known is None:
-                raise CertificateError(
-                    f"the certificate names no method: expected one of {', '.join(get_args(Method))}"
-                )
-            return name, asked, known
+            if bounds not in (INTERVAL, PROOF):
+                raise CertificateError(f"the certificate is shown by {bounds!r}, expected {INTERVAL!r} or {PROOF!r}")
+            return name, asked, bounds == PROOF
         case _:
             raise CertificateError("the certificate names no profile and region")
 

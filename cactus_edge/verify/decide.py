@@ -15,44 +15,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, assert_never, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from cactus_edge.errors import UnsupportedError
-from cactus_edge.ir.arith import INT32_MAX
-from cactus_edge.ir.atoms import AnyOf, Program, Softmax
-from cactus_edge.ir.evaluate import dequantize
+from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.ops import Codes, Int64
-from cactus_edge.ir.rules import (
-    AnySoftmaxRule,
-    FloatSoftmaxRule,
-    ScaledSoftmaxRule,
-    SoftmaxRule,
-    TableSoftmaxRule,
-)
+from cactus_edge.verify.goal import Bools, Goal
 from cactus_edge.verify.interval import Bounds, Engine
 from cactus_edge.verify.overflow import prove
 from cactus_edge.verify.regions import Boxes, Region, check_data, point_boxes
-from cactus_edge.verify.relax import Relaxation, samples_at_once
-from cactus_edge.verify.softmax import float_softmax_separates, softmax_separates, table_softmax_separates
-from cactus_edge.verify.tail import find_tail
-
-Array = npt.NDArray[Any]
-Bools = npt.NDArray[np.bool_]
 
 RULE = "strict-win/1"
 """What a verdict of this module means; it stands in every certificate."""
-
-Method = Literal["interval", "linear"]
-"""How a region is bounded: by exact intervals; or by lines as well, where those leave it open."""
-
-
-def method(name: object) -> Method | None:
-    """The method of that name, as a certificate has it; None where there is none."""
-    return next((known for known in get_args(Method) if known == name), None)
-
 
 BATCH = 128
 """Samples decided together: few enough for the arrays of one layer to stay in cache. It changes no result."""
@@ -78,29 +54,17 @@ class Decider:
     the proof that it does not, without which no bound below would speak of a device).
     """
 
-    def __init__(
-        self, program: Program, engine: Callable[[Program, list[int]], Engine] = Engine, bounds: Method = "interval"
-    ) -> None:
+    def __init__(self, program: Program, engine: Callable[[Program, list[int]], Engine] = Engine) -> None:
         self.facts = prove(program)
         self.definite = program.definite
-        self.softmaxes, self.logits = _logits(program)
-        self.classes = program.output_tensor.size
-        _check_end(program, self.softmaxes)
-        self.tail = find_tail(program, self.logits, self.classes)
-        self.engine = engine(program, [self.logits if self.tail is None else self.tail.source])
-        self.relaxation = Relaxation(program) if bounds == "linear" else None
+        self.goal = Goal(program)
+        self.tail = self.goal.tail
+        self.engine = engine(program, [self.goal.logits if self.tail is None else self.tail.source])
 
     def decide(self, lower: Codes, upper: Codes, labels: Int64) -> tuple[Bools, Int64]:
         """(certified, margin) [N] over the boxes of codes lower <= x <= upper [N, *input shape], for labels int64 [N] in 0..classes-1."""
         margins = self.margins(lower, upper, labels)
-        certified = _every(self._won(margins, labels))
-        if self.relaxation is not None:
-            size = samples_at_once(self.relaxation.program)
-            rest = np.flatnonzero(~certified)
-            for part in (rest[i : i + size] for i in range(0, len(rest), size)):
-                lined = self.linear_margins(self.relaxation, lower[part], upper[part], labels[part])
-                margins[part] = np.maximum(margins[part], lined)
-            certified[rest] = _every(self._won(margins[rest], labels[rest]))
+        certified = _every(self.goal.won(margins, labels))
         margins[np.arange(len(labels)), labels] = np.iinfo(np.int64).max
         return certified, margins.min(1)
 
@@ -109,7 +73,7 @@ class Decider:
         rows = np.arange(len(labels))
         (bounds,) = self.engine.run(lower, upper)
         if self.tail is None:
-            lo, hi = _flat(bounds)
+            lo, hi = flat(bounds)
             margins = lo[rows, labels][:, None] - hi
             margins[rows, labels] = 0
             return margins
@@ -118,50 +82,10 @@ class Decider:
         margins = lo[rows, labels][:, None] - hi
         margins[rows, labels] = 0
         # At its highest level the other class is not passed where the label's own end is no higher: not even tried.
-        sample, other = np.nonzero(~self._won(margins, labels) & (hi < hi[rows, labels][:, None]))
-        fused = self.tail.fused(sample, labels[sample], other, bounds, acc[0], lo, hi)
+        sample, other = np.nonzero(~self.goal.won(margins, labels) & (hi < hi[rows, labels][:, None]))
+        fused = self.tail.fused(self.tail.pairs(sample, labels[sample], other), bounds, acc[0], lo, hi)
         margins[sample, other] = np.maximum(margins[sample, other], fused)
         return margins
-
-    def linear_margins(self, relaxation: Relaxation, lower: Codes, upper: Codes, labels: Int64) -> Int64:
-        """`margins` from linear bounds (`relax`); not better everywhere."""
-        known = relaxation.bounds(lower, upper)
-        n, k = len(labels), self.classes
-        value = self.logits if self.tail is None else self.tail.value
-        shape = known[value][0].shape[1:]
-        factors = np.ones(k, np.int64) if self.tail is None else self.tail.factors
-        label, other = np.repeat(labels, k), np.tile(np.arange(k), n)
-        sample = np.repeat(np.arange(n), k)
-        rows = factors[label][:, None] * np.eye(k)[label] - factors[other][:, None] * np.eye(k)[other]
-        least = relaxation.lower({value: rows.reshape(n, k, *shape)}, known).ravel()
-        low, high = _flat(known[value])
-        if self.tail is not None:
-            acc_low = low
-            low, high = self.tail.lowest(low), self.tail.highest(high)
-            least = np.maximum(least, self.tail.difference(sample, label, other, known[self.tail.source]))
-            least = self.tail.behind(sample, label, other, least, acc_low, low, high)
-        margins: Int64 = np.maximum(low[sample, label] - high[sample, other], least).reshape(n, k)
-        margins[np.arange(n), labels] = 0
-        return margins
-
-    def _won(self, margins: Int64, labels: Int64) -> Bools:
-        """[N, classes]: whether lower bounds of the logit margins imply out_y > out_j at the output; True at j = y."""
-        won = margins >= 1
-        for softmax in self.softmaxes:
-            behind = 255 - np.clip(margins, 0, 255)
-            match softmax:
-                case SoftmaxRule(exponentials):
-                    won &= softmax_separates(exponentials[behind], INT32_MAX)
-                case FloatSoftmaxRule(table):
-                    won &= float_softmax_separates(table[behind])
-                case ScaledSoftmaxRule(scaled):
-                    won &= float_softmax_separates(scaled[behind] / scaled[-1].astype(np.float64))
-                case TableSoftmaxRule(table16):
-                    won &= table_softmax_separates(table16[behind])
-                case _:
-                    assert_never(softmax)
-        won[np.arange(len(labels)), labels] = True
-        return won
 
     def correct(self, samples: Codes, labels: Int64, last: Codes | None = None) -> Bools:
         """Whether the label wins strictly at each of `samples`, codes [N, *input shape]; N >= 1.
@@ -171,14 +95,14 @@ class Decider:
         """
         (bounds,) = self.engine.run(samples, samples if last is None else last)
         if self.tail is None:
-            lo, hi = _flat(bounds)
+            lo, hi = flat(bounds)
         else:
             acc_low, acc_high = self.tail.accumulators(bounds)
             lo, hi = self.tail.lowest(acc_low), self.tail.highest(acc_high)
         rows = np.arange(len(labels))
-        if self.softmaxes and not self.definite:
-            return _every(self._won(lo[rows, labels][:, None] - hi, labels))
-        for softmax in self.softmaxes:
+        if self.goal.softmaxes and not self.definite:
+            return _every(self.goal.won(lo[rows, labels][:, None] - hi, labels))
+        for softmax in self.goal.softmaxes:
             # Of one function both ends are the logits themselves.
             lo = hi = softmax.apply(lo)
         won = lo[rows, labels][:, None] > hi
@@ -191,43 +115,8 @@ def _every(rows: Bools) -> Bools:
     return np.asarray(rows.all(1))
 
 
-def _logits(program: Program) -> tuple[tuple[AnySoftmaxRule, ...], int]:
-    """Every rule of the softmax that writes the program's output, if one does, and the value that decides: its input, else the output."""
-    for step in program.steps:
-        if step.out == program.output:
-            atoms = step.atom.atoms if isinstance(step.atom, AnyOf) else (step.atom,)
-            if found := tuple(atom.rule for atom in atoms if isinstance(atom, Softmax)):
-                return found, step.args[0]
-    return (), program.output
-
-
-def _check_end(program: Program, softmaxes: tuple[AnySoftmaxRule, ...]) -> None:
-    tensor = program.output_tensor
-    if tensor.size < 2:
-        raise UnsupportedError(f"the output {tensor.name!r} has {tensor.size} element; a decision needs two classes")
-    for softmax in softmaxes:
-        match softmax:
-            case SoftmaxRule(e):
-                top = float(INT32_MAX)
-            case FloatSoftmaxRule(e):
-                top = 1
-            case ScaledSoftmaxRule(e):
-                top = float(e.max())
-            case TableSoftmaxRule(e):
-                top = 65535
-            case _:
-                assert_never(softmax)
-        if tensor.shape[-1] != tensor.size:
-            raise UnsupportedError(f"softmax over rows of {tensor.shape}: the output is not one row of classes")
-        if not ((np.diff(e) >= 0).all() and (e >= 0).all() and e[-1] == top):
-            raise UnsupportedError("the softmax's table of exponentials is not monotone")
-    least, most = tensor.codes
-    codes = np.arange(least, most + 1).astype(tensor.dtype)
-    if program.float_output and not (np.diff(dequantize(codes, tensor.scale, tensor.zero_point)) > 0).all():
-        raise UnsupportedError(f"the output {tensor.name!r} has codes that dequantise to equal floats: wins may tie")
-
-
-def _flat(bounds: Bounds) -> tuple[Int64, Int64]:
+def flat(bounds: Bounds) -> tuple[Int64, Int64]:
+    """Bounds as int64 [N, elements]."""
     lo, hi = (b.reshape(len(b), -1).astype(np.int64) for b in bounds)
     return lo, hi
 
@@ -240,13 +129,12 @@ def decide(
     samples: Codes,
     *,
     threads: int = 1,
-    bounds: Method = "interval",
 ) -> Decision:
     """The decision over the boxes lower <= x <= upper around `samples`, all codes [N, *input shape]; labels int64 [N].
 
     Neither `threads` nor the machine changes the result. Raises UnsupportedError where the program's end cannot be decided.
     """
-    decider = Decider(program, bounds=bounds)
+    decider = Decider(program)
     return _decide(
         len(labels),
         BATCH,
@@ -265,19 +153,17 @@ def certify(
     threads: int = 1,
     batch: int = BATCH,
     progress: Callable[[int], None] = lambda done: None,
-    bounds: Method = "interval",
     engine: Callable[[Program, list[int]], Engine] = Engine,
     each_worker: Callable[[], None] = lambda: None,
 ) -> Decision:
     """The decision for the regions around x [N, *input shape] (float32 or float64 in sensor units, or codes).
 
-    bounds: the method, which decides how many regions are certified, and never whether one is. progress(n) is called with the
-    number of samples decided so far, each_worker() by every thread as it starts. None of
+    progress(n) is called with the number of samples decided so far, each_worker() by every thread as it starts. None of
     `threads`, `batch` and a right `engine` (another way to compute `propagate`) changes the result.
     Raises DataError or InputError for unusable data, UnsupportedError where the program's end cannot be decided.
     """
     y = check_data(program, x, labels)
-    decider, boxes = Decider(program, engine, bounds), Boxes(program, region, x)
+    decider, boxes = Decider(program, engine), Boxes(program, region, x)
 
     def at_sample(rest: Int64) -> Bools:
         first, last = point_boxes(program, x[rest])

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from cactus_edge.errors import CactusError, InstallError, ModelError
+from cactus_edge.errors import CactusError, InputError, InstallError, ModelError
 from cactus_edge.ir.arithmetic import profile_table_digest
 from cactus_edge.ir.blob_format import PROFILE
 from cactus_edge.verify.certificate import (
     UNCHECKED,
     Data,
-    Falsify,
     decode,
     encode,
     format_of,
@@ -32,7 +31,6 @@ from cactus_edge.verify.decide import certify
 from cactus_edge.verify.elf import find_blob
 from cactus_edge.verify.regions import Exact, data_digest, exact
 from cactus_edge.verify.runtimes import TFLITE, FileFormat, Runtimes, runtimes
-from cactus_edge.verify.witness import read
 
 State = Literal["ok", "failed", "not checked"]
 
@@ -83,6 +81,7 @@ def recheck(
     x: Data,
     labels: Data,
     *,
+    proof: bytes | None = None,
     firmware: bytes | None = None,
     eps: Exact | None = None,
     profile: str | None = None,
@@ -92,12 +91,12 @@ def recheck(
 ) -> Report:
     """Checks a certificate against the model's bytes, the data and, where given, a firmware ELF.
 
-    eps, profile: what the reader expects the certificate to be about (optional). formats: what can be read. Raises
-    CertificateError for bytes that are no certificate of this version, DataError for labels that are no integers; all else
-    that is wrong is a failed check.
+    proof: the proof file, for a certificate that has one. eps, profile: what the reader expects the certificate to be about
+    (optional). formats: what can be read. Raises CertificateError for bytes that are no certificate of this version, InputError
+    where the proof file is missing, DataError for labels that are no integers; all else that is wrong is a failed check.
     """
     record = decode(certificate)
-    name, asked, bounds = question(record)
+    name, asked, shown = question(record)
     sealed = seal(record)
     checks = [
         Check(
@@ -107,6 +106,10 @@ def recheck(
         _compare("data.sha256", data_digest(x, labels), record, "data.sha256"),
         _compare("the table of runtimes' arithmetics", profile_table_digest(), record, "profile.table_sha256"),
     ]
+    if shown:
+        if proof is None:
+            raise InputError("the certificate rests on a proof file, and none is given", hint="verify --proof FILE")
+        checks.append(_compare("proof.sha256", hashlib.sha256(proof).hexdigest(), record, "proof.sha256"))
     if profile is not None:
         checks.append(_compare("the profile asked for", profile, record, "profile.name"))
     if eps is not None:
@@ -119,7 +122,7 @@ def recheck(
         try:
             decide = partial(certify, threads=threads, progress=progress)
             named = runtimes(model, name, form)
-            proved = prove_claims(model, x, labels, region_of(asked), named, bounds, decide, form, _told(record))
+            proved = prove_claims(model, x, labels, region_of(asked), named, decide, form, proof if shown else None)
         except CactusError as error:
             checks.append(Check("the proof", "failed", "one that can be recomputed", error.message))
         else:
@@ -132,15 +135,6 @@ def recheck(
         checks.append(Check("the proof", "not checked", "", "not reached"))
     checks += [Check(key, "not checked", why, _text(record.get(key))) for key, why in UNCHECKED.items()]
     return Report(tuple(checks), record)
-
-
-def _told(record: Mapping[str, Any]) -> Falsify | None:
-    """The counterexamples that the certificate holds, if it holds any: to be replayed."""
-    match record:
-        case {"verdict": {"counterexamples": field}}:
-            return lambda program, *_: read(field, program.input_tensor)
-        case _:
-            return None
 
 
 def _confirmed(form: FileFormat, model: bytes, named: Runtimes) -> Iterator[Check]:

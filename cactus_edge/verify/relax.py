@@ -1,351 +1,340 @@
-"""Linear bounds on a program's values over boxes: a sum of values is pushed back to the input, atom by atom.
+"""Linear bounds on a program's values over boxes: a sum of values is pushed back to the input, atom by atom, in integers.
 
 A lower bound on <A, v> + c, v any value of the program, is rewritten in terms of what v is computed from:
 
 * Affine: exactly. Gather: exactly. Max: as the tap that is largest at the least, or, from above, as its bound.
-* A non-decreasing rule R on [l, u] lies between two lines. R is its thresholds t_k = min {a : R(a) >= k}, so that
-  s m a + b is above R wherever it is at l and at every t_k in (l, u], and below R wherever it is at u and at every t_k - 1.
-  With d_k = m t_k - k these are linear in k but for d_k, whose least and largest are known for each channel: two values of k
-  and one constant decide. Rounding, clamps, ties and envelopes need no constants of their own. m is about the multiplier of R
-  and s one of 0, 1 and the slope of the chord, whichever line is closest in the middle; any choice is sound.
+* A rule of one argument, or of two: as a line below it where its coefficient is positive, above it elsewhere (`lines`).
 * Any other atom: as the bounds of its result.
+* In addition an accumulator's coefficient may be changed by any mu at the price max(mu l, mu u) over its bounds [l, u]: that
+  is how a split of the region enters (the Lagrange multiplier of beta-CROWN, Wang et al., NeurIPS 2021, eq. 8).
 
-Numbers are float64. Matrix products are exact, since their left side is first rounded to `BITS` bits (what that may cost is
-paid), so that no order of summation changes a bit. Every other result is one rounding of one product or sum of magnitude below
-`LARGEST`, which costs less than half a `GRAIN`; constants are summed as integers of grains, each rounded down with one to spare.
-A row that leaves `LARGEST` has no bound. The same numbers come out on every machine, one sample at a time or many.
+The slopes of the lines and the multipliers are hints: whatever they are, the bound holds. Coefficients are integers a 2^-e with
+one e per row, the constant is an integer of grains of 2^-24. Before each step coefficients are rounded to BITS bits and what that
+may cost is paid; every product then is an exact integer, and each term of the constant is rounded down to a grain. A row
+that leaves the ranges below has no bound. So the same numbers come out everywhere, one box at a time or many, here or in C.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import reduce
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
-from typing import assert_never
+from typing import Any, assert_never
 
 import numpy as np
 import numpy.typing as npt
 
-from cactus_edge.errors import UnsupportedError
+from cactus_edge.errors import CertificateError, UnsupportedError
 from cactus_edge.ir.arith import INT8_MAX, INT8_MIN
 from cactus_edge.ir.atoms import (
     Affine,
-    AnyOf,
-    Atom,
-    Between,
     Gather,
     Join,
     Max,
-    Monotone,
     PadWith,
     Program,
     Rearrangement,
     ReshapeTo,
     Step,
     Take,
-    example,
 )
 from cactus_edge.ir.evaluate import widest
 from cactus_edge.ir.linear import Linear, output_size, pad_image, windows
-from cactus_edge.ir.ops import Int8, Int64
-from cactus_edge.verify.interval import Bounds, full_range, step_bounds, thresholds
+from cactus_edge.ir.ops import Codes, Int64
+from cactus_edge.verify.interval import Bounds, full_range, step_bounds
+from cactus_edge.verify.lines import INTERCEPT, ONE, Lines, Slope, lines
 
-Float64 = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-GRAIN = 2.0**-24
-"""The unit of constants, in steps of the value that is bounded."""
-
-LARGEST = 2.0**28
-"""Magnitude of a product beyond which half a unit in the last place of a double could be more than half a grain."""
-
-SUM = 2.0**36
-"""Magnitude of constants and of what is added to them at once: as grains both together are far below 2^63."""
+GRAIN = 24
+"""Constants are integers of 2^-24 steps of the sum that is bounded."""
 
 BITS = 24
-"""Of the coefficients before a matrix product: every partial sum is below 2^53 units where the weights of one input sum to 2^29 at most."""
+"""Of the coefficients before a step: every product below stays within int64."""
 
-CHORD = 2.0**-10
-"""The unit of slopes relative to m; m itself has 16 bits, so that s m is exact."""
+TERM, TOTAL = 2**44, 2**61
+"""Grains that one element may add, and that the constant may have."""
 
-WIDER = 2.0**-30
-"""By which each line is moved outward, for the roundings of its intercept: a few, of numbers below 2^20."""
+WIDEST = 2**17
+"""Elements of a value: as many terms of at most TERM stay within TOTAL."""
+
+COLUMN = 2**28
+"""Sum of the |weights| of one input: with coefficients of BITS bits every partial sum is below 2^53."""
+
+FAR = 28
+"""Exponents further apart are not brought together."""
+
+MULTIPLIER = 2**36
+"""Magnitude of an intercept, in its own unit, beyond which a row has no bound."""
 
 ELEMENTS = 1 << 22
 """Coefficients of one value at a time, about: bounds the memory, changes no result."""
 
-NARROW = 256
-"""Elements up to which the accumulators of a layer are bounded by lines as well, one row each."""
+NONE = int(np.iinfo(np.int64).min // 2)
+"""The bound of a row without one."""
+
+Hints = Mapping[int, tuple[Int64, Int64]]
+"""Rule's value -> (k below, k above), the slopes of its lines as in `lines`, int64 [N, R or 1, *shape]."""
 
 
 @dataclass(frozen=True, eq=False)
-class Lines:
-    """What the lines around one rule need, of arrays [*shape], broadcastable to its argument's.
+class Multipliers:
+    """Changes of coefficients of one accumulator: at [n, r, element] by mu 2^-s; int64 [M], no place twice, |mu| < 2^24, 0 <= s <= 60."""
 
-    lowest, highest: the rule's own ends on int64. slope m. least: min over the levels k of m t_k - k, t of `highest`; most: the
-    maximum, t of `lowest`.
-    """
-
-    lowest: Callable[[Int64], Int64]
-    highest: Callable[[Int64], Int64]
-    slope: Float64
-    least: Float64
-    most: Float64
-
-    def above(self, low: Int64, high: Int64) -> tuple[Float64, Float64]:
-        """(a, b) with highest(x) <= a x + b for the integers low <= x <= high, elementwise."""
-        first, last = (self.highest(x).astype(np.float64) for x in (low, high))
-
-        def intercept(s: Float64) -> Float64:
-            steps = np.maximum((first + 1) * (1 - s), last * (1 - s)) - s * self.least
-            at_low = first - s * self.slope * low
-            return WIDER + np.where(last > first, np.maximum(steps, at_low), at_low)
-
-        return self._best(low, high, first, last, intercept, 1)
-
-    def below(self, low: Int64, high: Int64) -> tuple[Float64, Float64]:
-        """(a, b) with lowest(x) >= a x + b for the integers low <= x <= high, elementwise."""
-        first, last = (self.lowest(x).astype(np.float64) for x in (low, high))
-
-        def intercept(s: Float64) -> Float64:
-            steps = np.minimum(first * (1 - s), (last - 1) * (1 - s)) - s * (1 + self.most - self.slope)
-            at_high = last - s * self.slope * high
-            return np.where(last > first, np.minimum(steps, at_high), at_high) - WIDER
-
-        return self._best(low, high, first, last, intercept, -1)
-
-    def _best(
-        self,
-        low: Int64,
-        high: Int64,
-        first: Float64,
-        last: Float64,
-        intercept: Callable[[Float64], Float64],
-        sign: int,
-    ) -> tuple[Float64, Float64]:
-        """The line that is least (sign 1) or largest (-1) in the middle of [low, high]."""
-        rise = np.maximum(self.slope * (high - low), WIDER)
-        chord = np.minimum(np.rint((last - first) / rise / CHORD) * CHORD, 1.0)
-        found: list[tuple[Float64, Float64]] = []
-        for s in (np.zeros_like(chord), chord, np.ones_like(chord)):
-            found.append((s * self.slope, intercept(s)))
-        middle = np.stack([sign * (a * ((low + high) / 2) + b) for a, b in found])
-        chosen = middle.argmin(0)
-        slope, constant = (np.choose(chosen, parts) for parts in zip(*found, strict=True))
-        return slope, constant
-
-
-def lines(atom: Atom, low: Int64, high: Int64) -> Lines | None:
-    """The lines of a non-decreasing rule of one argument in [low, high] [*shape]; None for any other atom, or a rule far from linear."""
-    ends = _ends(atom)
-    usual = example(atom)
-    if ends is None or not isinstance(usual, Monotone | Between):
-        return None
-    lowest, highest = ends
-    multiplier = (usual.rule if isinstance(usual, Monotone) else usual.member).slope()
-    point = np.full((1,) * low.ndim, low.min())
-    shape = np.broadcast_shapes(multiplier.shape, *(end(point).shape for end in ends))
-    if len(shape) > low.ndim:
-        return None
-    mantissa, exponent = np.frexp(np.broadcast_to(multiplier, shape))
-    slope = np.ldexp(np.rint(np.ldexp(mantissa, 16)), exponent - 16)
-    shared = tuple(a for a, n in enumerate(shape) if n == 1)
-    low, high = low.min(shared, keepdims=True), high.max(shared, keepdims=True)
-    least, most = (_extreme(rule, slope, low, high, of) for rule, of in ((highest, np.min), (lowest, np.max)))
-    if max(np.abs(least).max(), np.abs(most).max()) > 2**18:
-        return None
-    return Lines(lowest, highest, slope, least, most)
-
-
-def _extreme(
-    rule: Callable[[Int64], Int64], slope: Float64, low: Int64, high: Int64, of: Callable[..., Float64]
-) -> Float64:
-    """The least or the largest of m t_k - k over the levels that are reached above `low`; 0 where there is none."""
-    levels, t = thresholds(rule, low, high)
-    if not len(levels):
-        return np.zeros(low.shape)
-    reached = (t > low) & (t <= high)
-    off = slope * t - levels.reshape(-1, *(1,) * low.ndim)
-    otherwise = -np.inf if of is np.max else np.inf
-    found: Float64 = of(np.where(reached, off, otherwise), axis=0)
-    return np.where(reached.any(0), found, 0.0)
-
-
-def _ends(atom: Atom) -> tuple[Callable[[Int64], Int64], Callable[[Int64], Int64]] | None:
-    """The least and the largest result of a rule of one argument."""
-    match atom:
-        case Monotone(rule):
-            return rule.apply, rule.apply
-        case Between(lowest, _, highest):
-            return lowest.apply, highest.apply
-        case AnyOf(atoms):
-            ends = [_ends(a) for a in atoms]
-            lows, highs = [e[0] for e in ends if e], [e[1] for e in ends if e]
-            if len(lows) < len(ends):
-                return None
-            return (lambda x: reduce(np.minimum, (f(x) for f in lows))), (
-                lambda x: reduce(np.maximum, (f(x) for f in highs))
-            )
-        case _:
-            return None
+    n: Int64
+    r: Int64
+    element: Int64
+    mu: Int64
+    s: Int64
 
 
 @dataclass(eq=False)
 class Rows:
-    """R lower bounds per box under way: <coefficients of each value, the value> + constant; N boxes.
+    """R lower bounds per box under way: sum over values of <a, value> 2^-e, plus the constant; N boxes.
 
-    coefficients: value -> float64 [N, R, *shape]. constant int64 [N, R] in grains; valid [N, R]: no number left its range.
+    pending: value -> (a int64 [N, R, *shape], e int64 [N, R]). constant int64 [N, R] in grains; valid [N, R].
     """
 
-    coefficients: dict[int, Float64]
     constant: Int64
     valid: Bools
+    pending: dict[int, tuple[Int64, Int64]] = field(default_factory=dict)
 
-    def add(self, terms: Float64, spare: int = 1) -> None:
-        """Adds a sum of terms [N, R, *shape], each the rounding of one product or sum; `spare` grains are taken off each."""
-        flat = terms.reshape(*self.constant.shape, -1)
-        inside = np.abs(flat) < LARGEST
-        self.valid &= inside.all(2) & (np.abs(flat).sum(2) < SUM)
-        grains = np.floor(np.where(inside & self.valid[..., None], flat, 0.0) / GRAIN).astype(np.int64) - spare
-        self.constant += grains.sum(2)
-        self.valid &= np.abs(self.constant) < SUM / GRAIN
+    def add(self, terms: Int64, e: Int64) -> None:
+        """Adds the sum of terms [N, R, *shape] 2^-e, each rounded down to a grain."""
+        grains, fit = _grains(terms.reshape(*e.shape, -1), e[..., None])
+        self._add(np.where(fit, grains, 0).sum(2), np.asarray(fit.all(2)))
+
+    def _add(self, grains: Int64, fit: Bools) -> None:
+        self.valid &= fit
+        self.constant += np.where(self.valid, grains, 0)
+        self.valid &= np.abs(self.constant) <= TOTAL
         self.constant[~self.valid] = 0
 
-    def least(self, coefficients: Float64, low: Int64, high: Int64) -> None:
-        """Replaces <coefficients, v> by its minimum over low <= v <= high [N, *shape]."""
-        self.add(np.minimum(coefficients * low[:, None], coefficients * high[:, None]))
+    def least(self, a: Int64, e: Int64, bounds: Bounds) -> None:
+        """Replaces <a, v> 2^-e by its minimum over the bounds of v, [N, *shape]."""
+        low, high = bounds
+        self.add(np.where(a > 0, low[:, None], high[:, None]) * a, e)
 
-    def rounded(self, coefficients: Float64, low: Int64, high: Int64) -> Float64:
-        """The coefficients with BITS bits relative to their row's largest; what that may lower the sum by is taken off."""
-        axes = tuple(range(2, coefficients.ndim))
-        top = np.abs(coefficients).max(axes, keepdims=True, initial=0.0)
-        unit = np.ldexp(1.0, np.frexp(top)[1] - BITS)
-        kept: Float64 = np.rint(coefficients / unit) * unit
-        self.least(coefficients - kept, low, high)
-        return kept
+    def rounded(self, a: Int64, e: Int64, bounds: Bounds) -> tuple[Int64, Int64]:
+        """(a, e) with at most BITS bits, rounded to nearest, halves up; what that may lower the sum by is taken off."""
+        axes = tuple(range(2, a.ndim))
+        top = np.maximum(a.max(axes, initial=0), -a.min(axes, initial=0))
+        # Magnitudes below 2^54 and no other power of two nearby: the exponent of the double is the bit length.
+        t = np.maximum(np.frexp(top.astype(np.float64))[1].astype(np.int64) - BITS, 0)
+        if not t.any():
+            return a, e
+        shift = _over(t, a)
+        kept = (a + ((1 << shift) >> 1)) >> shift
+        self.least(a - (kept << shift), e, bounds)
+        return kept, e - t
 
-    def give(self, value: int, coefficients: Float64, low: Int64, high: Int64) -> None:
-        """Adds <coefficients, value> to the sum, the value in [low, high]."""
-        if value in self.coefficients:
-            coefficients = coefficients + self.coefficients[value]
-            self.add(np.zeros_like(coefficients))
-            reach = np.abs(coefficients) * np.maximum(np.abs(low), np.abs(high))[:, None]
-            self.valid &= (reach < LARGEST).reshape(*self.valid.shape, -1).all(2)
-        self.coefficients[value] = coefficients
+    def give(self, value: int, a: Int64, e: Int64, bounds: Bounds) -> None:
+        """Adds <a, value> 2^-e to the sum."""
+        if value in self.pending:
+            first, second = self.rounded(*self.pending[value], bounds), self.rounded(a, e, bounds)
+            a, e = self._together(first, second, bounds)
+        self.pending[value] = a, e
+
+    def _together(self, x: tuple[Int64, Int64], y: tuple[Int64, Int64], bounds: Bounds) -> tuple[Int64, Int64]:
+        """The sum of two of at most BITS bits; where one's unit is too fine for that, it is paid for at once."""
+        parts, units = [], np.maximum(x[1], y[1])
+        fine = np.where(np.abs(x[1] - y[1]) > FAR, np.minimum(x[1], y[1]), units)
+        for a, e in (x, y):
+            lost = e > fine
+            if lost.any():
+                self.least(np.where(_over(lost, a), a, 0), e, bounds)
+                a = np.where(_over(lost, a), 0, a)
+            parts.append(a << _over(np.maximum(fine - e, 0), a))
+        return parts[0] + parts[1], fine
+
+    def shift(self, value: int, by: Multipliers, bounds: Bounds) -> None:
+        """Changes coefficients of `value` by multipliers, at their price. Ignored where the value has no coefficients."""
+        if value not in self.pending or not len(by.mu):
+            return
+        a, e = self.pending[value]
+        n, r, i = by.n, by.r, by.element
+        finer = e[n, r] - by.s
+        self.valid[n[finer > FAR], r[finer > FAR]] = False
+        change = np.where(finer >= 0, by.mu << np.clip(finer, 0, FAR), by.mu >> np.clip(-finer, 0, 63))
+        a = a.copy()
+        flat = a.reshape(*e.shape, -1)
+        flat[n, r, i] += change
+        low, high = (b.reshape(len(b), -1)[n, i] for b in bounds)
+        paid, unit = np.where(finer >= 0, by.mu, change), np.where(finer >= 0, by.s, e[n, r])
+        price, fit = _grains(-np.maximum(paid * low, paid * high), unit)
+        total, fits = np.zeros_like(self.constant), np.ones_like(self.valid)
+        np.add.at(total, (n, r), np.where(fit, price, 0))
+        np.logical_and.at(fits, (n, r), fit)
+        self._add(total, fits)
+        self.pending[value] = a, e
 
 
 class Relaxation:
-    """Linear bounds for one program of int8; what does not depend on the boxes is computed once."""
+    """Linear bounds for one program of int8, with slopes for some of its rules' values; the others count by their bounds.
 
-    def __init__(self, program: Program) -> None:
+    Raises UnsupportedError for programs of int16 or of values above WIDEST elements, CertificateError for slopes that fit no rule.
+    """
+
+    def __init__(self, program: Program, slopes: Mapping[int, Slope]) -> None:
         if program.codes[1] > INT8_MAX:
             raise UnsupportedError(
                 "linear bounds are for int8: the lines of a rule come from all its levels, of which int16 has too many",
                 hint="take --bounds interval",
             )
+        largest = max(prod(v.shape) for v in program.values)
+        if largest > WIDEST:
+            raise UnsupportedError(
+                f"linear bounds are for values of up to {WIDEST} elements, one here has {largest}",
+                hint="take --bounds interval",
+            )
         self.program = program
-        self._lines: dict[int, Lines] = {}
         ranges = {
-            s.out: tuple(e[0] for e in step_bounds(s.atom, [full_range(program, s.atom.linear.in_shape)]))
+            s.out: step_bounds(s.atom, [full_range(program, s.atom.linear.in_shape)])
             for s in program.steps
             if isinstance(s.atom, Affine)
         }
-        for step in program.steps:
-            codes = tuple(e[0] for e in full_range(program, program.values[step.args[0]].shape))
-            found = lines(step.atom, *ranges.get(step.args[0], codes))
-            if found is not None:
-                self._lines[step.out] = found
-        self._exact = {
+        steps = {step.out: step for step in program.steps}
+        self.lines: dict[int, Lines] = {}
+        for value, slope in slopes.items():
+            if value not in steps:
+                raise CertificateError(f"a slope is for value {value}, which no step writes")
+            step, shape = steps[value], program.values[value].shape
+            full = [ranges.get(a, full_range(program, program.values[a].shape)) for a in step.args]
+            self.lines[value] = lines(step.atom, slope, shape, full)
+        self.exact = frozenset(
             s.out
             for s in program.steps
             if isinstance(s.atom, Affine)
-            and s.atom.linear.absolute().adjoint(np.ones((1, *s.atom.linear.out_shape), np.int64)).max() < 2**29
-        }
-        self._narrow = {
-            s.out
-            for s in program.steps
-            if isinstance(s.atom, Affine) and s.args[0] != program.input and prod(program.values[s.out].shape) <= NARROW
-        }
+            and s.atom.linear.absolute().adjoint(np.ones((1, *s.atom.linear.out_shape), np.int64)).max() < COLUMN
+        )
 
-    def bounds(self, lower: Int8, upper: Int8) -> list[Bounds]:
-        """As `interval.propagate`, int64 [N, *shape] by value, with the accumulators of narrow layers bounded by lines as well."""
+    def forward(
+        self,
+        lower: Codes,
+        upper: Codes,
+        parent: Sequence[Bounds] | None = None,
+        tighten: Callable[[int, Mapping[int, Bounds]], Hints | None] = lambda value, known: None,
+    ) -> tuple[list[Bounds], Bools]:
+        """(bounds int64 [N, *shape] by value, empty [N]) over the boxes lower <= x <= upper, as exact intervals.
+
+        parent: bounds that hold as well, by value. tighten(value, bounds so far): the hints with which the value, an Affine's,
+        is to be bounded by lines too; None for not at all. empty: no point of the box keeps all of these.
+        """
         program = self.program
         known: dict[int, Bounds] = {program.input: (lower.astype(np.int64), upper.astype(np.int64))}
         known |= {value: (codes, codes) for value, codes in program.repeated_constants(len(lower)).items()}
-        for step in program.steps:
-            known[step.out] = step_bounds(step.atom, [known[a] for a in step.args])
-            if step.out in self._narrow:
-                known[step.out] = self._tightened(step.out, known)
-        return [known[i] for i in range(len(program.values))]
+        empty = np.zeros(len(lower), np.bool_)
 
-    def _tightened(self, value: int, known: dict[int, Bounds]) -> Bounds:
+        def keep(value: int, bounds: Bounds) -> None:
+            low, high = bounds
+            known[value] = low, high
+            np.logical_or(empty, (low > high).reshape(len(low), -1).any(1), out=empty)
+
+        if parent is not None:
+            keep(program.input, _cut(known[program.input], parent[program.input]))
+        for step in program.steps:
+            bounds = step_bounds(step.atom, [known[a] for a in step.args])
+            keep(step.out, bounds if parent is None else _cut(bounds, parent[step.out]))
+            hints = tighten(step.out, known)
+            if hints is not None:
+                keep(step.out, self._tightened(step.out, known, hints))
+        return [known[i] for i in range(len(program.values))], empty
+
+    def _tightened(self, value: int, known: Mapping[int, Bounds], hints: Hints) -> Bounds:
         low, high = known[value]
         n, shape = len(low), low.shape[1:]
-        unit = np.eye(prod(shape))
+        unit = np.eye(prod(shape), dtype=np.int64)
         block = max(1, ELEMENTS // (n * widest(self.program)))
         parts = [unit[i : i + block] for i in range(0, len(unit), block)]
 
-        def bound(sign: float) -> Int64:
+        def bound(sign: int) -> Int64:
             found = (
-                self.lower({value: np.broadcast_to(sign * p, (n, *p.shape)).reshape(n, -1, *shape)}, known)
+                self.lower(value, np.broadcast_to(sign * p, (n, *p.shape)).reshape(n, -1, *shape), known, hints)
                 for p in parts
             )
             return np.concatenate(list(found), 1).reshape(low.shape)
 
-        return np.maximum(low, bound(1.0)), np.minimum(high, -bound(-1.0))
+        return np.maximum(low, bound(1)), np.minimum(high, -bound(-1))
 
-    def lower(self, rows: dict[int, Float64], known: dict[int, Bounds] | list[Bounds]) -> Int64:
-        """Lower bounds, int64 [N, R], on the integer sums <rows[v], v>: rows float64 [N, R, *shape] holding integers below 2^20.
+    def lower(
+        self,
+        value: int,
+        rows: Int64,
+        known: Mapping[int, Bounds] | Sequence[Bounds],
+        hints: Hints,
+        multipliers: Mapping[int, Multipliers] | None = None,
+    ) -> Int64:
+        """Lower bounds, int64 [N, R], on the integer sums <rows, value>: rows int64 [N, R, *shape], below 2^24 in magnitude.
 
-        known: bounds of every value that the rows' depend on. A row without a bound has the least int64 / 2.
+        known: bounds of every value that this one depends on. A row without a bound has NONE.
         """
-        first = next(iter(rows.values()))
-        shape = first.shape[:2]
-        state = Rows(dict(rows), np.zeros(shape, np.int64), np.ones(shape, np.bool_))
+        shape = rows.shape[:2]
+        state = Rows(np.zeros(shape, np.int64), np.ones(shape, np.bool_), {value: (rows, np.zeros(shape, np.int64))})
         for step in reversed(self.program.steps):
-            if step.out in state.coefficients:
-                self._back(step, state.coefficients.pop(step.out), state, known)
-        for value, coefficients in state.coefficients.items():
-            state.least(coefficients, *known[value])
-        return np.where(state.valid, -(-state.constant // int(1 / GRAIN)), np.iinfo(np.int64).min // 2)
+            if step.out not in state.pending:
+                continue
+            if multipliers and step.out in multipliers:
+                state.shift(step.out, multipliers[step.out], known[step.out])
+            self._back(step, *state.pending.pop(step.out), state, known, hints)
+        for rest, (a, e) in state.pending.items():
+            state.least(a, e, known[rest])
+        return np.where(state.valid, -(-state.constant >> GRAIN), NONE)
 
-    def _back(self, step: Step, a: Float64, state: Rows, known: dict[int, Bounds] | list[Bounds]) -> None:
-        """Rewrites <a, what the step gives> in terms of its arguments."""
-        low, high = known[step.args[0]]
+    def _back(
+        self,
+        step: Step,
+        a: Int64,
+        e: Int64,
+        state: Rows,
+        known: Mapping[int, Bounds] | Sequence[Bounds],
+        hints: Hints,
+    ) -> None:
+        """Rewrites <a, what the step gives> 2^-e in terms of its arguments."""
+        bounds = known[step.out]
+        a, e = state.rounded(a, e, bounds)
         match step.atom:
-            case Affine(linear, offset, bias) if step.out in self._exact:
-                a = state.rounded(a, *known[step.out])
+            case Affine(linear, offset, bias) if step.out in self.exact:
                 below = _adjoint(linear, a)
-                state.add(a * bias)
-                state.add(below * offset)
-                state.give(step.args[0], below, low, high)
+                state.add(a * bias, e)
+                state.add(below * offset, e)
+                state.give(step.args[0], below, e, known[step.args[0]])
             case Gather(rearrangement):
-                a = state.rounded(a, *known[step.out])
                 if isinstance(rearrangement, PadWith):
                     border = a.copy()
                     border[_inside(rearrangement, a)] = 0
-                    state.add(border * rearrangement.value)
+                    state.add(border * rearrangement.value, e)
                 shapes = [self.program.values[v].shape for v in step.args]
                 for argument, part in zip(step.args, _gathered(rearrangement, a, shapes), strict=True):
-                    state.give(argument, part, *known[argument])
+                    state.give(argument, part, e, known[argument])
             case Max() as window:
-                a = state.rounded(a, *known[step.out])
-                at_tap, from_above = _max(window, a, low, high)
-                state.add(from_above * known[step.out][1][:, None])
-                state.give(step.args[0], at_tap, low, high)
-            case _ if step.out in self._lines:
-                between = self._lines[step.out]
-                under, over = between.below(low, high), between.above(low, high)
+                at_tap, from_above = _max(window, a, *known[step.args[0]])
+                state.add(from_above * bounds[1][:, None], e)
+                state.give(step.args[0], at_tap, e, known[step.args[0]])
+            case _ if step.out in self.lines:
+                between = self.lines[step.out]
+                args = [(known[v][0][:, None], known[v][1][:, None]) for v in step.args]
+                k_below, k_above = hints[step.out]
                 up = a > 0
-                slope, constant = (np.where(up, f[:, None], g[:, None]) for f, g in zip(under, over, strict=True))
-                state.add(a * constant, 2)
-                a = a * slope
-                reach = np.abs(a) * np.maximum(np.abs(low), np.abs(high))[:, None]
-                state.valid &= (reach < LARGEST).reshape(*state.valid.shape, -1).all(2)
-                state.give(step.args[0], a, low, high)
+                intercept = np.where(up, between.below(k_below, args), between.above(k_above, args))
+                near = (np.abs(intercept) < MULTIPLIER) | (a == 0)
+                state.valid &= near.reshape(*e.shape, -1).all(2)
+                state.add(a * np.where(near, intercept, 0), e + INTERCEPT)
+                sloped = a * np.where(up, k_below, k_above)
+                for argument, p in zip(step.args, between.p, strict=True):
+                    state.give(argument, sloped * p, e + between.q + ONE, known[argument])
             case _:
-                state.least(a, *known[step.out])
+                state.least(a, e, bounds)
+
+
+def _grains(terms: Int64, e: Int64) -> tuple[Int64, Bools]:
+    """(terms 2^-e in grains, rounded down; whether that is a TERM at most), elementwise; any numbers where it is not."""
+    down, up = np.clip(e - GRAIN, 0, 63), np.clip(GRAIN - e, 0, 63)
+    if not up.any():
+        grains = terms >> down
+        return grains, np.abs(grains) <= TERM
+    small = np.abs(terms) <= np.where(up < 63, TERM >> np.minimum(up, 62), 0)
+    grains = np.where(small, terms, 0) << np.where(up < 63, up, 0)
+    return np.where(up > 0, grains, terms >> down), np.where(up > 0, small, np.abs(terms >> down) <= TERM)
 
 
 def samples_at_once(program: Program) -> int:
@@ -353,19 +342,28 @@ def samples_at_once(program: Program) -> int:
     return max(1, ELEMENTS // (widest(program) * program.output_tensor.size))
 
 
-def _adjoint(linear: Linear, a: Float64) -> Float64:
-    """W^T a for rows a [N, R, *out_shape]."""
-    flat: Float64 = linear.adjoint(a.reshape(-1, *linear.out_shape))
-    return flat.reshape(*a.shape[:2], *linear.in_shape)
+def _over(per_row: npt.NDArray[Any], a: Int64) -> npt.NDArray[Any]:
+    """[N, R] as [N, R, 1, ...], to go with coefficients."""
+    return per_row.reshape(*per_row.shape, *(1,) * (a.ndim - 2))
 
 
-def _inside(pad: PadWith, a: Float64) -> tuple[slice, ...]:
+def _cut(bounds: Bounds, other: Bounds) -> Bounds:
+    return np.maximum(bounds[0], other[0]), np.minimum(bounds[1], other[1])
+
+
+def _adjoint(linear: Linear, a: Int64) -> Int64:
+    """W^T a for rows a [N, R, *out_shape], through float64: exact, by BITS and COLUMN."""
+    flat = linear.adjoint(a.reshape(-1, *linear.out_shape).astype(np.float64))
+    return flat.reshape(*a.shape[:2], *linear.in_shape).astype(np.int64)
+
+
+def _inside(pad: PadWith, a: Int64) -> tuple[slice, ...]:
     """Where the argument lies in the padded rows [N, R, *shape]."""
     inner = (slice(before, size - after) for (before, after), size in zip(pad.pads, a.shape[2:], strict=True))
     return (slice(None), slice(None), *inner)
 
 
-def _gathered(rearrangement: Rearrangement, a: Float64, shapes: Sequence[tuple[int, ...]]) -> list[Float64]:
+def _gathered(rearrangement: Rearrangement, a: Int64, shapes: Sequence[tuple[int, ...]]) -> list[Int64]:
     """The rows a [N, R, *out shape] in terms of each argument."""
     n, r = a.shape[:2]
     match rearrangement:
@@ -376,15 +374,14 @@ def _gathered(rearrangement: Rearrangement, a: Float64, shapes: Sequence[tuple[i
         case Join(axis):
             return np.split(a, np.cumsum([shape[axis] for shape in shapes])[:-1], axis=axis + 2)
         case Take(index):
-            size = prod(shapes[0])
-            at = np.arange(n * r)[:, None] * size + index.ravel()
-            summed: Float64 = np.bincount(at.ravel(), a.ravel(), n * r * size).astype(np.float64)
-            return [summed.reshape(n, r, *shapes[0])]
+            summed = np.zeros((prod(shapes[0]), n * r), np.int64)
+            np.add.at(summed, index.ravel(), a.reshape(n * r, -1).T)
+            return [summed.T.reshape(n, r, *shapes[0])]
         case _:
             assert_never(rearrangement)
 
 
-def _max(window: Max, a: Float64, low: Int64, high: Int64) -> tuple[Float64, Float64]:
+def _max(window: Max, a: Int64, low: Int64, high: Int64) -> tuple[Int64, Int64]:
     """(coefficients of the argument, coefficients of the maximum's own upper bound) for rows a [N, R, OH, OW, C].
 
     The maximum is at least its tap of the largest lower bound, and equal to it where no other tap can pass that.
@@ -399,13 +396,13 @@ def _max(window: Max, a: Float64, low: Int64, high: Int64) -> tuple[Float64, Flo
     chosen = lows.argmax(-1)
     others = np.where(np.arange(kh * kw) == chosen[..., None], outside, highs).max(-1)
     certain = np.take_along_axis(lows, chosen[..., None], -1)[..., 0] >= others
-    at_tap = np.where((a > 0) | certain[:, None], a, 0.0)
+    at_tap = np.where((a > 0) | certain[:, None], a, 0)
     n, r = a.shape[:2]
     h, w, c = low.shape[1:]
     oh, ow = output_size((h, w), window.kernel, window.stride, p)
-    below = np.zeros((n, r, h + p.top + p.bottom, w + p.left + p.right, c))
+    below = np.zeros((n, r, h + p.top + p.bottom, w + p.left + p.right, c), np.int64)
     for tap in range(kh * kw):
         i, j = divmod(tap, kw)
         rows, columns = slice(i, i + sh * (oh - 1) + 1, sh), slice(j, j + sw * (ow - 1) + 1, sw)
-        below[:, :, rows, columns] += np.where((chosen == tap)[:, None], at_tap, 0.0)
+        below[:, :, rows, columns] += np.where((chosen == tap)[:, None], at_tap, 0)
     return below[:, :, p.top : p.top + h, p.left : p.left + w], a - at_tap

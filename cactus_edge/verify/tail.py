@@ -23,8 +23,28 @@ Array = npt.NDArray[Any]
 PAIR_ELEMENTS = 1 << 20
 """Elements of the arrays over pairs of classes: bounds the memory, changes no result."""
 
+FACTOR = 4096
+"""The largest factor of an accumulator: with int32 accumulators every product below stays under 2^46."""
+
 TailAtom = Monotone | Between | AnyOf | Gather
 """What may stand behind the last Affine: non-decreasing rules, and moves that keep the order of the classes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Pairs of classes of samples, int64 [P] each: p acc_label - q acc_other is what is bounded; 1 <= p, q <= FACTOR."""
+
+    sample: Int64
+    label: Int64
+    other: Int64
+    p: Int64
+    q: Int64
+
+    def __len__(self) -> int:
+        return len(self.sample)
+
+    def __getitem__(self, at: slice | Int64) -> Pairs:
+        return Pairs(self.sample[at], self.label[at], self.other[at], self.p[at], self.q[at])
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,57 +84,62 @@ class Tail:
         """The largest logits of accumulators acc int64 [M, K]."""
         return _apply(self.atoms, acc, self.shape, 1)
 
-    def fused(
-        self, sample: Int64, label: Int64, other: Int64, bounds: Bounds, acc_low: Int64, low: Int64, high: Int64
-    ) -> Int64:
-        """The fused bound on out_label - out_other, int64 [P], for P pairs of classes, each of one sample's box.
+    def pairs(self, sample: Int64, label: Int64, other: Int64) -> Pairs:
+        """The pairs with this tail's own factors."""
+        return Pairs(sample, label, other, self.factors[label], self.factors[other])
 
-        sample, label, other int64 [P]; bounds [N, ...] of the value `source`; acc_low, low, high int64 [N, K]: what is known of
-        the accumulators and the logits.
+    def fused(self, pairs: Pairs, bounds: Bounds, acc_low: Int64, low: Int64, high: Int64) -> Int64:
+        """The fused bound on out_label - out_other, int64 [P].
+
+        bounds [N, ...] of the value `source`; acc_low, low, high int64 [N, K]: what is known of the accumulators and the logits.
         """
-        if not len(sample):
-            return np.zeros(0, np.int64)
-        block = max(PAIR_ELEMENTS // max(self.weight.shape[1], 256), 1)
-        parts = [slice(k, k + block) for k in range(0, len(sample), block)]
-        least = np.concatenate([self.difference(sample[c], label[c], other[c], bounds) for c in parts])
-        return self.behind(sample, label, other, least, acc_low, low, high)
+        return self.behind(pairs, self.difference(pairs, bounds), acc_low, low, high)
 
-    def difference(self, i: Int64, y: Int64, j: Int64, bounds: Bounds) -> Int64:
-        """The least p_y acc_y - p_j acc_j, int64 [P], over the box `bounds` [N, ...] of the value `source`."""
+    def difference(self, pairs: Pairs, bounds: Bounds) -> Int64:
+        """The least p acc_label - q acc_other, int64 [P], over the box `bounds` [N, ...] of the value `source`."""
         lower, upper = (np.asarray(b, np.float64).reshape(len(b), -1) for b in bounds)
-        p, q = self.factors[y], self.factors[j]
-        rows = p[:, None] * self.weight[y] - q[:, None] * self.weight[j]
-        centre, radius = lower[i] + upper[i] + 2 * self.offset, upper[i] - lower[i]
-        twice = (rows * centre - np.abs(rows) * radius).sum(1)
-        least: Int64 = (twice.astype(np.int64) >> 1) + p * self.bias[y] - q * self.bias[j]
-        return least
+        centre, radius = lower + upper + 2 * self.offset, upper - lower
+        block = max(PAIR_ELEMENTS // max(self.weight.shape[1], 256), 1)
+        parts = [pairs[k : k + block] for k in range(0, len(pairs), block)]
+        least = [
+            self._least(part, centre[part.sample], radius[part.sample])
+            + part.p * self.bias[part.label]
+            - part.q * self.bias[part.other]
+            for part in parts
+        ]
+        return np.concatenate([np.zeros(0, np.int64), *least])
 
-    def behind(self, i: Int64, y: Int64, j: Int64, least: Int64, acc_low: Int64, low: Int64, high: Int64) -> Int64:
-        """`fused`, from lower bounds `least` [P] on p_y acc_y - p_j acc_j, wherever they come from."""
+    def _least(self, pairs: Pairs, centre: Array, radius: Array) -> Int64:
+        rows = pairs.p[:, None] * self.weight[pairs.label] - pairs.q[:, None] * self.weight[pairs.other]
+        twice: Array = (rows * centre - np.abs(rows) * radius).sum(1)
+        return twice.astype(np.int64) >> 1
+
+    def behind(self, pairs: Pairs, least: Int64, acc_low: Int64, low: Int64, high: Int64) -> Int64:
+        """`fused`, from lower bounds `least` [P] on p acc_label - q acc_other, wherever they come from."""
         block = PAIR_ELEMENTS // 256
-        parts = [slice(k, k + block) for k in range(0, len(i), block)]
-        return np.concatenate([self._pairs(i[c], y[c], j[c], least[c], acc_low, low, high) for c in parts])
+        parts = [slice(k, k + block) for k in range(0, len(pairs), block)]
+        found = [self._behind(pairs[c], least[c], acc_low, low, high) for c in parts]
+        return np.concatenate([np.zeros(0, np.int64), *found])
 
-    def _pairs(self, i: Int64, y: Int64, j: Int64, least: Int64, acc_low: Int64, low: Int64, high: Int64) -> Int64:
+    def _behind(self, pairs: Pairs, least: Int64, acc_low: Int64, low: Int64, high: Int64) -> Int64:
         # First the highest level alone: where that is not passed, the ends' own bound has to do.
+        i, y, j = pairs.sample, pairs.label, pairs.other
         margins: Int64 = low[i, y] - high[i, j]
-        top = self._reached(i, y, j, high[i, j][:, None], least, acc_low, low)[:, 0] - high[i, j]
+        top = self._reached(pairs, high[i, j][:, None], least, acc_low, low)[:, 0] - high[i, j]
         rest = np.flatnonzero(top >= 1)
         if len(rest):
-            i, y, j, least = i[rest], y[rest], j[rest], least[rest]
-            start, end = low[i, j][:, None], high[i, j][:, None]
+            start, end = low[i, j][rest, None], high[i, j][rest, None]
             level = np.minimum(start + np.arange(int((end - start).max()) + 1), end)
-            margins[rest] = (self._reached(i, y, j, level, least, acc_low, low) - level).min(1)
+            margins[rest] = (self._reached(pairs[rest], level, least[rest], acc_low, low) - level).min(1)
         return margins
 
-    def _reached(self, i: Int64, y: Int64, j: Int64, level: Int64, least: Int64, acc_low: Int64, low: Int64) -> Int64:
-        """The lowest logit of class y where class j is at `level` [P, L], given p_y acc_y - p_j acc_j >= least."""
-        p, q = self.factors[y], self.factors[j]
+    def _reached(self, pairs: Pairs, level: Int64, least: Int64, acc_low: Int64, low: Int64) -> Int64:
+        """The lowest logit of the label where the other class is at `level` [P, L], given p acc_label - q acc_other >= least."""
         # Below first_level stands what every accumulator reaches.
         row = np.maximum(level - self.first_level, 0)
-        other_acc = np.maximum(self.steps[row, j[:, None]], acc_low[i, j][:, None])
-        own_acc = -(-(q[:, None] * other_acc + least[:, None]) // p[:, None])
-        reached: Int64 = np.maximum(self._level(own_acc, y[:, None]), low[i, y][:, None])
+        other_acc = np.maximum(self.steps[row, pairs.other[:, None]], acc_low[pairs.sample, pairs.other][:, None])
+        own_acc = -(-(pairs.q[:, None] * other_acc + least[:, None]) // pairs.p[:, None])
+        reached: Int64 = np.maximum(self._level(own_acc, pairs.label[:, None]), low[pairs.sample, pairs.label][:, None])
         return reached
 
     def _level(self, acc: Int64, label: Int64) -> Int64:
@@ -152,8 +177,8 @@ def _tail(
     shape = affine.linear.out_shape
     factors = _factors(atoms, shape, classes)
     reach = int((256 * affine.linear.reach() + np.abs(affine.bias)).max())
-    # `fused` adds at most two classes, doubled, with centre and radius: every product through float64 must be exact.
-    if 8 * int(factors.max()) * reach >= 2**53:
+    # `difference` adds at most two classes, doubled, with centre and radius: every product through float64 must be exact.
+    if 8 * FACTOR * reach >= 2**53:
         return None
     low, high = (b.reshape(classes) for b in step_bounds(affine, [full_range(program, affine.linear.in_shape)]))
     # Sums of one weight and zeros: exact in float64, whose matrix products are quick.
@@ -212,5 +237,5 @@ def _factors(atoms: tuple[TailAtom, ...], shape: tuple[int, ...], classes: int) 
     scale = np.broadcast_to(first.slope(), shape).reshape(classes)
     if (scale == scale[0]).all():
         return np.ones(classes, np.int64)
-    factors: Int64 = np.maximum(np.rint(scale * (4096 / scale.max())), 1).astype(np.int64)
+    factors: Int64 = np.maximum(np.rint(scale * (FACTOR / scale.max())), 1).astype(np.int64)
     return factors

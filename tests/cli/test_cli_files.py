@@ -325,7 +325,7 @@ def test_certify_tells_refuted_from_open(model: Path, data: Path, tmp_path: Path
     shown = capsys.readouterr().out
     assert "by a counterexample, replayed" in shown and "open" in shown
     assert main(["verify", str(made), f"--model={model}", f"--data={labelled}"]) == 0
-    assert "verdict.counterexamples" in capsys.readouterr().out
+    assert "verdict.refuted_bits" in capsys.readouterr().out
     refused(
         ["certify", str(model), f"--data={labelled}", "--eps=2", "--attack", "--profile=all", f"--out={made}"],
         capsys,

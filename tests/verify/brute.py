@@ -17,7 +17,7 @@ from cactus_edge.ir.graph import code_range
 from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.profile import Profile
 from cactus_edge.ir.rules import Requantise
-from cactus_edge.verify.decide import Method, decide
+from cactus_edge.verify.decide import decide
 from cactus_edge.verify.interval import propagate
 
 Array = npt.NDArray[Any]
@@ -118,12 +118,12 @@ def check_bounds(program: Program, bounded: Program, seed: int) -> None:
                 assert (value >= low[i]).all() and (value <= high[i]).all()
 
 
-def check_verdicts(program: Program, seed: int, bounds: Method = "interval") -> int:
+def check_verdicts(program: Program, seed: int) -> int:
     """No execution refutes a verdict; the number of certified regions."""
     rng = np.random.default_rng(seed)
     lo, x, hi = boxes(rng, program.values[program.input].shape, 8, program.input_tensor.dtype)
     labels = execute(rng, program, x)[program.output].reshape(len(x), -1).argmax(1)
-    decision = decide(program, lo, hi, labels, x, bounds=bounds)
+    decision = decide(program, lo, hi, labels, x)
     deciding = program.steps[-1].args[0] if isinstance(example(program.steps[-1].atom), Softmax) else program.output
     for i, label in enumerate(labels):
         points = np.concatenate([x[i][None], inside(rng, lo[i], hi[i])[0]])

@@ -256,5 +256,5 @@ def test_firmware_can_be_added_later() -> None:
 def test_recheck_sees_a_defect_in_the_prover() -> None:
     """A certificate issued by a faulty prover (inward region) does not survive a sound recheck."""
     point = Region((exact(0, "eps"),), (exact(0, "lo"), exact(1, "hi")))
-    wrong = issue(eps="1/16", decide=lambda program, region, x, labels, bounds: certify(program, point, x, labels))
+    wrong = issue(eps="1/16", decide=lambda program, region, x, labels: certify(program, point, x, labels))
     assert "verdict.certified" in failed(recheck(wrong, MODEL, X, Y))

@@ -21,7 +21,7 @@ from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.graph import Graph, Tensor
 from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.rules import SoftmaxRule
-from cactus_edge.verify import decide as decide_module
+from cactus_edge.verify import goal as goal_module
 from cactus_edge.verify import overflow
 from cactus_edge.verify import tail as tail_module
 from cactus_edge.verify.decide import BATCH, Decider, certify, decide
@@ -136,17 +136,17 @@ def test_check_sees_a_forgotten_tie(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_check_sees_forgotten_saturation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rounding forgotten: a positive difference of accumulators taken for a win."""
 
-    def naive(self: Any, i: Array, y: Array, j: Array, least: Array, *_: Any) -> Array:
+    def naive(self: Any, pairs: Any, least: Array, *_: Any) -> Array:
         return (least > 0).astype(np.int64)
 
-    monkeypatch.setattr(tail_module.Tail, "_pairs", naive)
+    monkeypatch.setattr(tail_module.Tail, "_behind", naive)
     with pytest.raises(AssertionError):
         for k, program in enumerate(classifiers(5, 60, max_nodes=1, middle=("dense",), ends=("",))):
             check_certified(program, k)
 
 
 def test_check_sees_a_softmax_taken_for_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decide_module, "softmax_separates", lambda e, winner: np.ones(e.shape, bool))
+    monkeypatch.setattr(goal_module, "softmax_separates", lambda e, winner: np.ones(e.shape, bool))
     with pytest.raises(AssertionError):
         for k, program in enumerate(classifiers(0, 60, ends=("softmax",))):
             check_certified(program, k)
@@ -155,8 +155,8 @@ def test_check_sees_a_softmax_taken_for_the_identity(monkeypatch: pytest.MonkeyP
 def test_check_sees_a_radius_without_its_sign(monkeypatch: pytest.MonkeyPatch) -> None:
     real = tail_module.Tail.difference
 
-    def middle(self: Any, i: Array, y: Array, j: Array, bounds: Any) -> Array:
-        return real(self, i, y, j, ((bounds[0] + bounds[1]) // 2,) * 2)
+    def middle(self: Any, pairs: Any, bounds: Any) -> Array:
+        return real(self, pairs, ((bounds[0] + bounds[1]) // 2,) * 2)
 
     monkeypatch.setattr(tail_module.Tail, "difference", middle)
     with pytest.raises(AssertionError):
@@ -222,7 +222,7 @@ def test_softmax_separates_agrees_with_the_rule() -> None:
         x = np.sort(rng.integers(-128, 128, (4000, 10)) // rng.choice([1, 4, 30], (4000, 1)), axis=1)[:, ::-1]
         out = rule.apply(x)
         e = rule.exponentials[x - x[:, :1] + 255]
-        holds = decide_module.softmax_separates(e, 2**31 - 1)[:, 1:]
+        holds = goal_module.softmax_separates(e, 2**31 - 1)[:, 1:]
         wins = out[:, :1] > out[:, 1:]
         assert not (holds & ~wins).any()
         held, strict = held + holds.sum(), strict + wins.sum()

@@ -33,6 +33,7 @@ from cactus_edge.verify.decide import Decider
 from cactus_edge.verify.interval import Engine, propagate
 from cactus_edge.verify.overflow import prove
 from cactus_edge.verify.regions import point_boxes, region
+from cactus_edge.verify.relax import Relaxation
 
 RUNTIMES = ("tflm", "litert-ref", "litert-builtin", "litert-xnnpack")
 
@@ -250,7 +251,7 @@ def test_regions_are_those_of_int16() -> None:
 
 def test_linear_bounds_are_refused_by_name() -> None:
     with pytest.raises(UnsupportedError, match="linear bounds are for int8"):
-        Decider(lower(wide_dense(0), TFLM), bounds="linear")
+        Relaxation(lower(wide_dense(0), TFLM), {})
 
 
 ILLEGAL: dict[str, tuple[Callable[[Graph], Graph], str]] = {

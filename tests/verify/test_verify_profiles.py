@@ -28,7 +28,7 @@ from cactus_edge.ir.rules import (
     float_softmax_rule,
     table_softmax_rule,
 )
-from cactus_edge.verify import decide as decide_module
+from cactus_edge.verify import goal as goal_module
 from cactus_edge.verify.decide import Decider, decide
 from cactus_edge.verify.interval import staircase, thresholds
 from cactus_edge.verify.overflow import prove
@@ -171,7 +171,7 @@ def test_float_softmax_separates_agrees_with_the_rule() -> None:
         x = np.sort(rng.integers(-128, 128, (4000, 10)) // rng.choice([1, 4, 30], (4000, 1)), axis=1)[:, ::-1]
         out = rule.apply(x)
         e = rule.table[x - x[:, :1] + 255]
-        holds = decide_module.float_softmax_separates(e)[:, 1:]
+        holds = goal_module.float_softmax_separates(e)[:, 1:]
         wins = out[:, :1] > out[:, 1:]
         assert not (holds & ~wins).any()
         # A C library's exponentials in the last place.
@@ -189,7 +189,7 @@ def test_table_softmax_separates_agrees_with_the_rule() -> None:
         rule = table_softmax_rule(1.0, scale)
         x = np.sort(rng.integers(-128, 128, (4000, 10)) // rng.choice([1, 4, 30], (4000, 1)), axis=1)[:, ::-1]
         out = rule.apply(x)
-        holds = decide_module.table_softmax_separates(rule.table[x - x[:, :1] + 255])[:, 1:]
+        holds = goal_module.table_softmax_separates(rule.table[x - x[:, :1] + 255])[:, 1:]
         wins = out[:, :1] > out[:, 1:]
         assert not (holds & ~wins).any()
         # A C library's exponentials in the last place move an entry by one.
@@ -200,13 +200,13 @@ def test_table_softmax_separates_agrees_with_the_rule() -> None:
 
 
 def test_the_table_softmax_check_sees_a_missing_sum(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decide_module, "table_softmax_separates", lambda e: e < 65535)
+    monkeypatch.setattr(goal_module, "table_softmax_separates", lambda e: e < 65535)
     with pytest.raises(AssertionError):
         test_table_softmax_separates_agrees_with_the_rule()
 
 
 def test_the_softmax_check_sees_a_missing_sum(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decide_module, "float_softmax_separates", lambda e: e < 1)
+    monkeypatch.setattr(goal_module, "float_softmax_separates", lambda e: e < 1)
     with pytest.raises(AssertionError):
         test_float_softmax_separates_agrees_with_the_rule()
 

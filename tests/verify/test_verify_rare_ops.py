@@ -57,7 +57,7 @@ def test_a_certified_region_is_won_by_every_execution(name: str) -> None:
             Decider(program)
         except UnsupportedError:
             continue
-        certified += check_verdicts(program, k, "linear")
+        certified += check_verdicts(program, k)
     assert certified > 5
 
 

@@ -139,7 +139,7 @@ def test_firmware_is_bound_where_its_profile_is_among_them() -> None:
 def test_each_is_decided_on_what_the_mixture_leaves_open() -> None:
     seen: list[int] = []
 
-    def counted(program: Any, around: Any, x: Any, labels: Any, *, bounds: Any) -> Decision:
+    def counted(program: Any, around: Any, x: Any, labels: Any) -> Decision:
         seen.append(len(x))
         return certify(program, around, x, labels)
 

@@ -1,0 +1,96 @@
+"""What has to hold at a file's output: the label's class wins strictly. Which value decides, and which margins there are enough.
+
+A strict win holds under any argmax. Before a softmax its input decides: `softmax` says which of its margins separate its outputs.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+import numpy as np
+import numpy.typing as npt
+
+from cactus_edge.errors import UnsupportedError
+from cactus_edge.ir.arith import INT32_MAX
+from cactus_edge.ir.atoms import AnyOf, Program, Softmax
+from cactus_edge.ir.evaluate import dequantize
+from cactus_edge.ir.ops import Int64
+from cactus_edge.ir.rules import (
+    AnySoftmaxRule,
+    FloatSoftmaxRule,
+    ScaledSoftmaxRule,
+    SoftmaxRule,
+    TableSoftmaxRule,
+)
+from cactus_edge.verify.softmax import float_softmax_separates, softmax_separates, table_softmax_separates
+from cactus_edge.verify.tail import find_tail
+
+Bools = npt.NDArray[np.bool_]
+
+
+class Goal:
+    """The strict win of one program. logits: the value that decides, over `classes`; tail: the end of the network before it.
+
+    Raises UnsupportedError where the program's end has no decision rule.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.softmaxes, self.logits = _logits(program)
+        self.classes = program.output_tensor.size
+        _check_end(program, self.softmaxes)
+        self.tail = find_tail(program, self.logits, self.classes)
+
+    def won(self, margins: Int64, labels: Int64) -> Bools:
+        """[N, classes]: whether lower bounds of the logit margins imply out_y > out_j at the output; True at j = y."""
+        won = margins >= 1
+        for softmax in self.softmaxes:
+            behind = 255 - np.clip(margins, 0, 255)
+            match softmax:
+                case SoftmaxRule(exponentials):
+                    won &= softmax_separates(exponentials[behind], INT32_MAX)
+                case FloatSoftmaxRule(table):
+                    won &= float_softmax_separates(table[behind])
+                case ScaledSoftmaxRule(scaled):
+                    won &= float_softmax_separates(scaled[behind] / scaled[-1].astype(np.float64))
+                case TableSoftmaxRule(table16):
+                    won &= table_softmax_separates(table16[behind])
+                case _:
+                    assert_never(softmax)
+        won[np.arange(len(labels)), labels] = True
+        return won
+
+
+def _logits(program: Program) -> tuple[tuple[AnySoftmaxRule, ...], int]:
+    """Every rule of the softmax that writes the program's output, if one does, and the value that decides: its input, else the output."""
+    for step in program.steps:
+        if step.out == program.output:
+            atoms = step.atom.atoms if isinstance(step.atom, AnyOf) else (step.atom,)
+            if found := tuple(atom.rule for atom in atoms if isinstance(atom, Softmax)):
+                return found, step.args[0]
+    return (), program.output
+
+
+def _check_end(program: Program, softmaxes: tuple[AnySoftmaxRule, ...]) -> None:
+    tensor = program.output_tensor
+    if tensor.size < 2:
+        raise UnsupportedError(f"the output {tensor.name!r} has {tensor.size} element; a decision needs two classes")
+    for softmax in softmaxes:
+        match softmax:
+            case SoftmaxRule(e):
+                top = float(INT32_MAX)
+            case FloatSoftmaxRule(e):
+                top = 1
+            case ScaledSoftmaxRule(e):
+                top = float(e.max())
+            case TableSoftmaxRule(e):
+                top = 65535
+            case _:
+                assert_never(softmax)
+        if tensor.shape[-1] != tensor.size:
+            raise UnsupportedError(f"softmax over rows of {tensor.shape}: the output is not one row of classes")
+        if not ((np.diff(e) >= 0).all() and (e >= 0).all() and e[-1] == top):
+            raise UnsupportedError("the softmax's table of exponentials is not monotone")
+    least, most = tensor.codes
+    codes = np.arange(least, most + 1).astype(tensor.dtype)
+    if program.float_output and not (np.diff(dequantize(codes, tensor.scale, tensor.zero_point)) > 0).all():
+        raise UnsupportedError(f"the output {tensor.name!r} has codes that dequantise to equal floats: wins may tie")
