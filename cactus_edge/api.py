@@ -284,21 +284,29 @@ def verify(
     data: str | Path,
     *,
     firmware: bytes | str | Path | None = None,
+    key: str | Path | Sequence[str | Path] = (),
+    signature: bytes | str | Path | None = None,
 ) -> Report:
     """Re-checks a certificate against the bytes of the model, the samples and the firmware. numpy alone; onnxruntime, where
     it is installed, is asked whether it computes an .onnx file in integers.
 
-    Everything that can be recomputed is; `Report.accepted` is the verdict. Raises CertificateError and ModelError for input that
-    cannot be read at all.
+    Everything that can be recomputed is; `Report.accepted` is the verdict. key: PEM files of public keys, each of which has to
+    have signed the certificate in the envelope `signature`, by default the one beside it; that needs `cactus-edge[sign]`.
+    Raises CertificateError and ModelError for input that cannot be read at all.
     """
     from cactus_edge.api_files import file_formats
+    from cactus_edge.api_signing import signatures
     from cactus_edge.samples import read_samples
     from cactus_edge.verify.recheck import recheck
 
     x, y = read_samples(Path(data))
     formats = tuple(file_formats().values())
     elf = None if firmware is None else content(firmware, "firmware")
-    return recheck(content(certificate, "certificate"), content(model, "model"), x, y, firmware=elf, formats=formats)
+    source = content(certificate, "certificate")
+    keys = [key] if isinstance(key, str | Path) else list(key)
+    signed = signatures(certificate, source, keys, signature)
+    report = recheck(source, content(model, "model"), x, y, firmware=elf, formats=formats)
+    return replace(report, checks=(*report.checks, *signed))
 
 
 def _metadata_domain(model: bytes) -> tuple[Exact, Exact] | None:

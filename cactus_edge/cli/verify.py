@@ -20,6 +20,17 @@ def add_parser(verbs: Any) -> None:
     p.add_argument("--model", type=Path, required=True, metavar="MODEL")
     p.add_argument("--data", type=Path, required=True, metavar="X.npz")
     p.add_argument("--firmware", type=Path, metavar="FW.elf", help="also check the firmware that is flashed")
+    p.add_argument(
+        "--key",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="public.pem",
+        help="a public key that has to have signed the certificate; several: every one of them",
+    )
+    p.add_argument(
+        "--signature", type=Path, metavar="cert.dsse.json", help="the envelope (default: beside the certificate)"
+    )
     p.set_defaults(run=run)
 
 
@@ -28,7 +39,14 @@ def run(arguments: argparse.Namespace) -> int:
     from cactus_edge import api
     from cactus_edge.report.table import table
 
-    report = api.verify(arguments.certificate, arguments.model, arguments.data, firmware=arguments.firmware)
+    report = api.verify(
+        arguments.certificate,
+        arguments.model,
+        arguments.data,
+        firmware=arguments.firmware,
+        key=arguments.key,
+        signature=arguments.signature,
+    )
     print(table(("check", "result", "detail"), [(c.name, c.state, c.detail) for c in report.checks]))
     print("accepted" if report.accepted else "REJECTED")
     if report.accepted and (condition := report.condition):
