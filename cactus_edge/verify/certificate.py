@@ -26,7 +26,7 @@ from cactus_edge.ir.blob_format import PROFILE
 from cactus_edge.verify.decide import RULE, Bools, Decision, Method, certify, method
 from cactus_edge.verify.elf import find_blob
 from cactus_edge.verify.overflow import Fact, prove
-from cactus_edge.verify.regions import Exact, Region, check_data, data_digest, exact, region
+from cactus_edge.verify.regions import Exact, Family, Region, check_data, data_digest, region
 from cactus_edge.verify.runtimes import TFLITE, FileFormat, Runtimes, runtimes
 from cactus_edge.verify.witness import Witnesses, refuted, require_definite, written
 from cactus_edge.version import __version__
@@ -78,6 +78,7 @@ def certify_file(
     *,
     eps: Exact | Sequence[Exact],
     domain: tuple[Exact, Exact] | None,
+    family: Family | None = None,
     profile: str,
     form: FileFormat = TFLITE,
     unit: str = "",
@@ -91,7 +92,7 @@ def certify_file(
     """Reads `model`, of format `form`, from its bytes, decides the region of every sample, and writes down what was proved.
 
     profile: as in `runtimes`; of several, any mixture is decided, and each by itself. x [N, *input shape] float32 or float64 in
-    sensor units, or int8 codes; labels integer [N]; eps, domain as in `regions.region`. firmware: (target, ELF bytes) of
+    sensor units, or int8 codes; labels integer [N]; eps, domain, family as in `regions.region`. firmware: (target, ELF bytes) of
     images that hold the model's blob. created: a time stamp, by default now. bounds: the method, as in `verify.decide`; a
     re-check uses the same. falsify: looks for counterexamples, which the certificate then holds. Raises InputError, DataError,
     ModelError, and MismatchError for a firmware without the model's blob.
@@ -99,7 +100,8 @@ def certify_file(
     asked = runtimes(model, profile, form)
     for program in asked.programs:
         form.confirm(model, program.profile)
-    proved = prove_claims(model, x, labels, region(asked.program, eps, domain), asked, bounds, decide, form, falsify)
+    around = region(asked.program, eps, domain, family)
+    proved = prove_claims(model, x, labels, around, asked, bounds, decide, form, falsify)
     record = {
         "format": FORMAT,
         "version": VERSION,
@@ -177,7 +179,7 @@ def prove_claims(
             **({} if blob is None else {"blob_sha256": hashlib.sha256(blob).hexdigest()}),
         },
         "profile": {"name": asked.name, **_profile_record(asked), "table_sha256": profile_table_digest()},
-        "region": region_record(region),
+        "region": region.record(),
         "data": {"sha256": data_digest(x, labels), "samples": len(x)},
         "rule": RULE,
         "bounds": bounds,
@@ -233,17 +235,11 @@ def _blob(asked: Runtimes) -> bytes | None:
         return None
 
 
-def region_record(region: Region) -> dict[str, Any]:
-    """The region as exact fractions: one eps, or a list with one per feature."""
-    eps: str | list[str] = str(region.eps[0]) if region.kind == "linf" else [str(e) for e in region.eps]
-    return {"kind": region.kind, "eps": eps, "domain": [str(d) for d in region.domain]}
-
-
 def question(record: Mapping[str, Any]) -> tuple[str, Mapping[str, Any], Method]:
-    """(profile name, region object, method) of a certificate. Raises CertificateError where they are not of that form."""
+    """(profile name, region object for `families.read_region`, method) of a certificate. Raises CertificateError where one is missing."""
     profile, asked, bounds = record.get("profile"), record.get("region"), record.get("bounds")
     match profile, asked:
-        case {"name": str() as name}, {"eps": str() | list(), "domain": [str(), str()]} if isinstance(asked, dict):
+        case {"name": str() as name}, dict():
             known = method(bounds)
             if known is None:
                 raise CertificateError(
@@ -261,13 +257,6 @@ def format_of(record: Mapping[str, Any]) -> str:
             return name
         case _:
             return TFLITE.name
-
-
-def region_of(asked: Mapping[str, Any]) -> Region:
-    """The region that a certificate names. Raises InputError where its numbers make none."""
-    eps, (lo, hi) = asked["eps"], asked["domain"]
-    radii = tuple(exact(e, "eps") for e in (eps if isinstance(eps, list) else [eps]))
-    return Region(radii, (exact(lo, "the domain"), exact(hi, "the domain")))
 
 
 def bits(flags: Bools) -> str:

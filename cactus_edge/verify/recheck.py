@@ -25,11 +25,11 @@ from cactus_edge.verify.certificate import (
     format_of,
     prove_claims,
     question,
-    region_of,
     seal,
 )
 from cactus_edge.verify.decide import certify
 from cactus_edge.verify.elf import find_blob
+from cactus_edge.verify.families import read_region
 from cactus_edge.verify.regions import Exact, data_digest, exact
 from cactus_edge.verify.runtimes import TFLITE, FileFormat, Runtimes, runtimes
 from cactus_edge.verify.witness import read
@@ -119,7 +119,7 @@ def recheck(
         try:
             decide = partial(certify, threads=threads, progress=progress)
             named = runtimes(model, name, form)
-            proved = prove_claims(model, x, labels, region_of(asked), named, bounds, decide, form, _told(record))
+            proved = prove_claims(model, x, labels, read_region(asked), named, bounds, decide, form, _told(record))
         except CactusError as error:
             checks.append(Check("the proof", "failed", "one that can be recomputed", error.message))
         else:
