@@ -286,15 +286,19 @@ def verify(
     *,
     proof: bytes | str | Path | None = None,
     firmware: bytes | str | Path | None = None,
+    key: str | Path | Sequence[str | Path] = (),
+    signature: bytes | str | Path | None = None,
 ) -> Report:
     """Re-checks a certificate against the bytes of the model, the samples and the firmware. numpy alone; onnxruntime, where
     it is installed, is asked whether it computes an .onnx file in integers.
 
     Everything that can be recomputed is; `Report.accepted` is the verdict. proof: the proof file of a certificate that has one, by
-    default the file of the certificate's name with .proof. Raises CertificateError and ModelError for input that
-    cannot be read at all.
+    default the one beside it. key: PEM files of public keys, each of which has to have signed the certificate in the envelope
+    `signature`, by default the one beside it; that needs `cactus-edge[sign]`. Raises CertificateError and ModelError for input
+    that cannot be read at all.
     """
     from cactus_edge.api_files import file_formats
+    from cactus_edge.api_signing import signatures
     from cactus_edge.samples import read_samples
     from cactus_edge.verify.recheck import recheck
 
@@ -304,8 +308,11 @@ def verify(
     if proof is None and not isinstance(certificate, bytes) and proof_beside(Path(certificate)).is_file():
         proof = proof_beside(Path(certificate))
     shown = None if proof is None else content(proof, "proof")
-    written = content(certificate, "certificate")
-    return recheck(written, content(model, "model"), x, y, proof=shown, firmware=elf, formats=formats)
+    source = content(certificate, "certificate")
+    keys = [key] if isinstance(key, str | Path) else list(key)
+    signed = signatures(certificate, source, keys, signature)
+    report = recheck(source, content(model, "model"), x, y, proof=shown, firmware=elf, formats=formats)
+    return replace(report, checks=(*report.checks, *signed))
 
 
 def proof_beside(certificate: Path) -> Path:

@@ -24,10 +24,20 @@ def data_path(*parts: str) -> Path:
     raise InternalError(f"the installation lacks {'/'.join(parts)}", hint="reinstall cactus-edge")
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
+SCHEMAS = ("certificate", "statement")
+"""What is published as JSON Schema; `schemas/NAME-VERSION.json`, whose version is the one that the files themselves name."""
+
+
+def schema(name: str, version: int = 1) -> str:
+    """The JSON Schema (draft 2020-12) of a certificate, or of the statement that is signed."""
+    return (Path(__file__).resolve().parent / "schemas" / f"{name}-{version}.json").read_text(encoding="utf-8")
+
+
+def write_atomic(path: Path, content: bytes | str, *, private: bool = False) -> None:
     """Writes `content` to `path` so that readers see the old file or the whole new one. Creates the parent folders.
 
-    Raises InputError where the folder cannot be written or the disk is full; nothing half-written stays behind.
+    private: only its owner may read or write the file. Raises InputError where the folder cannot be written or the disk is
+    full; nothing half-written stays behind.
     """
     data = content.encode() if isinstance(content, str) else content
     try:
@@ -41,7 +51,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(0o600 if private else 0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
         raise _unwritable(path, error) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -37,3 +38,21 @@ def models_folder() -> Path:
     if path is None:
         pytest.skip("no reference models: set CACTUS_EDGE_MODELS to the folder that holds them")
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def every_certificate_meets_its_schema() -> Iterator[None]:
+    """Whatever certificate a test makes, the published schema describes it: a field that it lacks turns that test red."""
+    from certificate_kit import violations
+
+    from cactus_edge.verify.certificate import Certificate
+
+    written = Certificate.to_bytes
+
+    def to_bytes(self: Certificate) -> bytes:
+        assert violations(self.record) == []
+        return written(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Certificate, "to_bytes", to_bytes)
+        yield

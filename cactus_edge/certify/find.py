@@ -15,7 +15,7 @@ from cactus_edge.errors import InputError
 from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.ops import Codes, Int64
 from cactus_edge.verify.proof import Proof, Record, encode
-from cactus_edge.verify.regions import Region, box, check_data, points
+from cactus_edge.verify.regions import Boxes, Region, check_data, points
 
 BATCH = 128
 """Regions searched together."""
@@ -43,13 +43,15 @@ def find(
             f"a counterexample is one for one arithmetic, and {program.profile.name} is several or an envelope",
             hint="one --profile that is no envelope",
         )
-    search = Linear(program)
+    if falsify and region.family is not None:
+        raise InputError(f"no counterexamples are looked for in regions of kind {region.kind}", hint="without --attack")
+    search, boxes = Linear(program), Boxes(program, region, x)
     records: list[Record] = []
-    for i in range(0, len(y), BATCH):
-        part = slice(i, i + BATCH)
-        lower, upper = box(program, region, x[part])
-        found = search.records(lower, upper, np.arange(len(y))[part], y[part], lines=lines)
-        records += refuted(program, found, lower, upper, points(program, x[part])) if falsify else found
+    count = region.count(x.shape[1:]) * len(y)
+    for start in range(0, count, BATCH):
+        lower, upper, owner = boxes(slice(start, min(start + BATCH, count)))
+        found = search.records(lower, upper, owner, y[owner], lines=lines)
+        records += refuted(program, found, lower, upper, points(program, x[owner])) if falsify else found
         progress(len(records))
     return encode(program, Proof(model_sha256, program.profile.name, len(y), search.slopes, records))
 

@@ -50,7 +50,8 @@ def certify(
 
     torch's where torch is loaded already or the work is worth loading it; numpy's elsewhere, also where torch is not installed.
     """
-    if "torch" not in sys.modules and (not _installed() or len(x) * multiplications(program) < WORTH):
+    boxes = len(x) * region.count(x.shape[1:])
+    if "torch" not in sys.modules and (not _installed() or boxes * multiplications(program) < WORTH):
         return decide.certify(program, region, x, labels, threads=threads, progress=progress)
     with _one_torch_thread() as each_worker:
         return decide.certify(

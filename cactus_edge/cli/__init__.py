@@ -21,6 +21,8 @@ from cactus_edge.cli import (
     profiles,
     recipes,
     run,
+    schema,
+    sign,
     targets,
     verify,
 )
@@ -28,7 +30,23 @@ from cactus_edge.errors import UNUSABLE, CactusError
 from cactus_edge.process import settle
 from cactus_edge.version import __version__
 
-VERBS = (build, certify, verify, bench, flash, inspect, run, agree, convert, targets, recipes, profiles, doctor)
+VERBS = (
+    build,
+    certify,
+    verify,
+    sign,
+    bench,
+    flash,
+    inspect,
+    run,
+    agree,
+    convert,
+    targets,
+    recipes,
+    profiles,
+    schema,
+    doctor,
+)
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells use it (128 + SIGINT)."""

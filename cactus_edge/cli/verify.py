@@ -26,6 +26,17 @@ def add_parser(verbs: Any) -> None:
         help="the proof file of a certificate that has one (default: beside it)",
     )
     p.add_argument("--firmware", type=Path, metavar="FW.elf", help="also check the firmware that is flashed")
+    p.add_argument(
+        "--key",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="public.pem",
+        help="a public key that has to have signed the certificate; several: every one of them",
+    )
+    p.add_argument(
+        "--signature", type=Path, metavar="cert.dsse.json", help="the envelope (default: beside the certificate)"
+    )
     p.set_defaults(run=run)
 
 
@@ -35,7 +46,13 @@ def run(arguments: argparse.Namespace) -> int:
     from cactus_edge.report.table import table
 
     report = api.verify(
-        arguments.certificate, arguments.model, arguments.data, proof=arguments.proof, firmware=arguments.firmware
+        arguments.certificate,
+        arguments.model,
+        arguments.data,
+        proof=arguments.proof,
+        firmware=arguments.firmware,
+        key=arguments.key,
+        signature=arguments.signature,
     )
     print(table(("check", "result", "detail"), [(c.name, c.state, c.detail) for c in report.checks]))
     print("accepted" if report.accepted else "REJECTED")

@@ -28,7 +28,7 @@ from cactus_edge.verify.elf import find_blob
 from cactus_edge.verify.goal import Bools
 from cactus_edge.verify.overflow import Fact, prove
 from cactus_edge.verify.proof import split
-from cactus_edge.verify.regions import Exact, Region, check_data, data_digest, exact, region
+from cactus_edge.verify.regions import Exact, Family, Region, check_data, data_digest, region
 from cactus_edge.verify.runtimes import TFLITE, FileFormat, Runtimes, runtimes
 from cactus_edge.version import __version__
 
@@ -80,6 +80,7 @@ def certify_file(
     *,
     eps: Exact | Sequence[Exact],
     domain: tuple[Exact, Exact] | None,
+    family: Family | None = None,
     profile: str,
     form: FileFormat = TFLITE,
     unit: str = "",
@@ -92,7 +93,7 @@ def certify_file(
     """Reads `model`, of format `form`, from its bytes, decides the region of every sample, and writes down what was proved.
 
     profile: as in `runtimes`; of several, any mixture is decided, and each by itself. x [N, *input shape] float32 or float64 in
-    sensor units, or int8 codes; labels integer [N]; eps, domain as in `regions.region`. firmware: (target, ELF bytes) of
+    sensor units, or int8 codes; labels integer [N]; eps, domain, family as in `regions.region`. firmware: (target, ELF bytes) of
     images that hold the model's blob. created: a time stamp, by default now. decide: by intervals; find: instead by whatever it
     finds proofs with, which are checked and become the certificate's proof file. Raises InputError, DataError, ModelError, and
     MismatchError for a firmware without the model's blob.
@@ -100,7 +101,7 @@ def certify_file(
     asked = runtimes(model, profile, form)
     for program in asked.programs:
         form.confirm(model, program.profile)
-    around, digest = region(asked.program, eps, domain), hashlib.sha256(model).digest()
+    around, digest = region(asked.program, eps, domain, family), hashlib.sha256(model).digest()
     proofs = None
     if find is not None:
         programs = [asked.program, *(asked.programs if asked.several else ())]
@@ -193,7 +194,7 @@ def prove_claims(
             **({} if blob is None else {"blob_sha256": hashlib.sha256(blob).hexdigest()}),
         },
         "profile": {"name": asked.name, **_profile_record(asked), "table_sha256": profile_table_digest()},
-        "region": region_record(region),
+        "region": region.record(),
         "data": {"sha256": data_digest(x, labels), "samples": len(x)},
         "rule": RULE,
         "bounds": INTERVAL if proofs is None else PROOF,
@@ -254,20 +255,14 @@ def _blob(asked: Runtimes) -> bytes | None:
         return None
 
 
-def region_record(region: Region) -> dict[str, Any]:
-    """The region as exact fractions: one eps, or a list with one per feature."""
-    eps: str | list[str] = str(region.eps[0]) if region.kind == "linf" else [str(e) for e in region.eps]
-    return {"kind": region.kind, "eps": eps, "domain": [str(d) for d in region.domain]}
-
-
-def question(record: Mapping[str, Any]) -> tuple[str, Mapping[str, Any], bool]:
-    """(profile name, region object, whether a proof shows it) of a certificate. CertificateError where they are not of that form."""
+def question(record: Mapping[str, Any]) -> tuple[str, Mapping[str, Any], str]:
+    """(profile name, region object for `families.read_region`, INTERVAL or PROOF). Raises CertificateError where one is missing."""
     profile, asked, bounds = record.get("profile"), record.get("region"), record.get("bounds")
     match profile, asked:
-        case {"name": str() as name}, {"eps": str() | list(), "domain": [str(), str()]} if isinstance(asked, dict):
-            if bounds not in (INTERVAL, PROOF):
+        case {"name": str() as name}, dict():
+            if not isinstance(bounds, str) or bounds not in (INTERVAL, PROOF):
                 raise CertificateError(f"the certificate is shown by {bounds!r}, expected {INTERVAL!r} or {PROOF!r}")
-            return name, asked, bounds == PROOF
+            return name, asked, bounds
         case _:
             raise CertificateError("the certificate names no profile and region")
 
@@ -279,13 +274,6 @@ def format_of(record: Mapping[str, Any]) -> str:
             return name
         case _:
             return TFLITE.name
-
-
-def region_of(asked: Mapping[str, Any]) -> Region:
-    """The region that a certificate names. Raises InputError where its numbers make none."""
-    eps, (lo, hi) = asked["eps"], asked["domain"]
-    radii = tuple(exact(e, "eps") for e in (eps if isinstance(eps, list) else [eps]))
-    return Region(radii, (exact(lo, "the domain"), exact(hi, "the domain")))
 
 
 def bits(flags: Bools) -> str:

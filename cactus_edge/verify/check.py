@@ -18,13 +18,13 @@ import numpy.typing as npt
 from cactus_edge.errors import CertificateError, InputError
 from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.evaluate import run
-from cactus_edge.ir.ops import Codes, Int8, Int64
-from cactus_edge.verify.decide import Decider, Decision, flat
+from cactus_edge.ir.ops import Int64
+from cactus_edge.verify.decide import BATCH, Decider, Decision, flat
 from cactus_edge.verify.goal import Bools, Goal
 from cactus_edge.verify.interval import Bounds
 from cactus_edge.verify.lines import Slope
 from cactus_edge.verify.proof import Bytes, Leaf, Record, Robust, Row, Tighten, Tree, parse, sheet_values
-from cactus_edge.verify.regions import Region, box, check_data, point_boxes
+from cactus_edge.verify.regions import Boxes, Region, check_data, point_boxes
 from cactus_edge.verify.relax import NONE, Hints, Multipliers, Relaxation, samples_at_once
 from cactus_edge.verify.tail import Pairs
 
@@ -213,35 +213,33 @@ def decided(
     """
     y = check_data(program, x, labels)
     parsed = parse(proof, program)
-    if parsed.model_sha256 != model_sha256 or parsed.samples != len(y) or len(parsed.records) != len(y):
-        raise CertificateError("the proof is about another model or another number of samples")
-    lower, upper = box(program, region, x)
-    for i, record in enumerate(parsed.records):
-        same = (
-            record.sample == i
-            and record.label == y[i]
-            and _equal(record.lower, lower[i])
-            and _equal(record.upper, upper[i])
-        )
-        if not same:
-            raise CertificateError(f"record {i} of the proof is about another region than that of sample {i}")
+    count = region.count(x.shape[1:]) * len(y)
+    if parsed.model_sha256 != model_sha256 or parsed.samples != len(y) or len(parsed.records) != count:
+        raise CertificateError("the proof is about another model, or another number of samples or regions")
+    boxes = Boxes(program, region, x)
+    for start in range(0, count, BATCH):
+        part = slice(start, min(start + BATCH, count))
+        for record, low, high, i in zip(parsed.records[part], *boxes(part), strict=True):
+            same = record.sample == i and record.label == y[i]
+            if not (same and (record.lower == low).all() and (record.upper == high).all()):
+                raise CertificateError(f"the proof has another region where sample {i}'s stands")
     held = Checker(program, parsed.slopes).holds(parsed.records)
     if not held.all():
-        record = parsed.records[int(np.flatnonzero(~held)[0])]
-        kind = "robust" if isinstance(record.verdict, Robust) else "refuted"
-        raise CertificateError(f"the proof does not show that sample {record.sample} is {kind}")
-    certified = np.array([isinstance(r.verdict, Robust) for r in parsed.records])
-    against = np.array([isinstance(r.verdict, np.ndarray) for r in parsed.records])
+        wrong = parsed.records[int(np.flatnonzero(~held)[0])]
+        kind = "robust" if isinstance(wrong.verdict, Robust) else "refuted"
+        raise CertificateError(f"the proof does not show that sample {wrong.sample} is {kind}")
+    certified, against = np.ones(len(y), np.bool_), np.zeros(len(y), np.bool_)
+    for record in parsed.records:
+        certified[record.sample] &= isinstance(record.verdict, Robust)
+        against[record.sample] |= isinstance(record.verdict, np.ndarray)
+    if region.family is not None and against.any():
+        raise CertificateError("a box of a family holds more than the family: its points are no counterexamples")
     correct = certified.copy()
     rest = np.flatnonzero(~certified)
     if len(rest):
         first, last = point_boxes(program, x[rest])
         correct[rest] = Decider(program).correct(first, y[rest], last)
     return Decision(correct, certified, np.where(certified, 1, NONE)), against
-
-
-def _equal(a: Int8, b: Codes) -> bool:
-    return bool((a == b).all())
 
 
 def _robust(record: Record) -> Robust:

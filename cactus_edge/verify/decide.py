@@ -25,7 +25,7 @@ from cactus_edge.ir.ops import Codes, Int64
 from cactus_edge.verify.goal import Bools, Goal
 from cactus_edge.verify.interval import Bounds, Engine
 from cactus_edge.verify.overflow import prove
-from cactus_edge.verify.regions import Boxes, Region, check_data, point_boxes
+from cactus_edge.verify.regions import Boxes, Index, Region, check_data, point_boxes
 
 RULE = "strict-win/1"
 """What a verdict of this module means; it stands in every certificate."""
@@ -130,15 +130,16 @@ def decide(
     *,
     threads: int = 1,
 ) -> Decision:
-    """The decision over the boxes lower <= x <= upper around `samples`, all codes [N, *input shape]; labels int64 [N].
+    """The decision over one box lower <= x <= upper around each of `samples`, all codes [N, *input shape]; labels int64 [N].
 
     Neither `threads` nor the machine changes the result. Raises UnsupportedError where the program's end cannot be decided.
     """
     decider = Decider(program)
     return _decide(
         len(labels),
+        1,
         BATCH,
-        lambda part: decider.decide(lower[part], upper[part], labels[part]),
+        lambda part: (*decider.decide(lower[part], upper[part], labels[part]), np.arange(len(labels))[part]),
         lambda rest: decider.correct(samples[rest], labels[rest]),
         threads,
     )
@@ -165,14 +166,19 @@ def certify(
     y = check_data(program, x, labels)
     decider, boxes = Decider(program, engine), Boxes(program, region, x)
 
+    def over_boxes(part: slice) -> tuple[Bools, Int64, Index]:
+        lower, upper, owner = boxes(part)
+        return (*decider.decide(lower, upper, y[owner]), owner)
+
     def at_sample(rest: Int64) -> Bools:
         first, last = point_boxes(program, x[rest])
         return decider.correct(first, y[rest], last)
 
     return _decide(
         len(y),
+        region.count(x.shape[1:]),
         batch,
-        lambda part: decider.decide(*boxes(x[part]), y[part]),
+        over_boxes,
         at_sample,
         threads,
         progress,
@@ -182,20 +188,26 @@ def certify(
 
 def _decide(
     count: int,
+    each: int,
     batch: int,
-    decide_part: Callable[[slice], tuple[Bools, Int64]],
+    decide_part: Callable[[slice], tuple[Bools, Int64, Index]],
     correct: Callable[[Int64], Bools],
     threads: int,
     progress: Callable[[int], None] = lambda done: None,
     each_worker: Callable[[], None] = lambda: None,
 ) -> Decision:
-    """Every sample's region in batches, then the samples themselves of those that were not certified: a region holds its sample."""
-    certified, margin = np.zeros(count, np.bool_), np.zeros(count, np.int64)
-    slices = [slice(i, min(i + batch, count)) for i in range(0, count, batch)]
+    """Every sample's boxes, `each` of them, in batches, then the samples themselves of those that were not certified.
+
+    decide_part gives what holds of the boxes with these numbers, and whose they are. A region holds its sample, and what
+    holds of all boxes of a sample holds of its region.
+    """
+    certified, margin = np.ones(count, np.bool_), np.full(count, np.iinfo(np.int64).max)
+    slices = [slice(i, min(i + batch, count * each)) for i in range(0, count * each, batch)]
     with ThreadPoolExecutor(max(threads, 1), initializer=each_worker) as pool:
-        for part, decided in zip(slices, pool.map(decide_part, slices), strict=True):
-            certified[part], margin[part] = decided
-            progress(part.stop)
+        for part, (won, least, owner) in zip(slices, pool.map(decide_part, slices), strict=True):
+            np.logical_and.at(certified, owner, won)
+            np.minimum.at(margin, owner, least)
+            progress(part.stop // each)
         rest = np.flatnonzero(~certified)
         indices = [rest[i : i + batch] for i in range(0, len(rest), batch)]
         right = certified.copy()

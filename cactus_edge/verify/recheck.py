@@ -17,6 +17,7 @@ from cactus_edge.errors import CactusError, InputError, InstallError, ModelError
 from cactus_edge.ir.arithmetic import profile_table_digest
 from cactus_edge.ir.blob_format import PROFILE
 from cactus_edge.verify.certificate import (
+    PROOF,
     UNCHECKED,
     Data,
     decode,
@@ -24,11 +25,11 @@ from cactus_edge.verify.certificate import (
     format_of,
     prove_claims,
     question,
-    region_of,
     seal,
 )
 from cactus_edge.verify.decide import certify
 from cactus_edge.verify.elf import find_blob
+from cactus_edge.verify.families import read_region
 from cactus_edge.verify.regions import Exact, data_digest, exact
 from cactus_edge.verify.runtimes import TFLITE, FileFormat, Runtimes, runtimes
 
@@ -96,7 +97,7 @@ def recheck(
     where the proof file is missing, DataError for labels that are no integers; all else that is wrong is a failed check.
     """
     record = decode(certificate)
-    name, asked, shown = question(record)
+    name, asked, bounds = question(record)
     sealed = seal(record)
     checks = [
         Check(
@@ -106,7 +107,7 @@ def recheck(
         _compare("data.sha256", data_digest(x, labels), record, "data.sha256"),
         _compare("the table of runtimes' arithmetics", profile_table_digest(), record, "profile.table_sha256"),
     ]
-    if shown:
+    if bounds == PROOF:
         if proof is None:
             raise InputError("the certificate rests on a proof file, and none is given", hint="verify --proof FILE")
         checks.append(_compare("proof.sha256", hashlib.sha256(proof).hexdigest(), record, "proof.sha256"))
@@ -122,7 +123,9 @@ def recheck(
         try:
             decide = partial(certify, threads=threads, progress=progress)
             named = runtimes(model, name, form)
-            proved = prove_claims(model, x, labels, region_of(asked), named, decide, form, proof if shown else None)
+            proved = prove_claims(
+                model, x, labels, read_region(asked), named, decide, form, proof if bounds == PROOF else None
+            )
         except CactusError as error:
             checks.append(Check("the proof", "failed", "one that can be recomputed", error.message))
         else:

@@ -1,28 +1,36 @@
 """Input sets, in the user's units, and the boxes of codes they become.
 
-A region is {v : |v_f - x_f| <= eps_f and lo <= v_f <= hi for every feature f}, v real. A sensor value becomes a float32
-before it is quantised, so the ends are computed exactly and moved outward to float32 neighbours; the quantisation of a
-profile is non-decreasing, so it maps ends to ends. Nothing is ever rounded inward.
+A region is {clamp(w_f + n_f, lo, hi) for every feature f : |n_f| <= eps_f, w in the sample's family}, all real; the family is
+the sample alone, which makes a ball or a box of it, or one of `families`. [lo, hi] is the sensor's domain, in which the
+sample lies. A sensor value becomes a float32 before it is quantised, so the ends are computed exactly and moved outward to
+float32 neighbours; the quantisation of a profile is non-decreasing, so it maps ends to ends. Nothing is ever rounded inward.
+
+A region is covered by `count` boxes of codes a sample. Boxes are numbered sample by sample; any part of them can be computed
+without the others, since there may be more than memory holds.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from cactus_edge.errors import DataError, InputError
+from cactus_edge.errors import DataError, InputError, InternalError
 from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.evaluate import quantised
 from cactus_edge.ir.ops import Codes, Float32, Int64
 
 Float64 = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+Index = npt.NDArray[np.intp]
+EVERY = slice(None)
 Exact = Fraction | int | float | str
 """A number given exactly: "1/16", "0.1", an int, a Fraction; a float means its binary value (0.1 is not 1/10)."""
 
@@ -43,12 +51,38 @@ def exact(value: Exact, name: str) -> Fraction:
     return number
 
 
+class Family(Protocol):
+    """What changes a sample as a whole, beyond each feature's own eps. Every kind is in `families`."""
+
+    @property
+    def kind(self) -> str: ...
+
+    def record(self) -> dict[str, Any]:
+        """Its exact parameters, for a certificate."""
+
+    def count(self, shape: tuple[int, ...]) -> int:
+        """Boxes that cover the family of one sample of this shape. Raises InputError where it has no meaning for it."""
+
+    def moved(self, x: Float64, owner: Index, position: Index) -> tuple[Float64, Float64, Bools | None]:
+        """Bounds on w in box `position` [M] of sample `owner` [M] of x [N, *shape], and which features take any value of the domain.
+
+        Two arrays [M, *shape], rounded outward, and a third of bools; None for no feature.
+        """
+
+    def member(self, x: Float64, at: Sequence[Fraction]) -> tuple[list[Fraction], Bools | None]:
+        """w exactly, at the parameters `at`, for one sample x [*shape], by feature; and which take any value of the domain.
+
+        Raises InputError where `at` is outside the family.
+        """
+
+
 @dataclass(frozen=True)
 class Region:
-    """The l-inf ball (one eps) or box (one eps per feature, row-major) around each sample, within the sensor's domain."""
+    """Everything within eps (one, or one per feature, row-major) of what the family makes of a sample, clamped to the domain."""
 
     eps: tuple[Fraction, ...]
     domain: tuple[Fraction, Fraction]
+    family: Family | None = None
 
     def __post_init__(self) -> None:
         lo, hi = self.domain
@@ -62,28 +96,93 @@ class Region:
 
     @property
     def kind(self) -> str:
-        """Either "linf" (one eps) or "box" (one per feature)."""
+        """Without a family "linf" (one eps) or "box" (one per feature)."""
+        if self.family is not None:
+            return self.family.kind
         return "linf" if len(self.eps) == 1 else "box"
 
-    def ends(self, x: npt.NDArray[Any]) -> tuple[Float32, Float32]:
-        """The smallest float32 box that holds every float32 a real v of the region may be rounded to, in any direction.
+    def record(self) -> dict[str, Any]:
+        """For a certificate, in exact fractions; `families.read_region` reads it."""
+        eps: str | list[str] = str(self.eps[0]) if len(self.eps) == 1 else [str(e) for e in self.eps]
+        family = {} if self.family is None else self.family.record()
+        return {"kind": self.kind, "eps": eps, "domain": [str(d) for d in self.domain], **family}
 
-        x [N, *shape] float32 or float64, finite, inside the domain -> lower, upper float32 [N, *shape].
-        Raises DataError where x is not that, InputError where the number of eps differs from the number of features.
+    def count(self, shape: tuple[int, ...]) -> int:
+        """Boxes of one sample of this shape."""
+        return 1 if self.family is None else self.family.count(shape)
+
+    def boxes(self, program: Program, x: npt.NDArray[Any], part: slice = EVERY) -> tuple[Codes, Codes, Index]:
+        """The boxes number `part` of the samples x as codes: lower, upper [M, *shape], and whose each is, ascending [M].
+
+        x [N, *shape]: float32 or float64 in sensor units, or codes, which stand for scale * (q - zero_point). Sample n has the
+        boxes n count .. (n + 1) count - 1. Raises as `ends` does.
         """
+        lower, upper, owner = self.ends(x if x.dtype != program.input_tensor.dtype else _real(program, x), part)
+        return program.quantize.lowest(lower), program.quantize.highest(upper), owner
+
+    def ends(self, x: npt.NDArray[Any], part: slice = EVERY) -> tuple[Float32, Float32, Index]:
+        """The smallest float32 boxes that hold every float32 a real member of the region may be rounded to, in any direction.
+
+        x [N, *shape] float32 or float64, finite, inside the domain -> lower, upper float32 [M, *shape], owner [M].
+        Of a family with ranges each box is that of one cell of them. Raises DataError where x is not that, InputError where
+        the number of eps differs from the number of features or the family has no meaning for the shape.
+        """
+        shape = x.shape[1:]
+        each = self.count(shape)
+        numbers = range(len(x) * each)[part]
+        owner, position = np.divmod(np.arange(numbers.start, numbers.stop), each)
+        first = int(owner[0]) if len(owner) else 0
+        x = x[first : int(owner[-1]) + 1 if len(owner) else 0].astype(np.float64)
+        low, high = (float32_below(d) for d in self.domain)
+        self._check(x, first)
+        if self.family is None:
+            lower, upper, free = x, x, None
+        else:
+            lower, upper, free = self.family.moved(x, owner - first, position)
+        radius: Float64 = np.array([double_above(e) for e in self.eps])
+        radius = radius if len(self.eps) == 1 else radius.reshape(shape)
+        over, above = (-float32_below(-d) for d in self.domain)
+        under32 = np.clip(below(lower, radius), low, high)
+        over32 = np.clip(-below(-upper, radius), over, above)
+        if free is not None:
+            under32[free], over32[free] = low, above
+        return under32, over32, owner
+
+    def around(self, program: Program, x: npt.NDArray[Any], at: Sequence[Fraction]) -> tuple[Codes, Codes]:
+        """The codes that one member w of the family of one sample x [*shape], at the parameters `at`, may become: lower, upper.
+
+        Exactly those, each feature by itself: for a family with ranges this is sharper than any box. Raises as `ends` does.
+        """
+        x = (x if x.dtype != program.input_tensor.dtype else _real(program, x)).astype(np.float64)
+        self._check(x[None], 0)
+        if self.family is None:
+            exactly, free = [Fraction(v) for v in x.ravel().tolist()], None
+        else:
+            exactly, free = self.family.member(x, at)
+        eps = self.eps * len(exactly) if len(self.eps) == 1 else self.eps
+        lo, hi = self.domain
+        lower = np.array([float32_below(min(max(v - e, lo), hi)) for v, e in zip(exactly, eps, strict=True)])
+        upper = np.array([-float32_below(-min(max(v + e, lo), hi)) for v, e in zip(exactly, eps, strict=True)])
+        if free is not None:
+            lower[free.ravel()], upper[free.ravel()] = float32_below(lo), -float32_below(-hi)
+        quantize = program.quantize
+        return quantize.lowest(lower.reshape(x.shape)), quantize.highest(upper.reshape(x.shape))
+
+    def _check(self, x: Float64, first: int) -> None:
         low, high = float32_below(self.domain[0]), -float32_below(-self.domain[1])
-        features = int(np.prod(x.shape[1:], dtype=np.int64))
+        features = math.prod(x.shape[1:])
         if len(self.eps) not in (1, features):
             raise InputError(f"{len(self.eps)} values of eps for {features} features, expected one, or one per feature")
         if not ((x >= low) & (x <= high)).all():
-            raise _outside(x, low, high, self.domain)
-        centre = x.astype(np.float64)
-        radius: Float64 = np.array([_double_above(e) for e in self.eps])
-        radius = radius if len(self.eps) == 1 else radius.reshape(x.shape[1:])
-        return np.maximum(below(centre, radius), low), np.minimum(-below(-centre, radius), high)
+            raise _outside(x, first, low, high, self.domain)
 
 
-def region(program: Program, eps: Exact | Sequence[Exact], domain: tuple[Exact, Exact] | None = None) -> Region:
+def region(
+    program: Program,
+    eps: Exact | Sequence[Exact],
+    domain: tuple[Exact, Exact] | None = None,
+    family: Family | None = None,
+) -> Region:
     """The region of `program`'s inputs with radius `eps`, in the unit of the data (real = scale * (q - zero_point)).
 
     domain: the sensor's range; None for everything the input tensor can represent. Raises InputError.
@@ -92,31 +191,30 @@ def region(program: Program, eps: Exact | Sequence[Exact], domain: tuple[Exact, 
     radii = tuple(exact(e, "eps") for e in given)
     if domain is not None:
         lo, hi = (exact(d, "an end of the domain") for d in domain)
-        return Region(radii, (lo, hi))
+        return Region(radii, (lo, hi), family)
     scale, zero_point = Fraction(program.quantize.scale), program.quantize.zero_point
     least, most = program.codes
-    return Region(radii, (scale * (least - zero_point), scale * (most - zero_point)))
+    return Region(radii, (scale * (least - zero_point), scale * (most - zero_point)), family)
 
 
 def box(program: Program, region: Region, x: npt.NDArray[Any]) -> tuple[Codes, Codes]:
-    """The region around each sample as codes of the program's input: lower, upper [N, *shape].
-
-    x [N, *shape]: float32 or float64 in sensor units, or codes, which stand for scale * (q - zero_point).
-    """
-    lower, upper = region.ends(_real(program, x))
-    return program.quantize.lowest(lower), program.quantize.highest(upper)
+    """`Region.boxes` of a region that is one box around each sample: lower, upper [N, *shape]."""
+    lower, upper, _ = region.boxes(program, x)
+    if len(lower) != len(x):
+        raise InternalError(f"a region of kind {region.kind} is not one box")
+    return lower, upper
 
 
 class Boxes:
-    """`box` for batches of one data set, with a memo: a sensor of 8 bits delivers 256 values, whose boxes are computed once.
+    """`Region.boxes` of one data set x, with a memo: a sensor of 8 bits delivers 256 values, whose boxes are computed once.
 
-    A batch is answered from the memo only where every element equals, as a float, the one its box was computed from.
+    A part is answered from the memo only where every element equals, as a float, the one its box was computed from.
     """
 
     SLOTS = 256
 
     def __init__(self, program: Program, region: Region, x: npt.NDArray[Any]) -> None:
-        self.program, self.region = program, region
+        self.program, self.region, self.x = program, region, x
         self._useful = region.kind == "linf" and x.dtype == np.float32
         if self._useful:
             lo, hi = (float(d) for d in region.domain)
@@ -128,19 +226,20 @@ class Boxes:
             self._values[self._slot(seen)] = seen
             self._lower, self._upper = box(program, region, self._values)
 
-    def __call__(self, x: npt.NDArray[Any]) -> tuple[Codes, Codes]:
-        """The same as box(program, region, x)."""
+    def __call__(self, part: slice = EVERY) -> tuple[Codes, Codes, Index]:
+        """The same as region.boxes(program, x, part)."""
         if self._useful:
-            slot = self._slot(x)
-            if (self._values[slot] == x).all():
-                return self._lower[slot], self._upper[slot]
-        return box(self.program, self.region, x)
+            rows = self.x[part]
+            slot = self._slot(rows)
+            if (self._values[slot] == rows).all():
+                return self._lower[slot], self._upper[slot], np.arange(len(self.x))[part]
+        return self.region.boxes(self.program, self.x, part)
 
-    def _slot(self, x: Float32) -> npt.NDArray[np.intp]:
+    def _slot(self, x: Float32) -> Index:
         with np.errstate(over="ignore", invalid="ignore"):
             position = np.rint((x - self._lo) * self._scale)
         # NaN falls into a slot whose value it does not equal.
-        slots: npt.NDArray[np.intp] = np.fmin(np.fmax(position, 0), self.SLOTS - 1).astype(np.intp)
+        slots: Index = np.fmin(np.fmax(position, 0), self.SLOTS - 1).astype(np.intp)
         return slots
 
 
@@ -210,22 +309,21 @@ def below(x: Float64, radius: Float64) -> Float32:
     return near
 
 
-def _double_above(value: Fraction) -> float:
+def double_above(value: Fraction) -> float:
+    """The least double >= value."""
     near = float(value)
     return near if Fraction(near) >= value else float(np.nextafter(near, np.inf))
 
 
 def _real(program: Program, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    if x.dtype != program.input_tensor.dtype:
-        return x
     # A float32 scale times a 17-bit integer is a double: no rounding.
     return program.quantize.scale * (x.astype(np.float64) - program.quantize.zero_point)
 
 
-def _outside(x: npt.NDArray[Any], low: np.float32, high: np.float32, domain: tuple[Fraction, Fraction]) -> DataError:
+def _outside(x: Float64, first: int, low: np.float32, high: np.float32, domain: tuple[Fraction, Fraction]) -> DataError:
     sample = int(np.argwhere(~((x >= low) & (x <= high)))[0][0])
     values = x[sample][~((x[sample] >= low) & (x[sample] <= high))]
     return DataError(
-        f"sample {sample} holds {values[0]}, expected finite values in the domain [{domain[0]}, {domain[1]}]",
+        f"sample {first + sample} holds {values[0]}, expected finite values in the domain [{domain[0]}, {domain[1]}]",
         hint="check the unit of the data and --domain",
     )

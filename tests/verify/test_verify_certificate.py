@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -11,60 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from certificate_kit import BLOB, GRAPH, MODEL, X, Y, elf, issue, network
 
 from cactus_edge.errors import CertificateError, DataError, MismatchError
 from cactus_edge.formats.tflite import read_tflite, write_tflite
-from cactus_edge.ir import ops
-from cactus_edge.ir.arithmetic import profile
-from cactus_edge.ir.blob import to_blob
-from cactus_edge.ir.builder import GraphBuilder
-from cactus_edge.ir.evaluate import evaluate
-from cactus_edge.ir.graph import Graph, Tensor
 from cactus_edge.verify import certificate as module
-from cactus_edge.verify.certificate import add_firmware, certify_file, decode, encode, seal
+from cactus_edge.verify.certificate import add_firmware, decode, encode, seal
 from cactus_edge.verify.decide import certify
 from cactus_edge.verify.recheck import Report, recheck
 from cactus_edge.verify.regions import Region, exact
-
-TFLM = profile("tflm")
-RNG = np.random.default_rng(0)
-X = RNG.random((40, 6)).astype(np.float32)
-
-
-def network(bias: int = 0) -> Graph:
-    rng = np.random.default_rng(3)
-    build = GraphBuilder()
-    last = build.input(Tensor("x", (6,), "int8", float(np.float32(1 / 255)), -128))
-    for name, inputs, outputs in (("hidden", 6, 8), ("logits", 8, 3)):
-        op = ops.Dense(
-            ops.freeze(rng.integers(-127, 128, (outputs, inputs)), np.int8),
-            ops.freeze(np.full(outputs, bias), np.int32),
-            ops.freeze(np.array([0.003], np.float32), np.float32),
-        )
-        last = build.node(op, [last], Tensor(name, (outputs,), "int8", float(np.float32(1 / 255)), -10))
-    return build.finish(last)
-
-
-GRAPH = network()
-MODEL = write_tflite(GRAPH, metadata={})
-BLOB = to_blob(GRAPH, TFLM)
-Y = evaluate(GRAPH, TFLM.quantize(GRAPH.input).apply(X), TFLM).argmax(1)
-Y[0] = (Y[0] + 1) % 3
-
-
-def elf(loaded: bytes, trailing: bytes = b"") -> bytes:
-    """A minimal ARM executable with one loadable segment, and bytes after it that no loader reads."""
-    header = struct.pack(
-        "<16sHHIIIIIHHHHHH", b"\x7fELF\x01\x01\x01" + bytes(9), 2, 40, 1, 0x8001, 52, 0, 0, 52, 32, 1, 0, 0, 0
-    )
-    segment = struct.pack("<8I", 1, 84, 0x8000, 0x8000, len(loaded), len(loaded), 5, 4)
-    return header + segment + loaded + trailing
-
-
-def issue(**changes: Any) -> bytes:
-    options: dict[str, Any] = {"eps": "1/64", "domain": (0, 1), "profile": "tflm", "unit": "pixel", "created": "then"}
-    return certify_file(MODEL, X, Y, **(options | changes)).to_bytes()
-
 
 CERTIFICATE = issue(firmware=[("board", elf(b"code" + BLOB))])
 

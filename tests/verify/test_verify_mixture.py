@@ -159,7 +159,7 @@ def test_a_softmax_must_separate_under_every_rule() -> None:
     for k, group in enumerate(softmaxes(0, 20)):
         mixed = Decider(mix(group))
         kinds |= {type(rule) for rule in mixed.goal.softmaxes}
-        rows = np.arange(-5, 250).repeat(mixed.classes).reshape(-1, mixed.classes)
+        rows = np.arange(-5, 250).repeat(mixed.goal.classes).reshape(-1, mixed.goal.classes)
         labels = np.zeros(len(rows), np.int64)
         own = [Decider(p).goal.won(rows, labels) for p in group]
         assert np.array_equal(mixed.goal.won(rows, labels), np.logical_and.reduce(own)), k

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 from brute import boxes, execute, inside, programs
+from certificate_kit import MODEL, TFLM, X, Y, issue
 from proof_kit import record, slopes, wins
-from test_verify_certificate import MODEL, TFLM, X, Y, failed, issue, resealed
+from test_verify_certificate import failed, resealed
 from test_verify_mixture import mixtures
 from test_verify_relax import DENSE, everything
 
@@ -124,7 +125,9 @@ def diamond(least: int = 110) -> Program:
     one = ops.freeze(np.ones(1, np.float32), np.float32)
     x = build.input(Tensor("x", (2,), "int8", 1.0, 0))
     signs = np.array([[1, 1], [-1, -1], [1, -1], [-1, 1]])
-    hidden = ops.Dense(ops.freeze(signs, np.int8), ops.freeze(np.zeros(4), np.int32), one, activation="relu")
+    hidden = ops.Dense(
+        ops.freeze(signs, np.int8), ops.freeze(np.zeros(4), np.int32), one, activation=ops.Activation.RELU
+    )
     h = build.node(hidden, [x], Tensor("h", (4,), "int8", 1.0, 0))
     last = ops.Dense(ops.freeze([[-1] * 4, [0] * 4], np.int8), ops.freeze([least, 0], np.int32), one)
     return lower(build.finish(build.node(last, [h], Tensor("out", (2,), "int8", 1.0, 0))), TFLM)

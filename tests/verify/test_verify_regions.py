@@ -124,7 +124,7 @@ def _all_checks() -> None:
 
 
 def test_checks_see_an_eps_rounded_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(regions, "_double_above", lambda e: float(np.float16(e)) * 0.5)
+    monkeypatch.setattr(regions, "double_above", lambda e: float(np.float16(e)) * 0.5)
     with pytest.raises(AssertionError):
         _all_checks()
 
@@ -165,10 +165,10 @@ def test_the_memo_changes_nothing(kind: str) -> None:
     chosen = region(program, ["0.1"] * 49 + [0] if kind == "box" else "0.1", None if kind == "int8" else (0, 1))
     boxes = Boxes(program, chosen, x)
     for start in range(0, 300, 20):
-        for got, expected in zip(
-            boxes(x[start : start + 20]), box(program, chosen, x[start : start + 20]), strict=True
-        ):
-            assert got.dtype == np.int8 and np.array_equal(got, expected)
+        *got, owner = boxes(slice(start, start + 20))
+        assert owner.tolist() == list(range(start, start + 20))
+        for codes, expected in zip(got, box(program, chosen, x[start : start + 20]), strict=True):
+            assert codes.dtype == np.int8 and np.array_equal(codes, expected)
 
 
 def test_the_memo_never_answers_for_a_neighbour() -> None:
@@ -177,11 +177,12 @@ def test_the_memo_never_answers_for_a_neighbour() -> None:
     border = np.float32(100.5 / 255)
     boxes = Boxes(program, chosen, np.array([[border]]))
     for x in (np.nextafter(border, np.float32(0)), border, np.nextafter(border, np.float32(1)), np.float32(-0.0)):
-        sample = np.array([[x]])
-        assert [int(c[0, 0]) for c in boxes(sample)] == [int(c[0, 0]) for c in box(program, chosen, sample)]
+        boxes.x = np.array([[x]])
+        assert [int(c[0, 0]) for c in boxes()[:2]] == [int(c[0, 0]) for c in box(program, chosen, boxes.x)]
     for bad in (np.nan, np.inf, -np.inf, 3e38, 1.5):
+        boxes.x = np.array([[bad]], np.float32)
         with pytest.raises(DataError):
-            boxes(np.array([[bad]], np.float32))
+            boxes()
 
 
 def test_one_eps_per_feature() -> None:
