@@ -11,7 +11,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -105,6 +104,9 @@ def certify(
     bounds: str = "interval",
     attack: bool = False,
     threads: int = 0,
+    workers: int = 0,
+    cluster: str = "",
+    keep: Path | None = None,
 ) -> Certificate:
     """Certifies the file `model`, .tflite or .onnx, around every row of x [N, *shape] with labels y [N].
 
@@ -116,13 +118,15 @@ def certify(
     `Certificate.each` has what holds under each alone, which is more. bounds: "interval", or "linear", which also bounds by
     lines what intervals leave open: slower, and it certifies far more of a network that was not trained for intervals.
     attack: also look for counterexamples around what is right and not certified; each is replayed and stands in the
-    certificate. It takes one profile that is no envelope.
+    certificate. It takes one profile that is no envelope. workers: processes that decide slices of the samples, 0 for threads of
+    this one; cluster: dask://HOST:PORT, an existing Dask cluster that does so. keep: the folder where their finished slices lie,
+    found there by the same call after an interruption. None of these changes the result.
     """
     import os
 
     from cactus_edge.api_files import default_profile, file_formats
     from cactus_edge.certify.attack import falsify
-    from cactus_edge.certify.interval import certify as decide
+    from cactus_edge.certify.crew import decider
     from cactus_edge.verify.certificate import certify_file
     from cactus_edge.verify.read import format_of
 
@@ -140,7 +144,7 @@ def certify(
         notes=notes,
         firmware=firmware,
         bounds=_method(bounds),
-        decide=partial(decide, threads=threads or os.cpu_count() or 1),
+        decide=decider(threads or os.cpu_count() or 1, workers, cluster, keep),
         falsify=falsify if attack else None,
     )
 
@@ -247,18 +251,36 @@ def certify_files(
     out: Path,
     bounds: str = "interval",
     attack: bool = False,
+    workers: int = 0,
+    cluster: str = "",
 ) -> CertifyResult:
     """`certify` from files to a file. firmware: ELF images to bind; domain: "LO,HI" or ""."""
+    import shutil
+
     from cactus_edge.samples import read_samples
 
     require_file(out, "--out")
     x, y = read_samples(data)
     images = [(path.name, content(path, "firmware")) for path in firmware]
     ends = _domain(domain) if domain else None
+    keep = out.with_name(f"{out.name}.parts")
     certificate = certify(
-        model, x, y, eps=eps, unit=unit, profile=profile, domain=ends, firmware=images, bounds=bounds, attack=attack
+        model,
+        x,
+        y,
+        eps=eps,
+        unit=unit,
+        profile=profile,
+        domain=ends,
+        firmware=images,
+        bounds=bounds,
+        attack=attack,
+        workers=workers,
+        cluster=cluster,
+        keep=keep,
     )
     write_atomic(out, certificate.to_bytes())
+    shutil.rmtree(keep, ignore_errors=True)
     d = certificate.decision
     radius = (
         eps

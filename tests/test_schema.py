@@ -22,6 +22,7 @@ from cactus_edge.formats.onnx.certified import ONNX
 from cactus_edge.resources import SCHEMAS, schema
 from cactus_edge.signing import statement
 from cactus_edge.verify.certificate import FORMAT, UNCHECKED, VERSION, certify_file, decode
+from cactus_edge.verify.families import tone
 
 
 def conditional() -> bytes:
@@ -35,6 +36,7 @@ KINDS = {
     "ball": issue,
     "box": lambda: issue(eps=["1/64", "0", "1/100", "0", "0", "0.5"]),
     "linear": lambda: issue(bounds="linear"),
+    "tone": lambda: issue(family=tone(("-1/50", "1/50"), ("9/10", "11/10"), "1/2", 4)),
     "firmware": lambda: issue(firmware=[("board", elf(BLOB))], notes={"why": "test"}),
     "several": lambda: issue(profile="all"),
     "counterexamples": lambda: issue(falsify=falsify, eps="1/8"),

@@ -85,7 +85,8 @@ class Cluster:
 
         # A task of its own, not scattered data: Dask computes it again where the worker that held it is lost.
         asked = client.submit(pickle.loads, pickle.dumps(question, protocol=5), pure=False)
-        left, flying = iter(slices), set[Future]()
+        left = iter(slices)
+        flying: set[Future] = set()
         room = AHEAD * max(1, sum(client.nthreads().values()))
         seen = time.monotonic()
         try:
@@ -95,12 +96,17 @@ class Cluster:
                 if not flying:
                     return
                 try:
-                    done = wait(flying, timeout=POLL_S, return_when="FIRST_COMPLETED").done
+                    with client.as_current():
+                        done = wait(flying, timeout=POLL_S, return_when="FIRST_COMPLETED").done
                 except TimeoutError:
                     done = set()
                 for future in done:
-                    yield future.result()
-                flying -= done
+                    try:
+                        found = future.result(timeout=POLL_S)
+                    except TimeoutError:
+                        continue  # its worker was lost with it, and Dask has nobody yet to compute it again
+                    flying.discard(future)
+                    yield found
                 seen = self._still_there(client, seen)
         except KilledWorker as error:
             raise InputError(

@@ -72,28 +72,24 @@ class _Shift:
             for _ in range(TRIES):
                 worker = worker or self._start()
                 reply = None if worker is None else _ask(worker, part)
-                if reply is not None or self._over:
+                if reply is not None:
                     break
-                self._buried(worker)
+                self._bury(worker)
                 worker = None
-            if self._over:
-                return
             last = part.start + len(part.x) - 1
             lost = InputError(
                 f"{TRIES} workers ended over samples {part.start} to {last}",
                 hint="fewer --workers: each needs memory of its own; what was finished is kept",
             )
             self.replies.put(reply or lost)
-        self._buried(worker)
+        self._bury(worker)
 
     def end(self) -> None:
-        """Stops everybody at once."""
+        """Stops everybody at once: a dead worker's thread finds no next slice, and ends as well."""
         with self._lock:
             self._over = True
-            live = list(self._live)
-        for worker in live:
-            worker.kill()
-            self._buried(worker)
+            for worker in self._live:
+                worker.kill()
 
     def _next(self) -> Slice | None:
         with self._lock:
@@ -117,7 +113,7 @@ class _Shift:
         _send(worker, self._question)
         return worker
 
-    def _buried(self, worker: subprocess.Popen[bytes] | None) -> None:
+    def _bury(self, worker: subprocess.Popen[bytes] | None) -> None:
         if worker is not None:
             with self._lock:
                 self._live.discard(worker)

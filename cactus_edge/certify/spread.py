@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import pickle
-import shutil
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -52,9 +51,9 @@ class Question:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the question, in the code that answers it."""
-        h = hashlib.sha256(code_digest().encode())
-        h.update(pickle.dumps((self.program, self.region, self.bounds), protocol=5))
-        return h.hexdigest()
+        program = self.program.graph.digest(), self.program.profile.digest()
+        asked = [code_digest(), *program, self.region.record(), self.bounds]
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,11 +115,6 @@ class Spread:
             done += len(slices[i].x)
             self.progress(done)
         return join(question, slices, [a for a in found if a is not None])
-
-    def finish(self) -> None:
-        """Removes what was kept: call it once the result is safe."""
-        if self.keep is not None:
-            shutil.rmtree(self.keep, ignore_errors=True)
 
 
 def cut(x: Array, labels: Array, most: int) -> list[Slice]:
