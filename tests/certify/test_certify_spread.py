@@ -334,7 +334,7 @@ def test_the_users_mistake_comes_back_from_a_cluster(local: Any) -> None:
 
 def test_workers_with_another_code_are_refused(local: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_module, "code_digest", lambda: "0.0.0 another")
-    with pytest.raises(InstallError, match=r"2 of 2 workers lack cactus-edge 0\.0\.0 another") as error:
+    with pytest.raises(InstallError, match=r"of \d workers lack cactus-edge 0\.0\.0 another") as error:
         Spread(Cluster(address(local)))(PROGRAM, REGION, MANY, LABELS, bounds="interval")
     assert "same version" in error.value.hint
 
