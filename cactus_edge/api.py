@@ -106,6 +106,9 @@ def certify(
     bounds: str = "interval",
     attack: bool = False,
     threads: int = 0,
+    workers: int = 0,
+    cluster: str = "",
+    keep: Path | None = None,
 ) -> Certificate:
     """Certifies the file `model`, .tflite or .onnx, around every row of x [N, *shape] with labels y [N].
 
@@ -117,18 +120,22 @@ def certify(
     `Certificate.each` has what holds under each alone, which is more. bounds: "interval", or "linear", which also bounds by
     lines what intervals leave open: slower, and it certifies far more of a network that was not trained for intervals.
     attack: also look for counterexamples around what is not certified, under one profile that is no envelope. With either the
-    certificate rests on a proof file, `Certificate.proof`.
+    certificate rests on a proof file, `Certificate.proof`. workers: processes that decide slices of the samples, 0 for threads of
+    this one; cluster: dask://HOST:PORT, an existing Dask cluster that does so. keep: the folder where their finished slices lie,
+    found there by the same call after an interruption. None of these changes the result.
     """
     import os
 
     from cactus_edge.api_files import default_profile, file_formats
+    from cactus_edge.certify.crew import decider
     from cactus_edge.certify.find import find
-    from cactus_edge.certify.interval import certify as decide
     from cactus_edge.verify.certificate import certify_file
     from cactus_edge.verify.read import format_of
 
     if bounds not in get_args(Bounds):
         raise InputError(f"unknown bounds {bounds!r}", hint=" or ".join(get_args(Bounds)))
+    if (attack or bounds != "interval") and (workers or cluster):
+        raise InputError("workers and clusters decide by intervals", hint="--bounds linear and --attack without them")
     data = content(model, "model")
     profile = profile or default_profile(data)
     radius, notes = (eps, {}) if unit == "data" else _steps(data, eps, unit, profile)
@@ -142,7 +149,7 @@ def certify(
         form=file_formats()[format_of(data)],
         notes=notes,
         firmware=firmware,
-        decide=partial(decide, threads=threads or os.cpu_count() or 1),
+        decide=decider(threads or os.cpu_count() or 1, workers, cluster, keep),
         find=partial(find, lines=bounds == "linear", falsify=attack) if attack or bounds != "interval" else None,
     )
 
@@ -244,21 +251,39 @@ def certify_files(
     out: Path,
     bounds: str = "interval",
     attack: bool = False,
+    workers: int = 0,
+    cluster: str = "",
 ) -> CertifyResult:
     """`certify` from files to a file. firmware: ELF images to bind; domain: "LO,HI" or ""."""
+    import shutil
+
     from cactus_edge.samples import read_samples
 
     require_file(out, "--out")
     x, y = read_samples(data)
     images = [(path.name, content(path, "firmware")) for path in firmware]
     ends = _domain(domain) if domain else None
+    keep = out.with_name(f"{out.name}.parts")
     certificate = certify(
-        model, x, y, eps=eps, unit=unit, profile=profile, domain=ends, firmware=images, bounds=bounds, attack=attack
+        model,
+        x,
+        y,
+        eps=eps,
+        unit=unit,
+        profile=profile,
+        domain=ends,
+        firmware=images,
+        bounds=bounds,
+        attack=attack,
+        workers=workers,
+        cluster=cluster,
+        keep=keep,
     )
     proof = None if certificate.proof is None else proof_beside(out)
     if proof is not None and certificate.proof is not None:
         write_atomic(proof, certificate.proof)
     write_atomic(out, certificate.to_bytes())
+    shutil.rmtree(keep, ignore_errors=True)
     d = certificate.decision
     radius = (
         eps

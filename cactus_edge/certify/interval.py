@@ -3,8 +3,8 @@
 Untrusted by construction: `cactus-edge verify` recomputes every verdict with numpy alone. The proofs of exactness are the
 numpy engine's (partial sums below 2^24, staircases at their thresholds) and hold for any IEEE single precision in any order
 of summation. What they do not cover is an algorithm that is no sum of products (Winograd) or a narrower product (bfloat16,
-TF32). A library picks its algorithm by shape; therefore every call here has the same `TILE` samples, and on building the
-engine a random tile of that shape must come out bit for bit as numpy computes it.
+TF32); so every call here has the same `TILE` samples, and on building the engine a random tile of that shape must come out bit
+for bit as numpy computes it. Chains of layers have a quicker engine of their own, `interval_bytes`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from cactus_edge.errors import InternalError
+from cactus_edge.certify.interval_bytes import ByteEngine, byte_layers
+from cactus_edge.certify.tiles import TILE, random_boxes, require_equal, tiled
 from cactus_edge.ir.atoms import Affine, Program
 from cactus_edge.ir.linear import Array, Conv, Dense
 from cactus_edge.ir.ops import Codes, Padding2d
@@ -29,9 +30,6 @@ from cactus_edge.verify.regions import Region
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-TILE = 64
-"""Samples of one call of a kernel: the arrays of a small network's layer stay near the cache."""
 
 WORTH = 30_000_000_000
 """Multiply-accumulates of plain inference over all samples from which loading torch costs less time than it saves."""
@@ -62,7 +60,7 @@ def certify(
             threads=threads,
             batch=4 * TILE,
             progress=progress,
-            engine=TorchEngine,
+            engine=quickest,
             each_worker=each_worker,
         )
 
@@ -77,12 +75,19 @@ def multiplications(program: Program) -> int:
     return total
 
 
+def quickest(program: Program, targets: Iterable[int]) -> Engine:
+    """The torch engine for this program."""
+    targets = tuple(targets)
+    layers = byte_layers(program, targets)
+    return TorchEngine(program, targets) if layers is None else ByteEngine(program, targets, layers)
+
+
 class TorchEngine(Engine):
     """`Engine` whose convolutions, dense layers and staircases run in torch. Raises InternalError where a bit differs."""
 
     def __init__(self, program: Program, targets: Iterable[int]) -> None:
         super().__init__(program, targets)
-        boxes = self._random_boxes(program.values[program.input].shape)
+        boxes = random_boxes(program, program.values[program.input].shape)
         expected = super().run(*boxes)
         uses = [a for s in self._steps for a in s.args] + list(self.targets)
         for step in self._steps:
@@ -93,18 +98,7 @@ class TorchEngine(Engine):
             one = _in_torch(low, alone)
             self._rules[step.out] = one, one if low is high else _in_torch(high, alone)
         for target, got, want in zip(self.targets, self.run(*boxes), expected, strict=True):
-            self._equal(target, got, want)
-
-    def _random_boxes(self, shape: tuple[int, ...]) -> tuple[Codes, Codes]:
-        """(lower, upper) codes [TILE, *shape]: a quarter points, a quarter everything, the rest random boxes."""
-        least, most = self.program.codes
-        a, b = np.random.default_rng(1).integers(
-            least, most, (2, TILE, *shape), self.program.input_tensor.dtype, endpoint=True
-        )
-        lower, upper = np.minimum(a, b), np.maximum(a, b)
-        upper[: TILE // 4] = lower[: TILE // 4]
-        lower[TILE // 4 : TILE // 2], upper[TILE // 4 : TILE // 2] = least, most
-        return lower, upper
+            require_equal(program, target, got, want)
 
     def _checked(self, value: int, exact: Accumulate, form: Ends) -> Ends:
         """`form`, once it gives the very floats of `exact` on a random tile: a remainder behind the point would show."""
@@ -112,30 +106,13 @@ class TorchEngine(Engine):
         shape = linear.in_shape
         if p != Padding2d():
             shape = (shape[0] - p.top - p.bottom, shape[1] - p.left - p.right, *shape[2:])
-        lo, hi = (ends.astype(np.float32) for ends in self._random_boxes(shape))
-        self._equal(value, form.ends(lo, hi), exact.ends(lo, hi))
+        lo, hi = (ends.astype(np.float32) for ends in random_boxes(self.program, shape))
+        require_equal(self.program, value, form.ends(lo, hi), exact.ends(lo, hi))
         return form
 
-    def _equal(self, value: int, got: Bounds, want: Bounds) -> None:
-        if not all(np.array_equal(g, w) for g, w in zip(got, want, strict=True)):
-            raise InternalError(f"torch's bounds of {self.program.values[value].name!r} differ from numpy's")
-
     def run(self, lower: Codes, upper: Codes) -> list[Bounds]:
-        """As `Engine.run`, in tiles of TILE samples; the last tile is filled up with repetitions."""
-        count = len(lower)
-        if count == TILE:
-            return super().run(lower, upper)
-        if count % TILE:
-            full = np.arange(-(-count // TILE) * TILE).clip(max=count - 1)
-            lower, upper = lower[full], upper[full]
-        tiles = [
-            super(TorchEngine, self).run(lower[i : i + TILE], upper[i : i + TILE]) for i in range(0, len(lower), TILE)
-        ]
-        joined = (
-            tuple(np.concatenate(side)[:count] for side in zip(*bounds, strict=True))
-            for bounds in zip(*tiles, strict=True)
-        )
-        return [(lo, hi) for lo, hi in joined]
+        """As `Engine.run`, in tiles of TILE samples."""
+        return tiled(super().run, lower, upper)
 
     def _apply(
         self, low: Callable[..., Array], high: Callable[..., Array], signs: tuple[int, ...], args: list[Bounds]

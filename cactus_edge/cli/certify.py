@@ -55,6 +55,16 @@ def add_parser(verbs: Any) -> None:
         metavar="FW.elf",
         help="firmware to bind to the certificate",
     )
+    p.add_argument(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="decide by N processes, which Ctrl-C may interrupt: the same command goes on (default: threads of one process)",
+    )
+    p.add_argument(
+        "--cluster", default="", metavar="dask://HOST:PORT", help="decide by the workers of an existing Dask cluster"
+    )
     p.add_argument("--out", type=Path, required=True, metavar="cert.json")
     p.add_argument(
         "--require",
@@ -80,6 +90,8 @@ def run(arguments: argparse.Namespace) -> int:
         firmware=arguments.firmware,
         bounds=arguments.bounds,
         attack=arguments.attack,
+        workers=arguments.workers,
+        cluster=arguments.cluster,
         out=arguments.out,
     )
     print(pairs(result.summary()))

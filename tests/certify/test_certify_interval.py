@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from strategies import graphs, random_graph
 
 from cactus_edge.certify import interval
-from cactus_edge.certify.interval import TILE, TorchAccumulate, TorchEngine, TorchStaircase
+from cactus_edge.certify.interval import TorchAccumulate, TorchEngine, TorchStaircase, quickest
+from cactus_edge.certify.tiles import TILE
 from cactus_edge.errors import InternalError, UnsupportedError
 from cactus_edge.ir import evaluate
 from cactus_edge.ir.arithmetic import profile
@@ -112,7 +113,7 @@ def test_small_work_does_not_load_torch(monkeypatch: pytest.MonkeyPatch) -> None
     interval.certify(program, ball, x, np.zeros(4, np.int64))
     monkeypatch.setattr(interval, "_installed", lambda: False)
     interval.certify(program, ball, x, np.zeros(4, np.int64))
-    assert chosen == [Engine, TorchEngine, Engine]
+    assert chosen == [Engine, quickest, Engine]
 
 
 # Planted faults: what a library could do that the numpy proofs do not cover.

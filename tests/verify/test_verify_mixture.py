@@ -6,13 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from brute import boxes, check_bounds, check_verdicts, inside, margins, with_rules
-from strategies import random_graph
+from brute import boxes, check_bounds, check_verdicts, groups, inside, margins, mixtures
 from test_verify_interval import check_engine
 
 from cactus_edge.errors import InternalError, UnsupportedError
 from cactus_edge.ir import mixture as mixture_module
-from cactus_edge.ir.arithmetic import PROFILES
 from cactus_edge.ir.atoms import AnyOf, Isotone, Monotone, Program, Softmax, Table
 from cactus_edge.ir.inputs import MixedQuantizeRule, QuantizeRule
 from cactus_edge.ir.lowering import lower
@@ -24,37 +22,6 @@ from cactus_edge.verify.decide import Decider, decide
 from cactus_edge.verify.interval import Engine, propagate
 from cactus_edge.verify.overflow import prove
 from cactus_edge.verify.regions import box, point_boxes, region
-
-ROWS = [row for row in PROFILES.values() if not row.assumption]
-
-
-def groups(seed: int, count: int, *, decidable: bool = False, **options: Any) -> list[list[Program]]:
-    """Random networks, each under every profile that runs it; every second one also under a row that rounds one code away."""
-    found: list[list[Program]] = []
-    while len(found) < count:
-        seed += 1
-        graph = random_graph(np.random.default_rng(seed), **options)
-        group = []
-        for row in ROWS:
-            try:
-                program = lower(graph, row)
-                if decidable:
-                    Decider(program)
-            except UnsupportedError:
-                continue
-            # ONNX Runtime's average has no accumulator, and is never mixed with one that has: files are of one format.
-            if not group or program.values == group[0].values:
-                group.append(program)
-        if len(group) < 2 or group[0].profile.name != "tflm":
-            continue
-        if len(found) % 2:
-            group.append(with_rules(group[0], zero_point=1))
-        found.append(group)
-    return found
-
-
-def mixtures(seed: int, count: int, **options: Any) -> list[Program]:
-    return [mix(group) for group in groups(seed, count, **options)]
 
 
 def test_no_mixture_leaves_the_bounds() -> None:

@@ -11,17 +11,19 @@ from strategies import random_graph
 
 from cactus_edge.errors import UnsupportedError
 from cactus_edge.ir import evaluate
-from cactus_edge.ir.arithmetic import profile
+from cactus_edge.ir.arithmetic import PROFILES, profile
 from cactus_edge.ir.atoms import AnyOf, Atom, Between, Monotone, Program, Softmax, example
 from cactus_edge.ir.graph import code_range
 from cactus_edge.ir.lowering import lower
+from cactus_edge.ir.mixture import mix
 from cactus_edge.ir.profile import Profile
 from cactus_edge.ir.rules import Requantise
-from cactus_edge.verify.decide import decide
+from cactus_edge.verify.decide import Decider, decide
 from cactus_edge.verify.interval import propagate
 
 Array = npt.NDArray[Any]
 TFLM = profile("tflm")
+UNCONDITIONAL = [row for row in PROFILES.values() if not row.assumption]
 FEW = 2_000
 """Points up to which a box is enumerated."""
 
@@ -36,6 +38,36 @@ def programs(seed: int, count: int, *, arithmetic: Profile = TFLM, **options: An
         except UnsupportedError:
             continue
     return found
+
+
+def groups(seed: int, count: int, *, decidable: bool = False, **options: Any) -> list[list[Program]]:
+    """Random networks, each under every profile that runs it; every second one also under a row that rounds one code away."""
+    found: list[list[Program]] = []
+    while len(found) < count:
+        seed += 1
+        graph = random_graph(np.random.default_rng(seed), **options)
+        group = []
+        for row in UNCONDITIONAL:
+            try:
+                program = lower(graph, row)
+                if decidable:
+                    Decider(program)
+            except UnsupportedError:
+                continue
+            # ONNX Runtime's average has no accumulator, and is never mixed with one that has: files are of one format.
+            if not group or program.values == group[0].values:
+                group.append(program)
+        if len(group) < 2 or group[0].profile.name != "tflm":
+            continue
+        if len(found) % 2:
+            group.append(with_rules(group[0], zero_point=1))
+        found.append(group)
+    return found
+
+
+def mixtures(seed: int, count: int, **options: Any) -> list[Program]:
+    """Each of `groups` as the one program of any mixture."""
+    return [mix(group) for group in groups(seed, count, **options)]
 
 
 def boxes(rng: np.random.Generator, shape: tuple[int, ...], n: int, dtype: str = "int8") -> tuple[Array, Array, Array]:
