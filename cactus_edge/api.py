@@ -5,19 +5,18 @@ Each function imports what it needs when it is called: `verify` runs on numpy al
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from cactus_edge.api_boards import CompilerName, Emulator, host_at
 from cactus_edge.api_files import Pairs, content
-from cactus_edge.errors import InputError, ModelError
+from cactus_edge.api_regions import Channel, Exact, Flags, Unit, asked, described, two_ends
+from cactus_edge.errors import InputError
 from cactus_edge.progress import SILENT, Progress
 from cactus_edge.resources import require_file, require_folder, write_atomic
 
@@ -30,9 +29,8 @@ if TYPE_CHECKING:
     from cactus_edge.verify.certificate import Certificate
     from cactus_edge.verify.decide import Decision
     from cactus_edge.verify.recheck import Report
+    from cactus_edge.verify.regions import Family
 
-Exact = str | Fraction | int | float
-Unit = Literal["data", "lsb"]
 Bounds = Literal["interval", "linear"]
 
 
@@ -98,8 +96,10 @@ def certify(
     x: npt.NDArray[Any],
     y: npt.NDArray[Any],
     *,
-    eps: Exact | Sequence[Exact],
+    eps: Exact | Sequence[Exact] | None = None,
     unit: Unit = "data",
+    region: Family | None = None,
+    noise: Sequence[Channel] = (),
     profile: str = "",
     domain: tuple[Exact, Exact] | None = None,
     firmware: Sequence[tuple[str, bytes]] = (),
@@ -112,9 +112,12 @@ def certify(
 ) -> Certificate:
     """Certifies the file `model`, .tflite or .onnx, around every row of x [N, *shape] with labels y [N].
 
-    eps: radius of the l-inf ball, exact ("1/16"), or one per feature; in the units of x, or with unit "lsb" in steps of the
-    model's input quantisation: n steps are n * S, S the input's float32 scale, as a fraction, also for float x. domain: what
-    the sensor can deliver; by default the one in the file's own metadata, else everything its input can represent.
+    eps: radius of the l-inf ball, exact ("1/16"), or one per channel or per feature; in the units of x, or with unit "lsb" in
+    steps of the model's input quantisation: n steps are n * S, S the input's float32 scale, as a fraction, also for float x.
+    region: what changes the sample as a whole, eps (then 0 by default) on top of it: `verify.families.Patch(3, 3)`, or
+    `tone(brightness=("-0.1", "0.1"), contrast=("0.8", "1.2"))`. noise: floors of the sensor's channels, added to eps
+    (`api_regions.noise_floors`). domain: what the sensor can deliver; by default the one in the file's own metadata, else
+    everything its input can represent.
     profile: by default "tflm" for .tflite, "ort-x86" for .onnx; several joined by commas, or "all" that can run the file and
     assume nothing. Of several, what is certified holds for any mixture of them, from one element of a layer to the next;
     `Certificate.each` has what holds under each alone, which is more. bounds: "interval", or "linear", which also bounds by
@@ -138,41 +141,22 @@ def certify(
         raise InputError("workers and clusters decide by intervals", hint="--bounds linear and --attack without them")
     data = content(model, "model")
     profile = profile or default_profile(data)
-    radius, notes = (eps, {}) if unit == "data" else _steps(data, eps, unit, profile)
+    deciding = decider(threads or os.cpu_count() or 1, workers, cluster, keep)
+    around = asked(data, x, y, eps, unit, region, noise, domain, profile, deciding)
     return certify_file(
         data,
         x,
         y,
-        eps=radius,
-        domain=domain or _metadata_domain(data),
+        eps=around.eps,
+        domain=around.domain,
+        family=around.family,
         profile=profile,
         form=file_formats()[format_of(data)],
-        notes=notes,
+        notes=around.notes,
         firmware=firmware,
-        decide=decider(threads or os.cpu_count() or 1, workers, cluster, keep),
+        decide=deciding,
         find=partial(find, lines=bounds == "linear", falsify=attack) if attack or bounds != "interval" else None,
     )
-
-
-def _steps(
-    model: bytes, eps: Exact | Sequence[Exact], unit: str, profile: str
-) -> tuple[list[Fraction], dict[str, str]]:
-    """eps in steps of the input quantisation as exact radii in the units of the data, and a note that says so."""
-    from cactus_edge.api_files import file_formats
-    from cactus_edge.verify.read import format_of
-    from cactus_edge.verify.regions import exact
-    from cactus_edge.verify.runtimes import runtimes
-
-    if unit != "lsb":
-        raise InputError(f"unknown unit {unit!r}", hint="data or lsb")
-    step = Fraction(runtimes(model, profile, file_formats()[format_of(model)]).program.quantize.scale)
-    given = [eps] if isinstance(eps, str | Fraction | int | float) else list(eps)
-    steps = [exact(e, "eps") for e in given]
-    for n in steps:
-        if not 0 <= n <= 255:
-            raise InputError(f"eps is {n} lsb, expected 0 to 255: the input has 256 codes")
-    listed = ", ".join(map(str, steps)) if len(steps) == 1 else "one per feature,"
-    return [n * step for n in steps], {"eps": f"given as {listed} lsb; 1 lsb = {step}, the input's scale"}
 
 
 @dataclass(frozen=True)
@@ -182,7 +166,7 @@ class CertifyResult:
     path: Path
     decision: Decision
     each: Mapping[str, Decision]
-    eps: str
+    within: str
     profile: str
     conditional_on: str = ""
     excluded: Mapping[str, str] = field(default_factory=dict)
@@ -205,14 +189,14 @@ class CertifyResult:
 
         certified, clean = self._counted(self.decision.certified), self._counted(self.decision.correct)
         if not self.each:
-            rows = [("certified", f"{certified} within eps {self.eps}"), ("clean", clean), ("profile", self.profile)]
+            rows = [("certified", f"{certified} within {self.within}"), ("clean", clean), ("profile", self.profile)]
         else:
             everywhere = np.logical_and.reduce([own.certified for own in self.each.values()])
             right = np.logical_and.reduce([own.correct for own in self.each.values()])
             rows = [
                 (
                     "certified",
-                    f"{self._counted(everywhere)} within eps {self.eps}, under each profile",
+                    f"{self._counted(everywhere)} within {self.within}, under each profile",
                 ),
                 ("", f"{certified} whatever mixture of them computes"),
                 ("clean", f"{self._counted(right)} under each"),
@@ -243,8 +227,7 @@ def certify_files(
     model: Path,
     data: Path,
     *,
-    eps: str,
-    unit: Unit,
+    region: Flags,
     domain: str,
     profile: str,
     firmware: Sequence[Path],
@@ -254,7 +237,7 @@ def certify_files(
     workers: int = 0,
     cluster: str = "",
 ) -> CertifyResult:
-    """`certify` from files to a file. firmware: ELF images to bind; domain: "LO,HI" or ""."""
+    """`certify` from files to a file. region: what may change; firmware: ELF images to bind; domain: "LO,HI" or ""."""
     import shutil
 
     from cactus_edge.samples import read_samples
@@ -262,16 +245,17 @@ def certify_files(
     require_file(out, "--out")
     x, y = read_samples(data)
     images = [(path.name, content(path, "firmware")) for path in firmware]
-    ends = _domain(domain) if domain else None
     keep = out.with_name(f"{out.name}.parts")
     certificate = certify(
         model,
         x,
         y,
-        eps=eps,
-        unit=unit,
+        eps=region.radii(),
+        unit=region.unit,
+        region=region.family(),
+        noise=region.floors(),
         profile=profile,
-        domain=ends,
+        domain=two_ends(domain, "domain", "--domain 0,1") if domain else None,
         firmware=images,
         bounds=bounds,
         attack=attack,
@@ -285,17 +269,12 @@ def certify_files(
     write_atomic(out, certificate.to_bytes())
     shutil.rmtree(keep, ignore_errors=True)
     d = certificate.decision
-    radius = (
-        eps
-        if unit == "data"
-        else f"{eps} {unit} = {float(Fraction(certificate.record['region']['eps'])):.6g} in the data's units"
-    )
     row = certificate.record["profile"]
     return CertifyResult(
         out,
         d,
         certificate.each,
-        radius,
+        described(certificate.record),
         row["name"],
         row.get("conditional_on", ""),
         row.get("excluded", {}),
@@ -343,27 +322,3 @@ def verify(
 def proof_beside(certificate: Path) -> Path:
     """Where the proof file of a certificate stands: beside it, under its name with .proof."""
     return certificate.with_suffix(".proof")
-
-
-def _metadata_domain(model: bytes) -> tuple[Exact, Exact] | None:
-    """The sensor's range that the file itself states, if it states one."""
-    from cactus_edge.formats.read import read_model
-
-    entry = read_model(model).metadata.get("cactus_edge")
-    if entry is None:
-        return None
-    try:
-        content = json.loads(entry)
-        low, high = content["domain"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"the model's cactus_edge metadata name no domain: {error}", hint="pass --domain LO,HI"
-        ) from error
-    return str(low), str(high)
-
-
-def _domain(text: str) -> tuple[str, str]:
-    parts = text.split(",")
-    if len(parts) != 2:
-        raise InputError(f"domain {text!r}, expected two numbers", hint="--domain 0,1")
-    return parts[0], parts[1]

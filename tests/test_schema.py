@@ -37,7 +37,7 @@ KINDS = {
     "ball": issue,
     "box": lambda: issue(eps=["1/64", "0", "1/100", "0", "0", "0.5"]),
     "proof": lambda: issue(find=find),
-    "tone": lambda: issue(family=tone(("-1/50", "1/50"), ("9/10", "11/10"), "1/2", 4)),
+    "tone": lambda: issue(family=tone(("-1/50", "1/50"), ("9/10", "11/10"), "mean", 4)),
     "firmware": lambda: issue(firmware=[("board", elf(BLOB))], notes={"why": "test"}),
     "several": lambda: issue(profile="all"),
     "counterexamples": lambda: issue(find=partial(find, falsify=True), eps="1/8"),

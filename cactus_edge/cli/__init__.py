@@ -6,6 +6,7 @@ Nothing heavy is imported before a verb runs: `cactus-edge --help` and `verify` 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 
@@ -68,9 +69,20 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def attached(argv: Sequence[str]) -> list[str]:
+    """`--option -1,1` as `--option=-1,1`: argparse takes -1,1 for another option. None of ours begins with a digit."""
+    joined: list[str] = []
+    for argument in argv:
+        if joined and re.fullmatch(r"--[a-z-]+", joined[-1]) and re.match(r"-[\d.]", argument):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
-    arguments = parser().parse_args(argv)
+    arguments = parser().parse_args(attached(sys.argv[1:] if argv is None else argv))
     settle()
     try:
         code: int = arguments.run(arguments)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cactus_edge.errors import GOOD, NEGATIVE
+from cactus_edge.errors import GOOD, NEGATIVE, InputError
 
 
 def add_parser(verbs: Any) -> None:
@@ -16,12 +16,38 @@ def add_parser(verbs: Any) -> None:
     )
     p.add_argument("model", type=Path, metavar="MODEL")
     p.add_argument("--data", type=Path, required=True, metavar="X.npz", help="arrays x [N, ...] and y [N]")
-    p.add_argument("--eps", required=True, help="radius of the l-inf ball, exact: 1/16 or 0.1")
+    p.add_argument(
+        "--eps",
+        default="",
+        metavar="EPS",
+        help="radius of the l-inf ball, exact: 1/16 or 0.1; several joined by commas, or radii.npz with an array eps: "
+        "one per channel or per feature",
+    )
     p.add_argument(
         "--unit",
         choices=("data", "lsb"),
         default="data",
         help="unit of eps: the data's own (default), or steps of the model's input quantisation",
+    )
+    p.add_argument(
+        "--noise",
+        type=Path,
+        metavar="floors.toml",
+        help="noise floors of the sensor's channels: [[channel]] tables with eps, or counts and count; added to eps",
+    )
+    p.add_argument("--patch", default="", metavar="K", help="K x K pixels anywhere take any value (also HxW)")
+    p.add_argument("--brightness", default="", metavar="LO,HI", help="what is added to every feature of a sample alike")
+    p.add_argument(
+        "--contrast", default="", metavar="LO,HI", help="what every feature's distance to --pivot is multiplied by"
+    )
+    p.add_argument(
+        "--pivot", default="", help='what contrast leaves as it is: a number (default 0), or "mean" of the sample'
+    )
+    p.add_argument(
+        "--cells",
+        type=int,
+        default=0,
+        help="cells each range is cut into (default: doubled until decided, or it is idle)",
     )
     p.add_argument(
         "--domain",
@@ -72,19 +98,45 @@ def add_parser(verbs: Any) -> None:
         metavar="PERCENT",
         help="exit 1 where fewer of the inputs are certified; of several profiles, in any mixture",
     )
+    p.add_argument(
+        "--semantic",
+        default="",
+        metavar="TRANSFORMS",
+        help="instead of proofs a *probabilistic* bound (CC-Cert) for random brightness, contrast, rotation, translation or blur, "
+        "as rotation=10,blur+brightness=0.1; --out is then a report and no certificate",
+    )
+    p.add_argument("--samples", type=int, default=100, help="with --semantic: draws for each of the ten estimates")
+    p.add_argument(
+        "--confidence",
+        type=float,
+        default=1e-4,
+        help="with --semantic: the chance of losing has to be bounded below this",
+    )
+    p.add_argument("--seed", type=int, default=0, help="with --semantic: of the draws")
     p.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Certifies, writes the certificate, prints the verdict."""
+    """Certifies, writes the certificate, prints the verdict; or bounds chances, and writes and prints those."""
+    if arguments.semantic:
+        return _semantic(arguments)
     from cactus_edge import api
+    from cactus_edge.api_regions import Flags
     from cactus_edge.report.table import pairs
 
     result = api.certify_files(
         arguments.model,
         arguments.data,
-        eps=arguments.eps,
-        unit=arguments.unit,
+        region=Flags(
+            arguments.eps,
+            arguments.unit,
+            arguments.noise,
+            arguments.patch,
+            arguments.brightness,
+            arguments.contrast,
+            arguments.pivot,
+            arguments.cells,
+        ),
         domain=arguments.domain,
         profile=arguments.profile,
         firmware=arguments.firmware,
@@ -96,4 +148,29 @@ def run(arguments: argparse.Namespace) -> int:
     )
     print(pairs(result.summary()))
     enough = arguments.require is None or 100 * result.certified >= arguments.require * result.total
+    return GOOD if enough else NEGATIVE
+
+
+def _semantic(arguments: argparse.Namespace) -> int:
+    """--require asks for each transform, of the samples certified *probabilistically*."""
+    from cactus_edge import api_semantic
+    from cactus_edge.report.table import pairs
+
+    exact = ("eps", "noise", "patch", "brightness", "contrast", "pivot", "cells", "firmware", "attack")
+    given = [name for name in exact if getattr(arguments, name)]
+    if given:
+        raise InputError(f"--semantic stands alone, and --{given[0]} asks for proofs", hint="one command for each")
+    report = api_semantic.semantic_files(
+        arguments.model,
+        arguments.data,
+        arguments.semantic,
+        samples=arguments.samples,
+        confidence=arguments.confidence,
+        seed=arguments.seed,
+        domain=arguments.domain,
+        profile=arguments.profile,
+        out=arguments.out,
+    )
+    print(pairs([*report.summary(), ("report", str(arguments.out))]))
+    enough = arguments.require is None or 100 * min(report.shares) >= arguments.require
     return GOOD if enough else NEGATIVE

@@ -30,12 +30,11 @@ MOST_CONTRAST = 1024
 class Patch:
     """w = x, but for one window of height x width pixels, all channels, which takes any value of the domain; one box a position.
 
-    The window lies wholly inside the image. axes: those of the rows and the columns in a sample's shape.
+    The window lies wholly inside the image, a sample's first two axes.
     """
 
     height: int
     width: int
-    axes: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
@@ -47,7 +46,7 @@ class Patch:
 
     def record(self) -> dict[str, Any]:
         """As `Family.record`."""
-        return {"patch": [self.height, self.width], "axes": list(self.axes)}
+        return {"patch": [self.height, self.width]}
 
     def count(self, shape: tuple[int, ...]) -> int:
         """As `Family.count`: the positions, row by row."""
@@ -59,10 +58,10 @@ class Patch:
         centre, shape = x[owner], x.shape[1:]
         inside = np.ones((len(owner), *(1,) * len(shape)), np.bool_)
         starts = np.divmod(position, self._positions(shape)[1])
-        for axis, size, start in zip(self.axes, (self.height, self.width), starts, strict=True):
+        for axis, (size, start) in enumerate(zip((self.height, self.width), starts, strict=True)):
             offset = np.arange(shape[axis]) - start[:, None]
-            at = (len(owner), *(shape[axis] if a == axis else 1 for a in range(len(shape))))
-            inside = inside & ((offset >= 0) & (offset < size)).reshape(at)
+            along = (len(owner), *(shape[a] if a == axis else 1 for a in range(len(shape))))
+            inside = inside & ((offset >= 0) & (offset < size)).reshape(along)
         return centre, centre, np.broadcast_to(inside, centre.shape)
 
     def member(self, x: Float64, at: Sequence[Fraction]) -> tuple[list[Fraction], Bools | None]:
@@ -75,15 +74,14 @@ class Patch:
         return _fractions(x), None if free is None else free[0]
 
     def _positions(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        if len(shape) not in (2, 3) or not (0 <= self.axes[0] < len(shape) and 0 <= self.axes[1] < len(shape)):
+        if len(shape) not in (2, 3):
             raise InputError(
                 f"a patch on an input of shape {shape}, expected an image: rows, columns and perhaps channels",
                 hint="a patch needs a model whose input is an image, not a flat list of features",
             )
-        size = tuple(shape[axis] for axis in self.axes)
-        if self.axes[0] == self.axes[1] or self.height > size[0] or self.width > size[1]:
-            raise InputError(f"a patch of {self.height} x {self.width} pixels on an image of {size[0]} x {size[1]}")
-        return size[0] - self.height + 1, size[1] - self.width + 1
+        if self.height > shape[0] or self.width > shape[1]:
+            raise InputError(f"a patch of {self.height} x {self.width} pixels on an image of {shape[0]} x {shape[1]}")
+        return shape[0] - self.height + 1, shape[1] - self.width + 1
 
 
 @dataclass(frozen=True)
@@ -173,11 +171,6 @@ AnyFamily = Patch | Tone
 """Every kind of family."""
 
 
-def patch(height: int, width: int = 0, axes: tuple[int, int] = (0, 1)) -> Patch:
-    """A patch of height x width pixels (a square where no width is given), anywhere in the image."""
-    return Patch(height, width or height, axes)
-
-
 def tone(
     brightness: tuple[Exact, Exact] = (0, 0),
     contrast: tuple[Exact, Exact] = (1, 1),
@@ -204,8 +197,8 @@ def read_region(record: object) -> Region:
     match record:
         case {"kind": "linf" | "box"}:
             family = None
-        case {"kind": "patch", "patch": [int() as height, int() as width], "axes": [int() as rows, int() as columns]}:
-            family = Patch(height, width, (rows, columns))
+        case {"kind": "patch", "patch": [int() as height, int() as width]}:
+            family = Patch(height, width)
         case {
             "kind": "tone",
             "brightness": [str(), str()] as brightness,

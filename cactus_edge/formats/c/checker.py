@@ -1,0 +1,87 @@
+"""The second checker of proofs, export/c/verify in C99 and integers only, compiled for this machine and run on files.
+
+It shares no code with `verify`: each checks the other. It knows profile `tflm` and the operators of the portable C runtime.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from cactus_edge.errors import InternalError
+from cactus_edge.formats.c.compiler import STRICT, Compiler, compile_c, zig
+from cactus_edge.ir.ops import Int8, Int32
+from cactus_edge.resources import data_path
+
+State = Literal["accepted", "rejected", "not checked"]
+
+STATES: tuple[State, ...] = ("accepted", "rejected", "not checked")
+"""By exit code."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the checker says of a proof, and in which words."""
+
+    state: State
+    words: str
+
+
+class CChecker:
+    """The compiled program; `folder` takes it and the files that it is to read."""
+
+    def __init__(
+        self,
+        folder: Path,
+        flags: Sequence[str] = (),
+        compiler: Compiler | None = None,
+        overlay: Path | None = None,
+    ) -> None:
+        """Sources in `overlay` stand in for those of the same name: for planted faults. Raises InstallError without a compiler."""
+        self._folder = folder
+        self._executable = folder / "ce-verify"
+        here = data_path("export", "c", "verify")
+        sources = [*sorted(here.glob("*.c")), data_path("export", "c", "src", "ce_sha256.c")]
+        if overlay:
+            sources = [overlay / path.name if (overlay / path.name).exists() else path for path in sources]
+        includes = [f"-I{path}" for path in (here, data_path("export", "c", "include"))]
+        compile_c(compiler or zig(), [*STRICT, "-O2", *flags, *includes, *sources, "-o", self._executable])
+
+    def check(self, model: bytes, proof: bytes, profile: str | None = None) -> Answer:
+        """The answer on a proof file; profile: only the proof for that one. Raises InternalError where the program crashes."""
+        done = self._run(("--profile", profile) if profile else (), model, proof)
+        return Answer(STATES[done.returncode], (done.stderr or done.stdout).decode(errors="replace").strip())
+
+    def bounds(self, model: bytes, lower: Int8, upper: Int8) -> tuple[Int32, Int32]:
+        """(lo, hi) int32 [N, S], all values' elements in their order, over boxes lower <= x <= upper, codes [N, ...]."""
+        count = len(lower)
+        boxes = np.stack([lower.reshape(count, -1), upper.reshape(count, -1)], 1)
+        done = self._run(("--bounds",), model, boxes.tobytes())
+        if done.returncode:
+            raise InternalError(f"the C checker gives no bounds: {done.stderr.decode(errors='replace').strip()}")
+        ends = np.frombuffer(done.stdout, "<i4").reshape(count, 2, -1)
+        return ends[:, 0], ends[:, 1]
+
+    def _run(self, options: Sequence[str], model: bytes, other: bytes) -> subprocess.CompletedProcess[bytes]:
+        files = (self._folder / "model", self._folder / "proof")
+        for path, data in zip(files, (model, other), strict=True):
+            path.write_bytes(data)
+        done = subprocess.run([self._executable, *options, *files], capture_output=True, check=False)
+        if not 0 <= done.returncode < len(STATES):
+            words = done.stderr.decode(errors="replace").strip() or "no message"
+            raise InternalError(f"the C checker ended with code {done.returncode}: {words}")
+        return done
+
+
+@contextmanager
+def c_checker() -> Iterator[CChecker]:
+    """The checker, compiled here in a temporary folder. Raises InstallError without a compiler."""
+    with tempfile.TemporaryDirectory(prefix="cactus-edge-") as folder:
+        yield CChecker(Path(folder))

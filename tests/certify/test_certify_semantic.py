@@ -1,0 +1,213 @@
+"""The CC-Cert bound: in logarithms what exact arithmetic gives, above the true probability, and seen to fail where it is made wrong."""
+
+from __future__ import annotations
+
+import math
+from decimal import Decimal, localcontext
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cactus_edge.certify import semantic
+from cactus_edge.certify.semantic import ESTIMATES, Semantic, estimate, log_bound, probabilities, transforms
+from cactus_edge.errors import DataError, InputError
+from cactus_edge.ir import ops
+from cactus_edge.ir.arithmetic import profile
+from cactus_edge.ir.atoms import Program
+from cactus_edge.ir.builder import GraphBuilder
+from cactus_edge.ir.evaluate import run
+from cactus_edge.ir.graph import Tensor
+from cactus_edge.ir.lowering import lower
+from cactus_edge.ir.mixture import mix
+from cactus_edge.verify.regions import points
+
+Array = Any
+UNIT = (0, 1)
+
+
+def brightness_net(shape: tuple[int, ...] = (2, 2), name: str = "tflm") -> Program:
+    """Class 0 wins where the mean is above 1/2, by a margin that grows with it."""
+    build = GraphBuilder()
+    scale = float(np.float32(1 / 255))
+    size = int(np.prod(shape))
+    first = build.input(Tensor("x", shape, "int8", scale, -128))
+    flat = build.node(ops.Reshape(), [first], Tensor("flat", (size,), "int8", scale, -128))
+    weight = ops.freeze([[100] * size, [-100] * size], np.int8)
+    bias = ops.freeze([-12750 * size, 12750 * size], np.int32)
+    dense = ops.Dense(weight, bias, ops.freeze([np.float32(0.01)], np.float32), ops.Activation.NONE)
+    last = build.node(dense, [flat], Tensor("y", (2,), "int8", float(np.float32(0.04 * size / 4))))
+    return lower(build.finish(last), profile(name))
+
+
+def exact_log_bound(z: Array, d: float, grid: Array, share: Fraction) -> float:
+    """The same with 60 digits, and no logarithm before the end."""
+    with localcontext() as context:
+        context.prec, context.Emax, context.Emin = 60, 10**9, -(10**9)
+        largest = max(
+            min(
+                sum((Decimal(float(t)) * Decimal(float(v))).exp() for v in row)
+                / len(row)
+                / (Decimal(float(t)) * Decimal(d)).exp()
+                for t in grid
+            )
+            for row in z
+        )
+        bound = largest / Decimal(share.numerator) * Decimal(share.denominator)
+        return float(min(Decimal(0), bound.ln()))
+
+
+def check_logarithms() -> None:
+    rng = np.random.default_rng(1)
+    for d, top in ((0.4, 0.3), (0.05, 0.2), (0.5, 0.01), (0.001, 0.0005)):
+        z = rng.uniform(0, top, (3, 5))
+        grid = np.geomspace(1e-4, 1e4, 25)
+        got, _ = log_bound(z, d, grid)
+        assert got == pytest.approx(exact_log_bound(z, d, grid, Fraction(9, 10)), rel=1e-9, abs=1e-9)
+
+
+def test_the_logarithms_are_those_of_exact_arithmetic() -> None:
+    check_logarithms()
+
+
+def test_exponents_beyond_any_float_are_no_trouble() -> None:
+    grid = np.array([1e4])
+    assert log_bound(np.full((2, 3), 0.9), 0.4, grid)[0] == 0
+    assert log_bound(np.full((2, 3), 0.1), 0.4, grid)[0] == pytest.approx(-3000 - math.log(0.9))
+    mixed = log_bound(np.array([[0.0, 0.9]]), 0.95, grid)[0]
+    assert mixed == pytest.approx(-500 - math.log(2) - math.log(0.9))
+
+
+def test_the_risk_of_an_estimate() -> None:
+    """Of two equally likely values 1 and e at t = 1: v = ((e - 1) / (e + 1))^2."""
+    _, risk = log_bound(np.array([[0.0, 1.0]] * 3), 0.5, np.array([1.0]))
+    v = ((math.e - 1) / (math.e + 1)) ** 2
+    assert risk == pytest.approx((v / (v + 0.01 * 2)) ** 3)
+    assert log_bound(np.zeros((3, 4)), 0.5)[1] == 0
+
+
+def check_toy(losing: float) -> None:
+    """Brightness moves a flat grey of 0.5 + h by a uniform u of +-0.2: it loses where u <= -h, with a known probability."""
+    program = brightness_net()
+    h = 0.2 - 0.4 * losing
+    x = np.full((1, 2, 2), 0.5 + h, np.float32)
+    found = estimate(program, transforms("brightness=0.2")[0], x, np.array([0]), domain=UNIT, samples=400, seed=3)
+    assert found.correct[0] and found.drawn == ESTIMATES * 400
+    share = found.losses[0] / found.drawn
+    spread = 5 * math.sqrt(max(losing, 0.001) / found.drawn)
+    assert abs(share - losing) < spread + 0.01
+    assert math.exp(found.log_bound[0]) >= losing - 1e-12
+    assert bool(found.certified(1e-4)[0]) == (losing == 0)
+
+
+@pytest.mark.parametrize("losing", [0.25, 0.05, 0.0])
+def test_the_bound_is_above_the_known_probability(losing: float) -> None:
+    if losing:
+        check_toy(losing)
+        return
+    program = brightness_net()
+    x = np.full((1, 2, 2), 0.95, np.float32)
+    found = estimate(program, transforms("brightness=0.01")[0], x, np.array([0]), domain=UNIT)
+    assert found.losses[0] == 0 and found.certified(1e-4)[0] and found.log_bound[0] < math.log(1e-4)
+
+
+def test_the_checks_see_a_bound_that_forgets_the_margin(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = semantic.log_bound
+    monkeypatch.setattr(semantic, "log_bound", lambda z, d: right(z, 10 * d))
+    with pytest.raises(AssertionError):
+        check_toy(0.25)
+
+
+def test_the_checks_see_the_share_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(semantic.math, "log", lambda x: 0.0)
+    with pytest.raises(AssertionError):
+        check_logarithms()
+
+
+def test_draws_depend_on_the_seed_and_the_sample_alone() -> None:
+    program = brightness_net((6, 6, 1))
+    x = np.random.default_rng(0).random((3, 6, 6, 1)).astype(np.float32)
+    labels = run(program, points(program, x)).argmax(1)
+    chosen = transforms("rotation+blur=2+translation+contrast+brightness")[0]
+    whole = estimate(program, chosen, x, labels, domain=UNIT, samples=5, seed=1)
+    again = estimate(program, chosen, x[:2], labels[:2], domain=UNIT, samples=5, seed=1)
+    other = estimate(program, chosen, x, labels, domain=UNIT, samples=5, seed=2)
+    assert np.array_equal(whole.log_bound[:2], again.log_bound) and np.array_equal(whole.losses[:2], again.losses)
+    assert not np.array_equal(whole.losses, other.losses)
+
+
+def test_transforms_do_what_their_names_say() -> None:
+    rng = np.random.default_rng(0)
+    image = np.zeros((9, 9, 2))
+    image[4, 6] = 1
+    flat = np.full((5, 5, 1), 0.25)
+    for name in semantic.AMOUNTS:
+        drawn = Semantic(((name, 0.5 if name in ("brightness", "contrast") else 2.0),)).draw(image, 50, UNIT, rng)
+        assert drawn.shape == (50, 9, 9, 2) and drawn.min() >= 0 and drawn.max() <= 1
+        assert np.allclose(drawn[..., 0], drawn[..., 1])
+    turned = Semantic((("rotation", 180.0),)).draw(image, 400, UNIT, rng)
+    lands = {divmod(int(i), 9) for i in turned[..., 0].reshape(400, -1).argmax(1)}
+    assert {(2, 4), (6, 4), (4, 2), (4, 6)} <= lands and (4, 4) not in lands
+    for name in ("rotation", "translation", "blur", "contrast"):
+        assert np.allclose(Semantic(((name, 1.0),)).draw(flat, 9, UNIT, rng), 0.25)
+    shifted = Semantic((("translation", 2.0),)).draw(image, 200, UNIT, rng)[..., 0]
+    mass = shifted.reshape(200, -1).sum(1)
+    centre = (shifted.sum(2) @ np.arange(9)) / mass, (shifted.sum(1) @ np.arange(9)) / mass
+    for along, start in zip(centre, (4, 6), strict=True):
+        assert start - 2 <= along.min() < start - 1.5 and start + 1.5 < along.max() <= start + 2
+    moved = Semantic((("brightness", 0.1),)).draw(flat, 500, (0, 2), rng)[:, 0, 0, 0]
+    assert 0.05 <= moved.min() < 0.06 and 0.44 < moved.max() <= 0.45
+    blurred = Semantic((("blur", 2.0),)).draw(image, 50, UNIT, rng)
+    assert blurred.reshape(50, -1).max(1).min() < 0.1 and np.allclose(blurred.sum((1, 2, 3)), 2, atol=0.3)
+
+
+def test_probabilities_are_the_files_own() -> None:
+    program = brightness_net()
+    p = probabilities(program, np.array([[[0, 0], [0, 0]], [[1, 1], [1, 1]]], np.float32))
+    assert np.allclose(p.sum(1), 1) and p[0, 1] > 0.9 and p[1, 0] > 0.9
+
+
+def test_a_sample_that_is_wrong_is_bounded_by_one() -> None:
+    found = estimate(
+        brightness_net(), transforms("blur")[0], np.ones((1, 2, 2), np.float32), np.array([1]), domain=UNIT, samples=2
+    )
+    assert not found.correct[0] and found.log_bound[0] == 0 and not found.certified(1)[0]
+
+
+def test_names() -> None:
+    assert [t.name for t in transforms("rotation=5, blur,contrast+brightness=1/20")] == [
+        "rotation=5",
+        "blur=1",
+        "contrast=0.2+brightness=0.05",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "rot", "rotation=", "rotation=x", "rotation=-1", "blur=0", "brightness=2", "rotation++blur"]
+)
+def test_transforms_that_make_no_sense(text: str) -> None:
+    if text == "rotation=":
+        assert transforms(text)[0].name == "rotation=10"
+        return
+    with pytest.raises(InputError):
+        transforms(text)
+
+
+def test_data_that_cannot_be_transformed() -> None:
+    program = brightness_net((4,))
+    with pytest.raises(InputError, match="expected images"):
+        estimate(
+            program, transforms("rotation")[0], np.zeros((1, 4), np.float32), np.array([0]), domain=UNIT, samples=1
+        )
+    with pytest.raises(InputError, match="codes"):
+        estimate(program, transforms("contrast")[0], np.zeros((1, 4), np.int8), np.array([0]), domain=UNIT)
+    with pytest.raises(InputError, match="samples"):
+        estimate(
+            program, transforms("contrast")[0], np.zeros((1, 4), np.float32), np.array([0]), domain=UNIT, samples=0
+        )
+    mixed = mix([brightness_net((4,), name) for name in ("tflm", "litert-xnnpack")])
+    with pytest.raises(InputError, match="several or an envelope"):
+        estimate(mixed, transforms("contrast")[0], np.zeros((1, 4), np.float32), np.array([0]), domain=UNIT)
+    with pytest.raises(DataError):
+        estimate(program, transforms("contrast")[0], np.zeros((1, 5), np.float32), np.array([0]), domain=UNIT)
