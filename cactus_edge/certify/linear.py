@@ -89,11 +89,11 @@ class Linear:
         hints: dict[int, tuple[Int64, Int64]] = {}
 
         def tighten(value: int, known: Mapping[int, Bounds]) -> Hints | None:
-            self._extend(hints, known)
+            self.extend(hints, known)
             return hints if value in self.narrow else None
 
         known, _ = self.checker.relaxation.forward(lower, upper, tighten=tighten)
-        self._extend(hints, dict(enumerate(known)))
+        self.extend(hints, dict(enumerate(known)))
         sheets = self.sheets(hints, len(labels))
         rows, won = self.rows(labels, sheets, known)
         tightened = tuple(Tighten(value, 0) for value in self.narrow)
@@ -140,7 +140,7 @@ class Linear:
                 found[:, side, at] = hints[value][side].reshape(count, -1)
         return list(found)
 
-    def _extend(self, hints: dict[int, tuple[Int64, Int64]], known: Mapping[int, Bounds]) -> None:
+    def extend(self, hints: dict[int, tuple[Int64, Int64]], known: Mapping[int, Bounds]) -> None:
         """Chooses the slopes of the rules whose arguments are known by now."""
         for value, between in self.checker.relaxation.lines.items():
             if value not in hints and all(a in known for a in self._args[value]):

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from importlib import import_module
 
 import numpy as np
+import numpy.typing as npt
+import pytest
+from search_kit import balls, network
 
-from cactus_edge.certify.attack import attack, margin_gradient, strict_win
+from cactus_edge.certify.attack import Search, attack, strict_win
+from cactus_edge.certify.gradient import margin_gradient
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.atoms import Program
@@ -123,6 +128,39 @@ def test_same_seed_same_witness() -> None:
     labels = np.zeros(5, np.int64)
     runs = [attack(program, centre - 9, centre + 9, labels, start=centre, seed=4).witness for _ in range(2)]
     assert np.array_equal(*runs)
+
+
+def test_no_samples_no_witnesses() -> None:
+    none = np.zeros((0, 3), np.int8)
+    result = attack(small_net(0), none, none, np.zeros(0, np.int64), start=none)
+    assert result.found.shape == (0,) and result.witness.shape == (0, 3)
+
+
+def test_a_stopped_attack_has_still_tried_its_start() -> None:
+    program = small_net(0)
+    centre = np.random.default_rng(0).integers(-100, 100, (20, 3)).astype(np.int8)
+    winner = run(program, centre).argmax(1)
+    won = strict_win(run(program, centre), winner)
+    assert won.any()
+    for label, expected in ((winner, ~won), (1 - winner, np.ones(20, np.bool_))):
+        result = attack(program, centre, centre, label, start=centre, stop=lambda: True)
+        assert np.array_equal(result.found, expected)
+
+
+def test_steps_of_the_rules_are_used() -> None:
+    """The roundings take the label further down than straight lines do, in far more regions than the other way round."""
+
+    def reached(sharp: float, seed: int) -> npt.NDArray[np.float64]:
+        program = network(seed, hidden=(16,), inputs=40)
+        lower, upper, labels, centres = balls(program, seed, 16, radius=2)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(import_module("cactus_edge.certify.attack"), "SHARP", sharp)
+            search = Search(program, lower, upper, labels, centres, seed)
+            search.gradients(0, 80)
+        return np.where(search.found, -np.inf, search.least.min(1))
+
+    pairs = [(reached(1.5, seed), reached(0.0, seed)) for seed in range(4)]
+    assert sum((a < b).sum() for a, b in pairs) > 4 * sum((a > b).sum() for a, b in pairs)
 
 
 def test_a_tie_is_no_win() -> None:

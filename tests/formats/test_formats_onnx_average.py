@@ -9,7 +9,7 @@ import pytest
 from onnx_kit import mismatches, vnni
 from onnx_models import File, one, one_on_codes
 
-from cactus_edge.certify.attack import margin_gradient
+from cactus_edge.certify.gradient import margin_gradient
 from cactus_edge.errors import ModelError, UnsupportedError
 from cactus_edge.formats.onnx import read_onnx, write_onnx
 from cactus_edge.formats.tflite import write_tflite

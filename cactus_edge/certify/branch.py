@@ -1,0 +1,264 @@
+"""Branch and bound: splits a region until lines separate every class in each part, or a point is found that the label loses.
+
+A part is split at the knee of a rule, where its clamp begins, or in the middle of an input; children inherit their parent's
+slopes and multipliers. Among the accumulators whose relaxation costs the worst class most (in the spirit of BaBSR: Bunel et
+al., JMLR 2020, section 6) the split is the one whose children are bounded best without any search (De Palma et al., arXiv
+2104.06718, section 4). Parts with the largest gap come first. For every worst line the corner where it is least is tried as an
+input. All is deterministic but for `stop`, which may end it anywhere.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+import numpy as np
+
+from cactus_edge.certify.attack import strict_win
+from cactus_edge.certify.bound import Bounder, Found, Part
+from cactus_edge.ir.atoms import Affine
+from cactus_edge.ir.evaluate import run
+from cactus_edge.ir.ops import Codes
+from cactus_edge.verify.lines import INTERCEPT, ONE, Single
+from cactus_edge.verify.proof import DEEPEST, NO_SHEET, Bytes, Leaf, Robust, Row, Split, Tighten, Tree
+
+TOGETHER = 8
+"""Parts split at a time; part of what a node budget means."""
+
+CANDIDATES = 4
+"""Splits tried for a part."""
+
+STEPS = 16
+"""Steps of the search for slopes and multipliers of a part."""
+
+FEW = 64
+"""Inputs up to which a split of one of them is worth trying beside those of accumulators."""
+
+FLAT = 1.5
+"""Steps of a rule's result by which a clamp has to reach into the bounds for a knee."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The verdict as in `Record`; nodes: parts bounded; gap: of the worst open part, 0 where none is; why: of an open verdict."""
+
+    verdict: Robust | Codes | None
+    nodes: int
+    gap: float = 0.0
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A split that may help, and about by how much."""
+
+    value: int
+    element: int
+    threshold: int
+    score: float
+
+
+@dataclass(eq=False)
+class _Node:
+    part: Part
+    cuts: list[Cut] = field(default_factory=list)
+    chosen: Cut | None = None
+    children: tuple[_Node, _Node] | None = None
+
+
+class Branching:
+    """Branch and bound for one program."""
+
+    def __init__(self, bounder: Bounder) -> None:
+        self.bounder, self.program = bounder, bounder.program
+        affine = {s.out for s in self.program.steps if isinstance(s.atom, Affine)}
+        self._rules = [
+            s for s in self.program.steps if s.out in bounder.checker.relaxation.lines and s.args[0] in affine
+        ]
+        self._inputs = prod(self.program.values[self.program.input].shape)
+
+    def decide(self, part: Part, *, nodes: int, stop: Callable[[], bool] = lambda: False) -> Outcome:
+        """Decides a whole region within `nodes` parts, itself included; `part` is bounded already (`Bounder.evaluate`)."""
+        root = _Node(part)
+        used, count = 1, 0
+        queue: list[tuple[float, int, _Node]] = []
+        fresh = [root]
+        while True:
+            opened = [node for node in fresh if node.part.gap]
+            witness = self._corners(opened)
+            if witness is not None:
+                return Outcome(witness, used)
+            for node in opened:
+                self._prepare(node)
+                heapq.heappush(queue, (-node.part.gap, count, node))
+                count += 1
+            if not queue:
+                robust = assemble(root)
+                if robust is not None:
+                    return Outcome(robust, used)
+                return Outcome(None, used, why="the proof would need too many sheets of slopes")
+            if used >= nodes or stop():
+                why = "the budget is used"
+                break
+            taken = [heapq.heappop(queue)[2] for _ in range(min(TOGETHER, len(queue), max((nodes - used) // 2, 1)))]
+            stuck = [node for node in taken if not node.cuts or len(node.part.path) >= DEEPEST]
+            if stuck:
+                why = "a part cannot be split further"
+                heapq.heappush(queue, (-stuck[0].part.gap, count, stuck[0]))
+                break
+            self._choose(taken, stop)
+            fresh = []
+            for node in taken:
+                assert node.chosen is not None
+                below, above = node.part.split(node.chosen.value, node.chosen.element, node.chosen.threshold)
+                node.children = _Node(below), _Node(above)
+                fresh += node.children
+            self.bounder.evaluate([n.part for n in fresh], STEPS, stop)
+            used += len(fresh)
+            for node in taken:
+                node.part.known = []
+        return Outcome(None, used, -queue[0][0], why)
+
+    def _corners(self, nodes: Sequence[_Node]) -> Codes | None:
+        """A corner of an open part where its worst line is least, if the label does not win it."""
+        if not nodes or not self.program.definite:
+            return None
+        corners = []
+        for node in nodes:
+            low, high = node.part.known[self.program.input]
+            slope = node.part.worst.coefficients.get(self.program.input, np.zeros(low.shape))
+            corners.append(np.where(slope > 0, low, high))
+        codes = np.stack(corners).astype(self.program.input_tensor.dtype)
+        labels = np.array([node.part.region.label for node in nodes])
+        lost = np.flatnonzero(~strict_win(run(self.program, codes).reshape(len(codes), -1), labels))
+        found: Codes | None = codes[lost[0]] if len(lost) else None
+        return found
+
+    def _prepare(self, node: _Node) -> None:
+        """Lists the splits worth trying; what they are made of is not kept."""
+        line = node.part.worst
+        cuts = self._knees(node.part, line)
+        if not cuts or self._inputs <= FEW:
+            cuts += self._halves(node.part, line)
+        node.cuts = sorted(cuts, key=lambda c: (-c.score, c.value, c.element, c.threshold))[:CANDIDATES]
+        for found in node.part.found.values():
+            found.coefficients = {}
+
+    def _knees(self, part: Part, line: Found) -> list[Cut]:
+        """The knees of all rules of accumulators within the part, with what their relaxation costs the line.
+
+        Where the sum has a > 0 of the rule, the line below it counts. Around the lower knee t of a clamp that lies as far off as
+        the part's ends allow, s m (t - l) or (1 - s) m (u - t), whichever is less; the line above it, for a < 0, is off by its
+        height above the knee. At an upper knee the two are exchanged.
+        """
+        found = []
+        for step in self._rules:
+            a = line.coefficients.get(step.out)
+            rule = self.bounder.checker.relaxation.lines[step.out]
+            if a is None or not isinstance(rule, Single):
+                continue
+            at = self.bounder.checker.sheet[step.out]
+            low, high = (b[None] for b in part.known[step.args[0]])
+            k_below, k_above = (line.sheet[side, at].astype(np.int64).reshape(low.shape) for side in (0, 1))
+            first, last = rule.lowest(low), rule.highest(high)
+            p = np.maximum(rule.p[0], 1)
+            m = rule.p[0] * 2.0**-rule.q
+            below = rule.below(k_below, [(low, high)]) * 2.0**-INTERCEPT
+            above = rule.above(k_above, [(low, high)]) * 2.0**-INTERCEPT
+            s, t = k_below / 2**ONE, k_above / 2**ONE
+            for upper, level in ((False, first + 1), (True, last)):
+                knee = -(-((level << rule.q) + rule.most) // p)
+                inside = (knee > low) & (knee <= high) & (last > first) & (rule.p[0] > 0)
+                if upper:
+                    inside &= m * (high - knee) > FLAT
+                    touching = np.minimum(t * m * (high - knee), (1 - t) * m * (knee - low))
+                    apart = last - (s * m * knee + below)
+                    cost = np.where(a > 0, apart, touching)
+                else:
+                    inside &= m * (knee - low) > FLAT
+                    touching = np.minimum(s * m * (knee - low), (1 - s) * m * (high - knee))
+                    apart = t * m * knee + above - first
+                    cost = np.where(a < 0, apart, touching)
+                score = np.where(inside, np.abs(a) * cost, 0.0).ravel()
+                for i in np.argsort(-score, kind="stable")[:CANDIDATES]:
+                    if score[i] > 0:
+                        found.append(Cut(step.args[0], int(i), int(knee.ravel()[i]), float(score[i])))
+        return found
+
+    def _halves(self, part: Part, line: Found) -> list[Cut]:
+        """The middles of the inputs that move the line most."""
+        low, high = (b.reshape(-1) for b in part.known[self.program.input])
+        a = line.coefficients.get(self.program.input)
+        slope = np.zeros(low.shape) if a is None else np.abs(a).reshape(-1)
+        score = np.where(high > low, (slope + 1e-9 * (1 + slope.max(initial=0.0))) * (high - low), 0.0)
+        best = np.argsort(-score, kind="stable")[: CANDIDATES // 2]
+        return [
+            Cut(self.program.input, int(i), int((low[i] + high[i]) // 2 + 1), float(score[i]))
+            for i in best
+            if score[i] > 0
+        ]
+
+    def _choose(self, nodes: Sequence[_Node], stop: Callable[[], bool]) -> None:
+        """Picks each node's split: by the bounds of its children without search, where there is a choice."""
+        tried: list[tuple[_Node, Cut, tuple[Part, Part]]] = []
+        for node in nodes:
+            node.chosen = node.cuts[0]
+            if len(node.cuts) > 1:
+                tried += [(node, cut, node.part.split(cut.value, cut.element, cut.threshold)) for cut in node.cuts]
+        if not tried or stop():
+            return
+        self.bounder.evaluate([part for _, _, pair in tried for part in pair], 0, deep=False)
+        best: dict[int, float] = {}
+        for node, cut, pair in tried:
+            worse, better = sorted((part.gap for part in pair), reverse=True)
+            value = worse + better / 4
+            if value < best.get(id(node), np.inf):
+                best[id(node)], node.chosen = value, cut
+
+
+def proof_of(part: Part) -> Robust:
+    """The proof of a region that needs no splits."""
+    robust = assemble(_Node(part))
+    assert robust is not None
+    return robust
+
+
+def assemble(root: _Node) -> Robust | None:
+    """The proof of a finished tree; None where it has too many different sheets."""
+    sheets: dict[bytes, int] = {}
+    kept: list[Bytes] = []
+
+    def number(sheet: Bytes) -> int:
+        key = sheet.tobytes()
+        if key not in sheets:
+            sheets[key] = len(kept)
+            kept.append(sheet)
+        return sheets[key]
+
+    def rows(part: Part) -> tuple[Row, ...]:
+        lined = (Row(j, f.row.p, f.row.q, number(f.sheet), f.row.multipliers) for j, f in part.found.items())
+        return tuple(sorted((*part.boxed, *lined), key=lambda row: row.other))
+
+    def tree(node: _Node) -> Tree:
+        if node.children is None:
+            part = node.part
+            if part.empty:
+                return Leaf((), _tightened(part, number))
+            return Leaf(rows(part), _tightened(part, number))
+        assert node.chosen is not None
+        below, above = (tree(child) for child in node.children)
+        return Split(node.chosen.value, node.chosen.element, node.chosen.threshold, below, above)
+
+    region = root.part.region
+    whole = tuple(Tighten(v, number(region.sheet)) for v in region.tighten)
+    made = tree(root)
+    return Robust(tuple(kept), whole, made) if len(kept) < NO_SHEET else None
+
+
+def _tightened(part: Part, number: Callable[[Bytes], int]) -> tuple[Tighten, ...]:
+    if part.sheet is None:
+        return ()
+    sheet = number(part.sheet)
+    return tuple(Tighten(v, sheet) for v in part.tighten)

@@ -1,0 +1,101 @@
+"""The float twin computes the exact checker's bounds, whatever the slopes; and what it searches for is better than it began."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from brute import boxes
+from search_kit import decidable
+
+from cactus_edge.certify import slopes
+from cactus_edge.certify.bound import Bounder, Part, stacked
+from cactus_edge.certify.linear import Linear
+from cactus_edge.certify.slopes import Facts, Twin
+from cactus_edge.ir.atoms import Program
+from cactus_edge.verify.relax import NONE
+
+torch = pytest.importorskip("torch")
+
+
+def differences(program: Program, seed: int) -> float:
+    """The largest distance of the twin's bounds from the exact ones, relative to the largest term; random slopes and rows."""
+    rng = np.random.default_rng(seed)
+    linear = Linear(program)
+    checker, goal = linear.checker, linear.checker.goal
+    twin = Twin(checker.relaxation, checker.sheet)
+    value = goal.logits if goal.tail is None else goal.tail.value
+    shape = program.values[value].shape
+    lower, _, upper = boxes(rng, program.values[program.input].shape, 5)
+    known, _ = checker.relaxation.forward(lower, upper)
+    rows = rng.integers(-3, 4, (5, *shape))
+    sheets = rng.integers(0, 129, (5, 2, checker.elements)).astype(np.uint8)
+    exact = checker.relaxation.lower(value, rows[:, None], known, checker.hints(sheets[:, None]))[:, 0]
+    found = twin.search(value, rows.astype(np.float64), Facts(twin, known, np.arange(5)), sheets, steps=0)
+    terms = [
+        sum(
+            float(np.abs(found.seen[v][n] * np.maximum(np.abs(known[v][0][n]), np.abs(known[v][1][n]))).sum())
+            for v in found.seen
+        )
+        for n in range(5)
+    ]
+    apart = (abs(e - f) / (1 + t * 1e-4) for e, f, t in zip(exact, found.bound, terms, strict=True) if e != NONE)
+    return max(map(float, apart), default=0.0)
+
+
+def test_the_twin_has_the_checkers_bounds() -> None:
+    for seed, program in enumerate(decidable(4_000, 40)):
+        assert differences(program, seed) <= 1.0
+
+
+def test_a_twin_that_is_off_by_a_step_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shifted(self: Twin, *args: object) -> object:
+        below, above = original(self, *args)
+        return below + 2, above - 2
+
+    original = slopes.Twin._intercepts
+    monkeypatch.setattr(slopes.Twin, "_intercepts", shifted)
+    assert max(differences(program, seed) for seed, program in enumerate(decidable(4_000, 10))) > 1.0
+
+
+def test_search_never_ends_below_its_start_and_often_above() -> None:
+    better = 0
+    for seed, program in enumerate(decidable(4_100, 12)):
+        rng = np.random.default_rng(seed)
+        bounder = Bounder(Linear(program))
+        lower, _, upper = boxes(rng, program.values[program.input].shape, 5)
+        regions = bounder.regions(lower, upper, rng.integers(0, bounder.goal.classes, 5))
+        once, often = ([Part(r) for r in regions] for _ in range(2))
+        bounder.evaluate(once, 0)
+        bounder.evaluate(often, 30)
+        for a, b in zip(once, often, strict=True):
+            assert b.gap <= a.gap + 1e-3 * a.gap + 2
+            better += b.gap < a.gap
+    assert better >= 3
+
+
+def test_bounds_of_a_part_are_the_checkers() -> None:
+    """`stacked` and the pass over what a split touches give the numbers of a whole pass."""
+    for seed, program in enumerate(decidable(4_200, 10)):
+        rng = np.random.default_rng(seed)
+        bounder = Bounder(Linear(program))
+        lower, _, upper = boxes(rng, program.values[program.input].shape, 4)
+        regions = bounder.regions(lower, upper, np.zeros(4, np.int64))
+        parts = []
+        for region in regions:
+            low, high = (b.ravel() for b in region.known[program.input])
+            element = int(rng.integers(0, len(low)))
+            parts += Part(region).split(program.input, element, int((low[element] + high[element]) // 2 + 1))
+        bounder.evaluate(parts, 0, deep=False)
+        known = stacked([p.region.known for p in parts])
+        for n, part in enumerate(parts):
+            ((value, element, threshold, above),) = part.path
+            low, high = (b[n].ravel() for b in known[value])
+            if above:
+                low[element] = max(low[element], threshold)
+            else:
+                high[element] = min(high[element], threshold - 1)
+        whole, empty = bounder.checker.relaxation.forward(*known[program.input], known)
+        for n, part in enumerate(parts):
+            assert part.empty == empty[n]
+            for v, (low, high) in enumerate(part.known):
+                assert part.empty or (np.array_equal(low, whole[v][0][n]) and np.array_equal(high, whole[v][1][n]))
