@@ -10,17 +10,15 @@ import numpy as np
 from strategies import IN_C, random_graph, random_inputs
 
 from cactus_edge.errors import UnsupportedError
+from cactus_edge.formats.c.live import live_boxes, live_decider
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import profile
-from cactus_edge.ir.atoms import Affine, Program
+from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.blob import build
 from cactus_edge.ir.blob_format import Blob
 from cactus_edge.ir.evaluate import quantised, run
 from cactus_edge.ir.graph import Graph
-from cactus_edge.ir.linear import Dense
 from cactus_edge.ir.lowering import lower
-from cactus_edge.verify.decide import Decider
-from cactus_edge.verify.interval import Engine
 
 TFLM = profile("tflm")
 NO_RULE = -3
@@ -42,27 +40,18 @@ class Questions:
 
     @property
     def boxes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Lower and upper codes: the radius cut at the sensor's ends, which never exclude the input itself."""
-        x, r, (least, most) = self.x.astype(np.int64), self.radius.astype(np.int64), self.ends
-        low, high = np.maximum(x - r, np.minimum(least, x)), np.minimum(x + r, np.maximum(most, x))
-        return low.astype(np.int8), high.astype(np.int8)
+        """Lower and upper codes [N, *input]."""
+        return live_boxes(self.x, self.radius, self.ends)
 
     def decided(self) -> np.ndarray:
         """What ce_certify has to answer, int32 [N, 3], from the definition of a certificate's verdict."""
         none = np.full((len(self.x), 3), (NO_RULE, 0, 0), np.int32)
         try:
-            decider = Decider(self.program)
+            decider = live_decider(self.program)
         except UnsupportedError:
             return none
-        if decider.tail is not None and not self._ends_dense(decider.tail.value):
-            # A margin fused with other weights than a dense layer's is not for the device: the ends alone decide there.
-            decider.tail, decider.engine = None, Engine(self.program, [decider.logits])
         certified, margin = decider.decide(*self.boxes, self.labels)
         return np.stack([np.zeros_like(margin), certified, margin], 1).astype(np.int32)
-
-    def _ends_dense(self, value: int) -> bool:
-        atom = next(step.atom for step in self.program.steps if step.out == value)
-        return isinstance(atom, Affine) and isinstance(atom.linear, Dense)
 
     def answered(self, answer: Answer) -> np.ndarray:
         """What `answer` makes of them."""
