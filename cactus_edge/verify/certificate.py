@@ -202,7 +202,7 @@ def _each(
     for program in asked.programs:
         own = Decision(mixed.correct.copy(), mixed.certified.copy(), mixed.margin.copy())
         if len(rest):
-            alone = decide(program, region, x[rest], labels[rest])
+            alone = decide(program, region.of(rest), x[rest], labels[rest])
             own.correct[rest], own.certified[rest], own.margin[rest] = alone.correct, alone.certified, alone.margin
         found[program.profile.name] = own
     return found
