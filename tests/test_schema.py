@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ def conditional() -> bytes:
 KINDS = {
     "ball": issue,
     "box": lambda: issue(eps=["1/64", "0", "1/100", "0", "0", "0.5"]),
+    "radii": lambda: issue(eps=[Fraction(i, 255) for i in range(40)], per_sample=True, profile="litert-ref,tflm"),
     "linear": lambda: issue(bounds="linear"),
     "tone": lambda: issue(family=tone(("-1/50", "1/50"), ("9/10", "11/10"), "mean", 4)),
     "firmware": lambda: issue(firmware=[("board", elf(BLOB))], notes={"why": "test"}),

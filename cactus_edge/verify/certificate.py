@@ -79,6 +79,7 @@ def certify_file(
     eps: Exact | Sequence[Exact],
     domain: tuple[Exact, Exact] | None,
     family: Family | None = None,
+    per_sample: bool = False,
     profile: str,
     form: FileFormat = TFLITE,
     unit: str = "",
@@ -92,15 +93,15 @@ def certify_file(
     """Reads `model`, of format `form`, from its bytes, decides the region of every sample, and writes down what was proved.
 
     profile: as in `runtimes`; of several, any mixture is decided, and each by itself. x [N, *input shape] float32 or float64 in
-    sensor units, or int8 codes; labels integer [N]; eps, domain, family as in `regions.region`. firmware: (target, ELF bytes) of
-    images that hold the model's blob. created: a time stamp, by default now. bounds: the method, as in `verify.decide`; a
+    sensor units, or int8 codes; labels integer [N]; eps, domain, family, per_sample as in `regions.region`.
+    firmware: (target, ELF bytes) of images that hold the model's blob. created: a time stamp, by default now. bounds: the method, as in `verify.decide`; a
     re-check uses the same. falsify: looks for counterexamples, which the certificate then holds. Raises InputError, DataError,
     ModelError, and MismatchError for a firmware without the model's blob.
     """
     asked = runtimes(model, profile, form)
     for program in asked.programs:
         form.confirm(model, program.profile)
-    around = region(asked.program, eps, domain, family)
+    around = region(asked.program, eps, domain, family, per_sample)
     proved = prove_claims(model, x, labels, around, asked, bounds, decide, form, falsify)
     record = {
         "format": FORMAT,
