@@ -94,8 +94,9 @@ def certify_file(
 
     profile: as in `runtimes`; of several, any mixture is decided, and each by itself. x [N, *input shape] float32 or float64 in
     sensor units, or int8 codes; labels integer [N]; eps, domain, family, per_sample as in `regions.region`.
-    firmware: (target, ELF bytes) of images that hold the model's blob. created: a time stamp, by default now. bounds: the method, as in `verify.decide`; a
-    re-check uses the same. falsify: looks for counterexamples, which the certificate then holds. Raises InputError, DataError,
+    firmware: (target, ELF bytes) of images that hold the model's blob. created: a time stamp, by default now. bounds: the
+    method, as in `verify.decide`; a re-check uses the same. falsify: looks for counterexamples, which the certificate then
+    holds. Raises InputError, DataError,
     ModelError, and MismatchError for a firmware without the model's blob.
     """
     asked = runtimes(model, profile, form)
