@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Options:
     """How to build, beside the recipe. threads 0: all processors. port "": the emulator, or nothing on a real board. host "": no
-    computer to run on, else user@host[:port]."""
+    computer to run on, else user@host[:port]. live: firmware that bounds the decision around an input (`certify`)."""
 
     target: str = "mcu"
     emulator: Literal["unicorn", "qemu"] = "unicorn"
@@ -31,6 +31,7 @@ class Options:
     threads: int = 0
     command: str = ""
     host: str = ""
+    live: bool = False
 
 
 def run_on_board(

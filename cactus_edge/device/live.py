@@ -92,4 +92,4 @@ def bench_live(
     units = np.array([live.ticks for live in found]) * clock.unit_hz / clock.hz
     low, median, high = np.percentile(units, [25, 50, 75])
     cost = Spread(float(median), float(high - low), len(found))
-    return LiveReport(radius, len(found), sum(live.certified for live in found), sum(equal), cost)
+    return LiveReport(radius, len(found), sum(live.certified for live in found), int(np.sum(equal)), cost)
