@@ -122,6 +122,16 @@ def run_speed(rows: Values) -> Iterator[Line]:
         yield f"interval certification against LiteRT {where}", f"{row['certify_ratio']:.1f} times", "25 times"
 
 
+def live_inputs(rows: Values) -> Iterator[Line]:
+    for key, row in rows.items():
+        yield (
+            f"live inputs on the emulated Cortex-M4 ({key}, {row['radius']} codes around {row['inputs']} inputs)",
+            f"{row['bounds_median'] / 1e6:.2f} million instructions beside an inference's {row['inference_median'] / 1e6:.2f}; "
+            f"{row['equal']} of {row['inputs']} verdicts as verify's",
+            "all equal",
+        )
+
+
 SECTIONS: dict[str, Callable[[Values], Iterator[Line]]] = {
     "demo": demo,
     "startup": startup,
@@ -131,6 +141,7 @@ SECTIONS: dict[str, Callable[[Values], Iterator[Line]]] = {
     "interval_speed": interval_speed,
     "agreement": agreement,
     "device_agree": device_agree,
+    "live_inputs": live_inputs,
     "pi_emulator": pi_emulator,
     "fuzz": fuzz,
     "run_speed": run_speed,

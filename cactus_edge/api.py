@@ -46,13 +46,14 @@ def build(
     compiler: CompilerName = "zig",
     device_inputs: int = 100,
     threads: int = 0,
+    live: bool = False,
     progress: Progress = SILENT,
 ) -> Built:
     """Trains, compresses, lowers, compares, certifies and runs `recipe` on `target`; returns the bundle.
 
     out: the bundle's folder, build/RECIPE-TARGET by default; finished steps found there are kept. host: user@host of a target
-    that is reached by ssh. Raises CactusError for what the user can fix, MismatchError where a runtime or the board
-    contradicts the interpreter.
+    that is reached by ssh. live: firmware that can bound the decision around an input. Raises CactusError for what the user can
+    fix, MismatchError where a runtime or the board contradicts the interpreter.
     """
     from cactus_edge.board import Options
     from cactus_edge.device.targets import JetsonTarget, SshTarget, Target, load_target
@@ -68,6 +69,8 @@ def build(
     board = load_target(target)  # refuses an unknown board before anything is trained
     if host and isinstance(board, Target):
         raise InputError(f"{board.title} is not reached by ssh", hint="--port for a real board")
+    if live and not (isinstance(board, Target) and board.firmware == "bare-metal"):
+        raise InputError(f"{board.title} has no firmware of ours, which live inputs need", hint="leave it out")
     if port and not isinstance(board, Target):
         raise InputError(f"{board.title} is reached by ssh, not by a serial port", hint="--host user@host")
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
@@ -77,7 +80,7 @@ def build(
     command = (
         shlex.join(["cactus-edge", *sys.argv[1:]]) if Path(sys.argv[0]).stem == "cactus-edge" else "cactus_edge.build"
     )
-    options = Options(target, emulator, compiler, port, device_inputs, threads, command, host)
+    options = Options(target, emulator, compiler, port, device_inputs, threads, command, host, live)
     if isinstance(board, SshTarget):
         from cactus_edge import linux
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from cactus_edge.computer import Host
     from cactus_edge.device.jetson_work import JetsonReport, Way
+    from cactus_edge.device.live import LiveReport
     from cactus_edge.device.measure import DeviceReport
     from cactus_edge.device.remote import RemoteReport
     from cactus_edge.device.targets import JetsonTarget, SshTarget, Target
@@ -95,7 +96,8 @@ class BenchResult:
     """What a device did with a model. report: every figure; rows: the same in words.
 
     compared: inputs whose outputs were looked at; equal: those in which nothing contradicts the interpreter: every bit is the
-    same or, in TensorRT, every value lies in its envelope. findings: what else contradicts, in words.
+    same or, in TensorRT, every value lies in its envelope. findings: what else contradicts, in words. live: the bounds around
+    the inputs, where they were asked for.
     """
 
     report: DeviceReport | RemoteReport | JetsonReport
@@ -103,6 +105,7 @@ class BenchResult:
     equal: int
     rows: Pairs
     findings: tuple[str, ...] = ()
+    live: LiveReport | None = None
 
     @property
     def good(self) -> bool:
@@ -126,13 +129,15 @@ def bench(
     compiler: CompilerName = "zig",
     runtime: Way = "auto",
     out: Path | None = None,
+    live: int | None = None,
     progress: Progress = SILENT,
 ) -> BenchResult:
     """Runs `model` on the target and compares every output with the interpreter's, bit for bit.
 
     An emulated board is built and booted here; a real one must carry this model's firmware already (`flash`); a computer or a
     Jetson is reached by ssh at `host`, user@host[:port]. On a Jetson the outputs are compared with TensorRT's envelope, and
-    runtime chooses what runs TensorRT. Results are kept in `out`; a second run on a board or computer continues there.
+    runtime chooses what runs TensorRT. Results are kept in `out`; a second run on a board or computer continues there. live: on
+    a microcontroller, bound the decision around each input there too, that many codes wide (a real one needs firmware built so).
     """
     from cactus_edge.device.targets import JetsonTarget, SshTarget, load_target
     from cactus_edge.formats.read import read_model
@@ -143,6 +148,8 @@ def bench(
     if isinstance(where, SshTarget | JetsonTarget):
         if port:
             raise InputError(f"{where.title} is reached by ssh, not by a serial port", hint="--host user@host")
+        if live is not None:
+            raise InputError(f"{where.title} runs no firmware of ours, which live inputs need", hint="leave it out")
         address = host_at(host)
         if address is None:
             raise InputError(f"{where.title} is reached by ssh, and no address was given", hint="--host user@host")
@@ -155,7 +162,7 @@ def bench(
         return _bench_jetson(file, x, where, address, folder, runtime, progress)
     if host:
         raise InputError(f"{where.title} is not reached by ssh", hint="--port for a real board")
-    return _bench_board(path, where, port, data, inputs, emulator, compiler, out, progress)
+    return _bench_board(path, where, port, data, inputs, emulator, compiler, out, live, progress)
 
 
 def _bench_board(
@@ -167,12 +174,13 @@ def _bench_board(
     emulator: Emulator,
     compiler: CompilerName,
     out: Path | None,
+    live: int | None,
     progress: Progress,
 ) -> BenchResult:
     """`bench` on a microcontroller."""
     import time
 
-    from cactus_edge.board import Options, run_on_board
+    from cactus_edge.board import Options, bound_on_board, run_on_board
     from cactus_edge.device.firmware import build_firmware
     from cactus_edge.formats.c.write import write_c
     from cactus_edge.formats.read import read_for
@@ -180,21 +188,37 @@ def _bench_board(
     from cactus_edge.ir.evaluate import quantised
     from cactus_edge.ir.lowering import lower
 
+    if live is not None and not 0 <= live <= 255:
+        raise InputError(f"live inputs {live} codes around, expected 0 to 255")
     program = lower(read_for(content(path, "model"), profile(board.profile)), profile(board.profile))
     samples = quantised(program, _bench_inputs(path, data, inputs, program.values[program.input].shape))
     folder = require_folder(out or path.parent / f"bench-{board.name}", "--out")
     elf = None
     if board.emulated and not port:
         elf = folder / "firmware.elf"
-        build_firmware(write_c(program.graph, program.profile, folder / "c").folder, board, elf, compiler)
+        build_firmware(
+            write_c(program.graph, program.profile, folder / "c").folder, board, elf, compiler, live=live is not None
+        )
     options = Options(board.name, emulator, compiler, port, inputs)
     start = time.perf_counter()
-    progress.begin("bench", 1, 1)
+    steps = 1 if live is None else 2
+    progress.begin("bench", 1, steps)
     report = run_on_board(
         program, samples, folder, board, options, elf, lambda done, total: progress.advance(done, total)
     )
     progress.end(time.perf_counter() - start, cached=False, text=f"{report.equal} of {report.compared} outputs equal")
-    return BenchResult(report, report.compared, report.equal, _board_rows(report))
+    if live is None:
+        return BenchResult(report, report.compared, report.equal, _board_rows(report))
+    start = time.perf_counter()
+    progress.begin("live", 2, steps)
+    bounds = bound_on_board(program, samples, board, options, elf, live, progress.advance)
+    text = f"{bounds.certified} of {bounds.inputs} certified, {bounds.equal} verdicts equal"
+    progress.end(time.perf_counter() - start, cached=False, text=text)
+    findings = (
+        () if bounds.equal == bounds.inputs else (f"{bounds.inputs - bounds.equal} verdicts of the board differ",)
+    )
+    rows = [*_board_rows(report), *_live_rows(bounds, report)]
+    return BenchResult(report, report.compared, report.equal, rows, findings, bounds)
 
 
 def _board_rows(r: DeviceReport) -> Pairs:
@@ -213,6 +237,17 @@ def _board_rows(r: DeviceReport) -> Pairs:
         f"{r.arena_bytes:,} arena + {r.static_bytes:,} static, {r.stack_used_bytes:,} of {r.stack_bytes:,} stack used"
     )
     return [*rows, ("RAM bytes", memory), ("session", r.session)]
+
+
+def _live_rows(live: LiveReport, r: DeviceReport) -> Pairs:
+    plain = r.instructions or r.latency_us
+    assert plain is not None
+    unit = "emulated instructions" if r.instructions else "us"
+    return [
+        ("live inputs", f"{live.certified} of {live.inputs} certified within {live.radius} codes of each"),
+        ("live verdicts", f"{live.equal} of {live.inputs} equal to verify's by intervals"),
+        ("live cost", f"{live.units.median:,.0f} {unit} beside each inference's {plain.median:,.0f}"),
+    ]
 
 
 def _bench_computer(

@@ -13,6 +13,7 @@ from cactus_edge.ir.ops import Int8
 from cactus_edge.resources import sha256
 
 if TYPE_CHECKING:
+    from cactus_edge.device.live import LiveReport
     from cactus_edge.device.measure import DeviceReport
     from cactus_edge.device.targets import Target
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Options:
     """How to build, beside the recipe. threads 0: all processors. port "": the emulator, or nothing on a real board. host "": no
-    computer to run on, else user@host[:port]."""
+    computer to run on, else user@host[:port]. live: firmware that bounds the decision around an input (`certify`)."""
 
     target: str = "mcu"
     emulator: Literal["unicorn", "qemu"] = "unicorn"
@@ -30,6 +31,7 @@ class Options:
     threads: int = 0
     command: str = ""
     host: str = ""
+    live: bool = False
 
 
 def run_on_board(
@@ -68,6 +70,28 @@ def run_on_board(
         layers=layers,
         progress=on_input,
     )
+
+
+def bound_on_board(
+    program: Program,
+    inputs: Int8,
+    target: Target,
+    options: Options,
+    elf: Path | None,
+    radius: int,
+    on_input: Callable[[int, int], None],
+) -> LiveReport:
+    """Bounds the decision around int8 inputs [N, *shape] on the board, and compares each verdict with `verify`'s by intervals."""
+    from cactus_edge.device.connect import connect, require_digest
+    from cactus_edge.device.live import bench_live
+    from cactus_edge.formats.c.live import live_boxes, live_decider
+    from cactus_edge.ir.blob import blob_digest
+
+    decider = live_decider(program)
+    low, high = live_boxes(inputs, radius)
+    with connect(target, port=options.port, elf=elf, emulator=options.emulator) as board:
+        require_digest(board, blob_digest(program.graph, program.profile))
+        return bench_live(board, inputs, radius, lambda labels: decider.decide(low, high, labels), progress=on_input)
 
 
 def device_result(report: DeviceReport) -> dict[str, Any]:

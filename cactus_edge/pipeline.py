@@ -152,7 +152,13 @@ class Chain:
         """What the firmware and its run depend on besides the model."""
         o = self.options
         target = json.loads(json.dumps(dataclasses.asdict(self.target), default=str))
-        return {"target": target, "emulator": o.emulator, "compiler": o.compiler, "port": o.port, "n": o.device_inputs}
+        return {
+            "target": target,
+            "emulator": o.emulator,
+            "compiler": o.compiler,
+            "port": o.port,
+            "n": o.device_inputs,
+        } | ({"live": True} if o.live else {})
 
     def _train(self, advance: Advance) -> TrainedModel:
         from cactus_edge.train.loop import EpochStats, train
@@ -217,7 +223,8 @@ class Chain:
         result: Result = {"blob": c.digest, "model": sha256(self.model_bytes), "c_sources": len(c.sources)}
         if not self.images:
             return result
-        firmware = build_firmware(c.folder, self.target, self.folder / "firmware.elf", self.options.compiler)
+        o, elf = self.options, self.folder / "firmware.elf"
+        firmware = build_firmware(c.folder, self.target, elf, o.compiler, live=o.live)
         return result | {"firmware": dataclasses.asdict(firmware) | {"elf": firmware.elf.name}}
 
     def lowered(self, result: Result) -> str:

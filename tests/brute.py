@@ -10,10 +10,10 @@ import numpy.typing as npt
 from strategies import random_graph
 
 from cactus_edge.errors import UnsupportedError
-from cactus_edge.ir import evaluate
+from cactus_edge.ir import evaluate, ops
 from cactus_edge.ir.arithmetic import PROFILES, profile
 from cactus_edge.ir.atoms import AnyOf, Atom, Between, Monotone, Program, Softmax, example
-from cactus_edge.ir.graph import code_range
+from cactus_edge.ir.graph import Graph, code_range
 from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.mixture import mix
 from cactus_edge.ir.profile import Profile
@@ -68,6 +68,21 @@ def groups(seed: int, count: int, *, decidable: bool = False, **options: Any) ->
 def mixtures(seed: int, count: int, **options: Any) -> list[Program]:
     """Each of `groups` as the one program of any mixture."""
     return [mix(group) for group in groups(seed, count, **options)]
+
+
+def symmetric(graph: Graph) -> Graph:
+    """The network as TensorRT takes it: zero points 0, weights from -127, no activation but ReLU."""
+
+    def op(old: Any) -> Any:
+        changes: dict[str, Any] = {}
+        if isinstance(old, ops.Conv2d | ops.DepthwiseConv2d | ops.Dense):
+            changes["weight"] = ops.freeze(np.maximum(old.weight, -127), np.int8)
+        if getattr(old, "activation", ops.Activation.NONE) is not ops.Activation.NONE:
+            changes["activation"] = ops.Activation.RELU
+        return replace(old, **changes)
+
+    tensors = tuple(replace(t, zero_point=0) for t in graph.tensors)
+    return replace(graph, tensors=tensors, nodes=tuple(replace(n, op=op(n.op)) for n in graph.nodes))
 
 
 def boxes(rng: np.random.Generator, shape: tuple[int, ...], n: int, dtype: str = "int8") -> tuple[Array, Array, Array]:

@@ -272,14 +272,19 @@ ENDS = ("", "softmax", "dequantize", "softmax dequantize")
 
 
 def make_graph(
-    choose: Choices, max_nodes: int = 5, middle: Sequence[str] = MIDDLE, *, ends: Sequence[str] = ENDS
+    choose: Choices,
+    max_nodes: int = 5,
+    middle: Sequence[str] = MIDDLE,
+    *,
+    ends: Sequence[str] = ENDS,
+    shape: tuple[int, int, int] | None = None,
 ) -> Graph:
     """A network of 1 to `max_nodes` middle ops of the kinds in `middle`, int8 or float32 at its ends.
 
-    `ends` are the closings to choose from; where "dequantize" may occur, a QUANTIZE may come first too.
+    `ends` are the closings to choose from; where "dequantize" may occur, a QUANTIZE may come first too. shape: the input's.
     """
     make = Maker(choose)
-    shape = (choose.integer(1, 8), choose.integer(1, 8), choose.integer(1, 4))
+    shape = shape or (choose.integer(1, 8), choose.integer(1, 8), choose.integer(1, 4))
     first = Tensor("input", shape, "int8", make.scale(), make.zero_point())
     if any("dequantize" in end for end in ends) and choose.integer(0, 3) == 3:
         source = make.builder.input(Tensor("real_input", shape, "float32"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -37,6 +38,7 @@ KINDS = {
     "ball": issue,
     "box": lambda: issue(eps=["1/64", "0", "1/100", "0", "0", "0.5"]),
     "proof": lambda: issue(find=find),
+    "radii": lambda: issue(eps=[Fraction(i, 255) for i in range(40)], per_sample=True, profile="litert-ref,tflm"),
     "tone": lambda: issue(family=tone(("-1/50", "1/50"), ("9/10", "11/10"), "mean", 4)),
     "firmware": lambda: issue(firmware=[("board", elf(BLOB))], notes={"why": "test"}),
     "several": lambda: issue(profile="all"),

@@ -39,6 +39,12 @@ def add_parser(verbs: Any) -> None:
         metavar="DIR",
         help="session folder (default: MODEL's folder/bench-TARGET); a second run resumes",
     )
+    p.add_argument(
+        "--live",
+        type=int,
+        metavar="R",
+        help="bound the decision around each input on a microcontroller too, R codes wide, and say what that costs",
+    )
     p.set_defaults(run=run)
 
 
@@ -59,6 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
         compiler=arguments.compiler,
         runtime=arguments.runtime,
         out=arguments.out,
+        live=arguments.live,
         progress=terminal_progress(quiet=False),
     )
     print(pairs(result.summary()))

@@ -26,6 +26,9 @@ def add_parser(verbs: Any) -> None:
         "--device-inputs", type=int, default=100, metavar="N", help="test inputs to run on the board (default: 100)"
     )
     p.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
+    p.add_argument(
+        "--live", action="store_true", help="firmware that can bound the decision around an input: command `certify`"
+    )
     p.add_argument("--quiet", action="store_true", help="print the result only")
     p.set_defaults(run=run)
 
@@ -47,6 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         compiler=arguments.compiler,
         device_inputs=arguments.device_inputs,
         threads=arguments.threads,
+        live=arguments.live,
         progress=terminal_progress(quiet=arguments.quiet),
     )
     print(pairs(built.summary()))

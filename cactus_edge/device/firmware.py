@@ -38,9 +38,12 @@ class FirmwareReport:
     stack_bytes: int
 
 
-def build_firmware(model: Path, target: Target, out: Path, compiler: toolchain.CompilerName = "zig") -> FirmwareReport:
+def build_firmware(
+    model: Path, target: Target, out: Path, compiler: toolchain.CompilerName = "zig", *, live: bool = False
+) -> FirmwareReport:
     """Builds the ELF file `out` from the folder `model` that `formats.c.write_c` filled.
 
+    live: with the command `certify`, which bounds the decision around an input and takes a second arena.
     Raises TargetError where the firmware does not fit (and says by how much) or where the board's own SDK must build it,
     InputError for a folder without a model, InstallError for a missing compiler.
     """
@@ -64,7 +67,7 @@ def build_firmware(model: Path, target: Target, out: Path, compiler: toolchain.C
             script,
             ENTRY,
             out,
-            ("-g0",),
+            ("-g0", *(("-DCE_LIVE",) if live else ())),
         )
     except TargetError as error:
         raise _does_not_fit(target, error) from error

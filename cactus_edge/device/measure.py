@@ -172,14 +172,14 @@ def bench_device(
     return report
 
 
-def _send(board: Board, session: Session, index: int, data: bytes) -> None:
+def send(board: Board, index: int, data: bytes, discard: Callable[[float, str, str], None]) -> None:
     """Loads an input, and again where the board's CRC says that bytes changed on the way: the protocol itself checks none."""
     for attempt in range(_SENDS):
         board.link.load(data)
         got, _ = board.link.crc()
         if got == zlib.crc32(data):
             return
-        session.discard(
+        discard(
             0.0, f"input {index} arrived changed", f"attempt {attempt + 1}: crc {got:08x}, sent {zlib.crc32(data):08x}"
         )
     raise DeviceGarbageError(
@@ -188,7 +188,7 @@ def _send(board: Board, session: Session, index: int, data: bytes) -> None:
 
 
 def _run(board: Board, session: Session, index: int, data: bytes) -> Row:
-    _send(board, session, index, data)
+    send(board, index, data, session.discard)
     board.link.infer(1, 0)
     ticks = board.link.ticks()
     output = board.link.raw()

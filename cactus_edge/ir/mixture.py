@@ -12,8 +12,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from cactus_edge.errors import InternalError
-from cactus_edge.ir.atoms import AnyOf, Program, Step
+from cactus_edge.errors import InternalError, UnsupportedError
+from cactus_edge.ir.atoms import Affine, AnyOf, Program, Step
 from cactus_edge.ir.inputs import MixedQuantizeRule, QuantizeRule
 from cactus_edge.ir.profile import Profile
 
@@ -23,7 +23,8 @@ T = TypeVar("T")
 def mix(programs: Sequence[Program]) -> Program:
     """The mixture of one graph's programs, one per profile; the program itself where there is one only.
 
-    Its profile has no rules, so that nothing can be lowered for it. Raises ValueError for no program, or for two graphs.
+    Its profile has no rules, so that nothing can be lowered for it. Raises ValueError for no program, or for two graphs,
+    UnsupportedError where profiles multiply by different weights (bilinear resizing).
     """
     if len({p.graph.digest() for p in programs}) != 1:
         raise ValueError("a mixture is made of programs of one graph")
@@ -51,7 +52,14 @@ def _mixed(steps: Sequence[Step]) -> Step:
     if any((s.args, s.out, s.node) != (first.args, first.out, first.node) for s in steps):
         raise InternalError(f"the profiles' steps of node {first.node} do not correspond")
     atoms = _distinct(a for s in steps for a in (s.atom.atoms if isinstance(s.atom, AnyOf) else (s.atom,)))
-    return first if len(atoms) == 1 else replace(first, atom=AnyOf(atoms))
+    if len(atoms) == 1:
+        return first
+    if any(isinstance(atom, Affine) for atom in atoms):
+        raise UnsupportedError(
+            f"node {first.node}: the profiles multiply by different weights, which no mixture of rules describes",
+            hint="one --profile at a time",
+        )
+    return replace(first, atom=AnyOf(atoms))
 
 
 def _distinct(items: Iterable[T]) -> tuple[T, ...]:

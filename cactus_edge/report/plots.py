@@ -8,8 +8,9 @@ and marker as well as by colour. No pyplot: figures are objects, and no state ou
 from __future__ import annotations
 
 import io
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +79,39 @@ def curve_svg(points: Sequence[CurvePoint], radius: float) -> str:
     return _svg("curve", "Certified accuracy against eps", summary, (5.4, 3.1), draw)
 
 
+def brackets_image(certified: Sequence[float | None], refuted: Sequence[float | None], kind: str) -> bytes:
+    """A PNG or SVG file: the share of samples (percent) certified at each radius, and the share that is not refuted there.
+
+    certified, refuted: per sample the ends of its bracket in sensor units; None for at no radius. What lies between the two
+    curves is open.
+    """
+    low = [e for e in certified if e is not None]
+    high = [math.inf if e is None else e for e in refuted]
+    last = max([*low, *(e for e in high if e < math.inf)], default=0.0) or 1.0
+    at = sorted({0.0, *low, *(e for e in high if e < math.inf), last})
+
+    def share(flags: Iterable[bool]) -> float:
+        return 100 * sum(flags) / max(len(certified), 1)
+
+    # A radius is certified up to and with its end, and refuted from its end on: steps after, and steps before.
+    under = [share(e >= r for e in low) for r in at]
+    over = [share(e > r for e in high) for r in at]
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.step(
+            [*at, 1.02 * last], [*over, over[-1]], where="post", label="not refuted", **(_FLOAT | {"marker": None})
+        )
+        axes.step([*at, 1.02 * last], [*under, 0.0], where="pre", label="certified", **(_INT8 | {"marker": None}))
+        axes.set_xlabel("eps, in sensor units")
+        axes.set_ylabel("samples, %")
+        axes.set_ylim(0, 104)
+        axes.set_xlim(0, 1.02 * last)
+        axes.legend(loc="upper right")
+
+    return _file(kind, (5.4, 3.1), draw)
+
+
 def training_svg(epochs: Sequence[Epoch]) -> str:
     """Validation accuracy (percent) above, training loss below, against the epoch."""
     clean = [(e.epoch, 100 * e.clean) for e in epochs if e.clean is not None]
@@ -122,22 +156,43 @@ def _whole_numbers(axes: Axes) -> None:
 
 def _svg(name: str, title: str, summary: str, inches: tuple[float, float], draw: Callable[[Figure], None]) -> str:
     """Draws on a fresh figure and returns an <svg> element whose ids start with `name`, titled and described."""
+    style, figure_of, canvas_of = _library()
+    # The default style first: a matplotlibrc of the user must not change what a report looks like.
+    with style.context(["default", _STYLE]):
+        figure = figure_of(figsize=inches, layout="constrained")
+        draw(figure)
+        stream = io.StringIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        canvas_of(figure).print_svg(stream, metadata=nothing)
+    return _inline(stream.getvalue(), name, title, summary)
+
+
+def _library() -> tuple[Any, Any, Any]:
+    """matplotlib's styles, its figure and its SVG canvas."""
     try:
         from matplotlib import style
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise InstallError("the report's plots need matplotlib", hint="see `cactus-edge doctor`") from error
+        raise InstallError("plots need matplotlib", hint="see `cactus-edge doctor`") from error
+    return style, Figure, FigureCanvasSVG
 
-    # The default style first: a matplotlibrc of the user must not change what a report looks like.
-    with style.context(["default", _STYLE]):
-        figure = Figure(figsize=inches, layout="constrained")
+
+_PAPER = {INK: "#1a1a1a", FAINT: "#c8c8c8", FIRST: "#0b6e4f", SECOND: "#b3541e"}
+
+
+def _file(kind: str, inches: tuple[float, float], draw: Callable[[Figure], None]) -> bytes:
+    """Draws on a fresh white figure; kind: "png" or "svg". Equal drawings give equal bytes."""
+    paper = {key: _PAPER.get(value, value) if isinstance(value, str) else value for key, value in _STYLE.items()}
+    style, figure_of, _ = _library()
+    with style.context(["default", paper]):
+        figure = figure_of(figsize=inches, layout="constrained")
         draw(figure)
-        stream = io.StringIO()
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        canvas: Any = FigureCanvasSVG(figure)
-        canvas.print_svg(stream, metadata=nothing)
-    return _inline(stream.getvalue(), name, title, summary)
+        for artist in figure.findobj(lambda a: hasattr(a, "get_color") and a.get_color() in _PAPER):
+            artist.set_color(_PAPER[artist.get_color()])
+        stream = io.BytesIO()
+        figure.savefig(stream, format=kind, dpi=160, metadata={"Date": None, "Creator": None} if kind == "svg" else {})
+    return stream.getvalue()
 
 
 def _inline(text: str, name: str, title: str, summary: str) -> str:

@@ -81,6 +81,7 @@ def certify_file(
     eps: Exact | Sequence[Exact],
     domain: tuple[Exact, Exact] | None,
     family: Family | None = None,
+    per_sample: bool = False,
     profile: str,
     form: FileFormat = TFLITE,
     unit: str = "",
@@ -93,15 +94,15 @@ def certify_file(
     """Reads `model`, of format `form`, from its bytes, decides the region of every sample, and writes down what was proved.
 
     profile: as in `runtimes`; of several, any mixture is decided, and each by itself. x [N, *input shape] float32 or float64 in
-    sensor units, or int8 codes; labels integer [N]; eps, domain, family as in `regions.region`. firmware: (target, ELF bytes) of
-    images that hold the model's blob. created: a time stamp, by default now. decide: by intervals; find: instead by whatever it
-    finds proofs with, which are checked and become the certificate's proof file. Raises InputError, DataError, ModelError, and
-    MismatchError for a firmware without the model's blob.
+    sensor units, or int8 codes; labels integer [N]; eps, domain, family, per_sample as in `regions.region`. firmware: (target,
+    ELF bytes) of images that hold the model's blob. created: a time stamp, by default now. decide: by intervals; find: instead by
+    whatever it finds proofs with, which are checked and become the certificate's proof file. Raises InputError, DataError,
+    ModelError, and MismatchError for a firmware without the model's blob.
     """
     asked = runtimes(model, profile, form)
     for program in asked.programs:
         form.confirm(model, program.profile)
-    around, digest = region(asked.program, eps, domain, family), hashlib.sha256(model).digest()
+    around, digest = region(asked.program, eps, domain, family, per_sample), hashlib.sha256(model).digest()
     proofs = None
     if find is not None:
         programs = [asked.program, *(asked.programs if asked.several else ())]
@@ -218,7 +219,7 @@ def _each(
     for program in asked.programs:
         own = Decision(mixed.correct.copy(), mixed.certified.copy(), mixed.margin.copy())
         if len(rest):
-            alone = decide(program, region, x[rest], labels[rest])
+            alone = decide(program, region.of(rest), x[rest], labels[rest])
             own.correct[rest], own.certified[rest], own.margin[rest] = alone.correct, alone.certified, alone.margin
         found[program.profile.name] = own
     return found

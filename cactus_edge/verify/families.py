@@ -195,6 +195,8 @@ def read_region(record: object) -> Region:
             raise CertificateError("the certificate names no region")
     family: Family | None
     match record:
+        case {"kind": "radii"}:
+            return Region(radii, domain, per_sample=True)
         case {"kind": "linf" | "box"}:
             family = None
         case {"kind": "patch", "patch": [int() as height, int() as width]}:

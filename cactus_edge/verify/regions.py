@@ -15,7 +15,7 @@ import hashlib
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Protocol
 
@@ -78,14 +78,22 @@ class Family(Protocol):
 
 @dataclass(frozen=True)
 class Region:
-    """Everything within eps (one, or one per feature, row-major) of what the family makes of a sample, clamped to the domain."""
+    """Everything within eps (one, or one per feature, row-major) of what the family makes of a sample, clamped to the domain.
+
+    per_sample: eps is one per sample instead, and there is no family.
+    """
 
     eps: tuple[Fraction, ...]
     domain: tuple[Fraction, Fraction]
     family: Family | None = None
+    per_sample: bool = False
 
     def __post_init__(self) -> None:
         lo, hi = self.domain
+        if self.per_sample and self.family is not None:
+            raise InputError(
+                f"one eps per sample in a region of kind {self.family.kind}, expected one without a family"
+            )
         if not lo < hi:
             raise InputError(f"the domain is [{lo}, {hi}], expected its lower end below its upper end")
         for e in self.eps:
@@ -96,16 +104,24 @@ class Region:
 
     @property
     def kind(self) -> str:
-        """Without a family "linf" (one eps) or "box" (one per feature)."""
+        """Without a family "linf" (one eps), "box" (one per feature) or "radii" (one per sample)."""
         if self.family is not None:
             return self.family.kind
+        if self.per_sample:
+            return "radii"
         return "linf" if len(self.eps) == 1 else "box"
 
     def record(self) -> dict[str, Any]:
         """For a certificate, in exact fractions; `families.read_region` reads it."""
-        eps: str | list[str] = str(self.eps[0]) if len(self.eps) == 1 else [str(e) for e in self.eps]
+        eps: str | list[str] = (
+            str(self.eps[0]) if len(self.eps) == 1 and not self.per_sample else [str(e) for e in self.eps]
+        )
         family = {} if self.family is None else self.family.record()
         return {"kind": self.kind, "eps": eps, "domain": [str(d) for d in self.domain], **family}
+
+    def of(self, part: slice | Index) -> Region:
+        """The region of some of the samples."""
+        return replace(self, eps=tuple(np.array(self.eps, object)[part])) if self.per_sample else self
 
     def count(self, shape: tuple[int, ...]) -> int:
         """Boxes of one sample of this shape."""
@@ -127,8 +143,10 @@ class Region:
         Of a family with ranges each box is that of one cell of them. Raises DataError where x is not that, InputError where
         the number of eps differs from the number of features or the family has no meaning for the shape.
         """
-        shape = x.shape[1:]
+        shape, eps = x.shape[1:], self.eps
         each = self.count(shape)
+        if self.per_sample and len(eps) != len(x):
+            raise InputError(f"{len(eps)} values of eps for {len(x)} samples, expected one per sample")
         numbers = range(len(x) * each)[part]
         owner, position = np.divmod(np.arange(numbers.start, numbers.stop), each)
         first = int(owner[0]) if len(owner) else 0
@@ -139,8 +157,13 @@ class Region:
             lower, upper, free = x, x, None
         else:
             lower, upper, free = self.family.moved(x, owner - first, position)
-        radius: Float64 = np.array([double_above(e) for e in self.eps])
-        radius = radius if len(self.eps) == 1 else radius.reshape(shape)
+        radius: Float64 = np.array(
+            [double_above(e) for e in (eps[first : first + len(owner)] if self.per_sample else eps)]
+        )
+        if self.per_sample:
+            radius = radius.reshape(-1, *(1,) * len(shape))
+        elif len(eps) != 1:
+            radius = radius.reshape(shape)
         over, above = (-float32_below(-d) for d in self.domain)
         under32 = np.clip(below(lower, radius), low, high)
         over32 = np.clip(-below(-upper, radius), over, above)
@@ -154,6 +177,8 @@ class Region:
         Exactly those, each feature by itself: for a family with ranges this is sharper than any box. Raises as `ends` does.
         """
         x = (x if x.dtype != program.input_tensor.dtype else _real(program, x)).astype(np.float64)
+        if self.per_sample:
+            raise InternalError("which sample this is decides its eps")
         self._check(x[None], 0)
         if self.family is None:
             exactly, free = [Fraction(v) for v in x.ravel().tolist()], None
@@ -171,7 +196,7 @@ class Region:
     def _check(self, x: Float64, first: int) -> None:
         low, high = float32_below(self.domain[0]), -float32_below(-self.domain[1])
         features = math.prod(x.shape[1:])
-        if len(self.eps) not in (1, features):
+        if not self.per_sample and len(self.eps) not in (1, features):
             raise InputError(f"{len(self.eps)} values of eps for {features} features, expected one, or one per feature")
         if not ((x >= low) & (x <= high)).all():
             raise _outside(x, first, low, high, self.domain)
@@ -182,19 +207,20 @@ def region(
     eps: Exact | Sequence[Exact],
     domain: tuple[Exact, Exact] | None = None,
     family: Family | None = None,
+    per_sample: bool = False,
 ) -> Region:
     """The region of `program`'s inputs with radius `eps`, in the unit of the data (real = scale * (q - zero_point)).
 
-    domain: the sensor's range; None for everything the input tensor can represent. Raises InputError.
+    family, per_sample: as in `Region`. domain: the sensor's range; None for everything the input tensor can represent. Raises InputError.
     """
     given = [eps] if isinstance(eps, str | Fraction | int | float) else list(eps)
     radii = tuple(exact(e, "eps") for e in given)
     if domain is not None:
         lo, hi = (exact(d, "an end of the domain") for d in domain)
-        return Region(radii, (lo, hi), family)
+        return Region(radii, (lo, hi), family, per_sample)
     scale, zero_point = Fraction(program.quantize.scale), program.quantize.zero_point
     least, most = program.codes
-    return Region(radii, (scale * (least - zero_point), scale * (most - zero_point)), family)
+    return Region(radii, (scale * (least - zero_point), scale * (most - zero_point)), family, per_sample)
 
 
 def box(program: Program, region: Region, x: npt.NDArray[Any]) -> tuple[Codes, Codes]:

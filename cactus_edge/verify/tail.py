@@ -237,5 +237,5 @@ def _factors(atoms: tuple[TailAtom, ...], shape: tuple[int, ...], classes: int) 
     scale = np.broadcast_to(first.slope(), shape).reshape(classes)
     if (scale == scale[0]).all():
         return np.ones(classes, np.int64)
-    factors: Int64 = np.maximum(np.rint(scale * (FACTOR / scale.max())), 1).astype(np.int64)
+    factors: Int64 = np.maximum(np.rint(FACTOR * scale / scale.max()), 1).astype(np.int64)
     return factors

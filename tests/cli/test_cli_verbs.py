@@ -196,6 +196,24 @@ def test_bench_compares_every_output_and_resumes(bundle: Path, tmp_path: Path, c
     assert "4 of 4 equal" in capsys.readouterr().out
 
 
+def test_bench_of_live_inputs(bundle: Path, tmp_path: Path, capsys: Shown) -> None:
+    command = [
+        "bench",
+        str(bundle / "model.tflite"),
+        "--inputs",
+        "4",
+        "--out",
+        str(tmp_path / "session"),
+        "--live",
+        "2",
+    ]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "certified within 2 codes of each" in shown and "4 of 4 equal to verify's by intervals" in shown
+    refused([*command[:-1], "256"], capsys, "0 to 255")
+    refused([*command, "--target", "raspberry-pi"], capsys, "no firmware of ours")
+
+
 def test_bench_of_a_missing_port(bundle: Path, capsys: Shown) -> None:
     refused(["bench", str(bundle / "model.tflite"), "--port", "/dev/does-not-exist"], capsys, "/dev/does-not-exist")
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from live_kit import asked
 from strategies import IN_C, random_graph, random_inputs
 
 from cactus_edge.errors import InputError
 from cactus_edge.formats.c.compiler import STRICT, compile_c, zig
-from cactus_edge.formats.c.host import agree_c, compare, compiled
+from cactus_edge.formats.c.host import CHECKED, agree_c, compare, compiled
 from cactus_edge.formats.c.write import KERNELS, CSources, write_c
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import profile
@@ -52,7 +53,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> CSources:
 def test_folder_holds_the_used_kernels_and_no_other(written: CSources) -> None:
     used = {"ce_max_pool_s8", "ce_dense_s8", "ce_softmax_s8"}
     present = {path.stem for path in written.folder.glob("ce_*_s8.c")}
-    assert present == used < set(KERNELS.values())
+    assert present == used | {"ce_dense_bounds_s8"} and used < set(KERNELS.values())
     assert set(written.sources) == set(written.folder.glob("*.c"))
     assert written.digest == blob_digest(small_graph(), TFLM)
     assert written.digest in (written.folder / "model.h").read_text()
@@ -102,6 +103,16 @@ def test_example_runs_and_compares_itself(written: CSources, tmp_path: Path) -> 
     assert done.returncode == 0
     assert "0 of 3 outputs differ" in done.stdout
     assert "zwölf" in done.stdout and 'ei"ns' in done.stdout
+    assert "certified within one code" in done.stdout
+
+
+def test_the_written_model_bounds_its_decisions(written: CSources) -> None:
+    """The generated tables and arenas: the same answers as with every kernel there is."""
+    questions = asked(np.random.default_rng(1), small_graph(), 40, 3, (-120, 120))
+    assert questions is not None
+    with compiled(written, CHECKED) as program:
+        got = program.certify(questions.x, questions.radius, questions.ends, questions.labels)
+    assert np.array_equal(got, questions.decided()) and 0 < got[:, 1].sum() < 40
 
 
 def test_no_float_and_no_libc_outside_the_helpers() -> None:
@@ -116,7 +127,9 @@ def test_no_float_and_no_libc_outside_the_helpers() -> None:
 
 def test_headers_compile_as_cpp(written: CSources, tmp_path: Path) -> None:
     unit = tmp_path / "unit.cpp"
-    unit.write_text('#include "model.h"\n#include "ce_quantize.h"\n#include "ce_sha256.h"\n#include "ce_crc32.h"\n')
+    unit.write_text(
+        '#include "model.h"\n#include "ce_quantize.h"\n#include "ce_sha256.h"\n#include "ce_crc32.h"\n#include "live.h"\n'
+    )
     compile_c(
         zig(), ["-x", "c++", "-Wall", "-Wextra", "-Werror", f"-I{written.folder}", "-c", unit, "-o", tmp_path / "o"]
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from brute import boxes, check_bounds, check_verdicts
+from brute import boxes, check_bounds, check_verdicts, symmetric
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import random_graph
@@ -129,21 +129,6 @@ def test_ends_never_decrease(multiplier: float, slack: float, sign: int, start: 
 
 
 # Networks. Every tensor symmetric; an execution takes any code between the two ends, element by element.
-
-
-def symmetric(graph: Graph) -> Graph:
-    """The network as TensorRT takes it: zero points 0, weights from -127, no activation but ReLU."""
-
-    def op(old: Any) -> Any:
-        changes: dict[str, Any] = {}
-        if isinstance(old, ops.Conv2d | ops.DepthwiseConv2d | ops.Dense):
-            changes["weight"] = ops.freeze(np.maximum(old.weight, -127), np.int8)
-        if getattr(old, "activation", ops.Activation.NONE) is not ops.Activation.NONE:
-            changes["activation"] = ops.Activation.RELU
-        return replace(old, **changes)
-
-    tensors = tuple(replace(t, zero_point=0) for t in graph.tensors)
-    return replace(graph, tensors=tensors, nodes=tuple(replace(n, op=op(n.op)) for n in graph.nodes))
 
 
 def wide(program: Program, room: float = 2.0**-5, slack: float = 0.3) -> Program:

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 from brute import boxes, check_bounds, check_verdicts, groups, inside, margins, mixtures
+from strategies import random_graph
 from test_verify_interval import check_engine
 
 from cactus_edge.errors import InternalError, UnsupportedError
 from cactus_edge.ir import mixture as mixture_module
+from cactus_edge.ir.arithmetic import PROFILES
 from cactus_edge.ir.atoms import AnyOf, Isotone, Monotone, Program, Softmax, Table
 from cactus_edge.ir.inputs import MixedQuantizeRule, QuantizeRule
 from cactus_edge.ir.lowering import lower
@@ -30,6 +32,13 @@ def test_no_mixture_leaves_the_bounds() -> None:
         check_bounds(program, program, k)
         kinds |= {type(s.atom.atoms[0]) for s in program.steps if isinstance(s.atom, AnyOf)}
     assert kinds >= {Monotone, Isotone, Softmax}
+
+
+def test_profiles_with_different_weights_are_no_mixture() -> None:
+    """TFLM interpolates in fixed point of 10 bits, XNNPACK of 11."""
+    graph = random_graph(np.random.default_rng(0), max_nodes=1, middle=("resize_bilinear",), ends=("",))
+    with pytest.raises(UnsupportedError, match="different weights"):
+        mix([lower(graph, PROFILES[name]) for name in ("tflm", "litert-xnnpack")])
 
 
 def test_each_profile_stays_within_the_bounds_of_all() -> None:

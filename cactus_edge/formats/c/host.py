@@ -57,10 +57,32 @@ class HostProgram:
         ends = np.cumsum(sizes)
         return [rows[:, end - size : end] for end, size in zip(ends, sizes, strict=True)]
 
-    def _run(self, x: Int8, mode: str, width: int) -> Int8:
+    def certify(
+        self, x: Int8, radius: npt.NDArray[np.uint8], ends: tuple[int, int], labels: npt.NDArray[Any]
+    ) -> npt.NDArray[np.int32]:
+        """What ce_certify makes of each input: int32 [N, 3], its status, whether certified, the margin.
+
+        radius uint8 [N, *input]; ends: the least and the most code of the sensor; labels [N].
+        """
+        n = len(x)
+        columns = (
+            self._flat(x),
+            radius.reshape(n, -1).view(np.int8),
+            np.tile(np.array(ends, np.int8), (n, 1)),
+            np.asarray(labels, "<i4").reshape(n, 1).view(np.int8),
+        )
+        return self._batches(np.hstack(columns), "certify", 12).view("<i4")
+
+    def _flat(self, x: Int8) -> Int8:
         flat = np.ascontiguousarray(x, np.int8).reshape(len(x), math.prod(x.shape[1:]))
         if flat.shape[1] != self.blob.header["in_bytes"]:
             raise InternalError(f"{flat.shape[1]} bytes an input, the model takes {self.blob.header['in_bytes']}")
+        return flat
+
+    def _run(self, x: Int8, mode: str, width: int) -> Int8:
+        return self._batches(self._flat(x), mode, width)
+
+    def _batches(self, flat: Int8, mode: str, width: int) -> Int8:
         step = max(1, _BATCH_BYTES // width)
         parts = [self._batch(flat[i : i + step], mode, width) for i in range(0, len(flat), step)]
         return np.concatenate(parts) if parts else np.zeros((0, width), np.int8)

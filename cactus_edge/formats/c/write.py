@@ -1,6 +1,7 @@
 """Graph -> a folder of C99 sources: the blob as a constant array, the kernels that it uses, an example.
 
     model.c, model.h    the blob, the arena, the kernel table, `int ce_run(const int8_t *in, int8_t *out)`
+    live.c, live.h      `int ce_run_certified(...)`: runs it and bounds its decision; a second arena, only where it is called
     ce_*.c, ce_*.h      the portable runtime: only the kernels that the model uses
     example/            main.c, sample.h (one input and the interpreter's output for it), Makefile
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,8 +31,11 @@ from cactus_edge.resources import data_path, write_atomic
 KERNELS = {kind: f"ce_{kind.name.lower()}_s8" for kind in Kind}
 """The C function, and the file without its ending, of each op kind."""
 
-SUPPORT = ("ce_model_run", "ce_sha256", "ce_crc32")
-"""Sources that every model brings: the walker, and what firmware needs to say which blob it runs."""
+BOUNDS = {kind: f"ce_{kind.name.lower()}_bounds_s8" for kind in (Kind.CONV2D, Kind.DEPTHWISE_CONV2D, Kind.DENSE)}
+"""The same of the kinds that bound a box otherwise than by the plain kernel at each end."""
+
+SUPPORT = ("ce_model_run", "ce_certify", "ce_sha256", "ce_crc32")
+"""Sources that every model brings: the walker, what bounds a decision, and what firmware needs to say which blob it runs."""
 
 
 @dataclass(frozen=True)
@@ -74,17 +78,19 @@ def write_c(
     given = np.full(shape, blob.header["in_zero"], np.int8) if sample is None else sample
     x = quantised(program, given[np.newaxis])
     used = sorted({record.kind for record in blob.records})
-    files = [*(KERNELS[kind] for kind in used), *SUPPORT]
+    files = [*(table[kind] for table in (KERNELS, BOUNDS) for kind in used if kind in table), *SUPPORT]
     for file in files:
         write_atomic(folder / f"{file}.c", data_path("export", "c", "src", f"{file}.c").read_bytes())
     for header in sorted(data_path("export", "c", "include").glob("*.h")):
         write_atomic(folder / header.name, header.read_bytes())
     write_atomic(folder / "model.h", _header(blob, name, shape, program.values[program.output].shape, profile.name))
     write_atomic(folder / "model.c", _source(blob, used))
+    write_atomic(folder / "live.h", _live_header(blob))
+    write_atomic(folder / "live.c", _live_source(used))
     write_atomic(folder / "example" / "sample.h", _sample(x[0], run(program, x)[0], labels))
     for file in ("main.c", "Makefile"):
         write_atomic(folder / "example" / file, data_path("export", "c", "example", file).read_bytes())
-    return CSources(folder, tuple(folder / f"{file}.c" for file in ("model", *files)), blob)
+    return CSources(folder, tuple(folder / f"{file}.c" for file in ("model", "live", *files)), blob)
 
 
 def _header(blob: Blob, name: str, in_shape: tuple[int, ...], out_shape: tuple[int, ...], profile: str) -> str:
@@ -131,8 +137,7 @@ int ce_run(const int8_t *in, int8_t *out);
 """
 
 
-def _source(blob: Blob, used: Iterable[Kind]) -> str:
-    table = "\n".join(f"    [CE_{kind.name}] = {KERNELS[kind]}," for kind in used)
+def _source(blob: Blob, used: Sequence[Kind]) -> str:
     words = [f"0x{w:08x}u" for w in struct.unpack(f"<{len(blob.data) // 4}I", blob.data)]
     return f"""/* SPDX-License-Identifier: CC0-1.0
  * The model, generated: do not edit. Changing a word changes the digest that the certificate names. */
@@ -145,7 +150,7 @@ const uint32_t ce_model_blob[CE_MODEL_WORDS] = {{
 static int8_t arena[CE_ARENA_BYTES];
 
 static const ce_kernel kernels[CE_KINDS] = {{
-{table}
+{_table(KERNELS, used)}
 }};
 
 const ce_model ce_model_object = {{ce_model_blob, kernels, arena, CE_MODEL_DIGEST}};
@@ -155,6 +160,76 @@ int ce_run(const int8_t *in, int8_t *out)
     return ce_model_run(&ce_model_object, in, out, 0, 0);
 }}
 """
+
+
+def _live_header(blob: Blob) -> str:
+    return f"""/* SPDX-License-Identifier: CC0-1.0
+ * Live inputs, generated: do not edit. A linker that drops what is not called keeps none of it where none is called. */
+#ifndef CE_LIVE_H
+#define CE_LIVE_H
+
+#include <stdint.h>
+
+#include "ce_certify.h"
+
+#ifdef __cplusplus
+extern "C" {{
+#endif
+
+#define CE_LIVE_BYTES {blob.header["arena"]}   /* of RAM, besides the model's: the arena of the upper ends */
+
+extern const ce_certifier ce_model_certifier;
+
+/* Runs the model on `in`, int8 [CE_INPUT_BYTES], and bounds its decision over the region: out int8 [CE_OUTPUT_BYTES],
+ * *label the first of its largest outputs, *verdict whether it wins strictly throughout (ce_certify.h). One radius for
+ * every input:
+ *     const uint8_t radius = 4;
+ *     const ce_region region = {{&radius, 0, -128, 127}};
+ * Returns CE_OK, or what ce_model_run and ce_certify return. Not reentrant. */
+int ce_run_certified(const int8_t *in, const ce_region *region, int8_t *out, int32_t *label, ce_verdict *verdict);
+
+#ifdef __cplusplus
+}}
+#endif
+
+#endif
+"""
+
+
+def _live_source(used: Sequence[Kind]) -> str:
+    return f"""/* SPDX-License-Identifier: CC0-1.0
+ * Live inputs, generated: do not edit. */
+#include "live.h"
+
+#include "model.h"
+
+static int8_t high[CE_LIVE_BYTES];
+
+static const ce_bounds_kernel kernels[CE_KINDS] = {{
+{_table(BOUNDS, used)}
+}};
+
+const ce_certifier ce_model_certifier = {{&ce_model_object, kernels, high}};
+
+int ce_run_certified(const int8_t *in, const ce_region *region, int8_t *out, int32_t *label, ce_verdict *verdict)
+{{
+    const int status = ce_run(in, out);
+    if (status != CE_OK) {{
+        return status;
+    }}
+    *label = 0;
+    for (int32_t k = 1; k < CE_OUTPUT_BYTES; k++) {{
+        *label = out[k] > out[*label] ? k : *label;
+    }}
+    return ce_certify(&ce_model_certifier, in, region, *label, verdict);
+}}
+"""
+
+
+def _table(functions: Mapping[Kind, str], used: Sequence[Kind]) -> str:
+    """The rows of a table by kind; the null of CE_KINDS 0 where there is none, since C has no empty initialiser."""
+    rows = [f"    [CE_{kind.name}] = {functions[kind]}," for kind in used if kind in functions]
+    return "\n".join(rows or ["    0,"])
 
 
 def _sample(x: Int8, y: Int8, labels: Sequence[str]) -> str:

@@ -4,8 +4,11 @@
 #ifndef CE_HOST_H
 #define CE_HOST_H
 
-#include "ce_runtime.h"
+#include "ce_certify.h"
 
 const ce_model *ce_host_model(const char *argument);
+
+/* What bounds that model's decisions; null, with a line on stderr, where there is no memory for it. */
+const ce_certifier *ce_host_certifier(const ce_model *model);
 
 #endif

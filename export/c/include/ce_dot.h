@@ -24,15 +24,25 @@ typedef struct {
     int32_t odd;
 } ce_quad;
 
-static inline ce_quad ce_load_quad(const int8_t *p)
+static inline int32_t ce_load_bytes(const int8_t *p)
 {
-    ce_quad q;
     int32_t bytes;
     /* Not memcpy: freestanding compilers leave that a call. */
     __builtin_memcpy(&bytes, p, 4);
+    return bytes;
+}
+
+static inline ce_quad ce_split(int32_t bytes)
+{
+    ce_quad q;
     __asm__("sxtb16 %0, %1" : "=r"(q.even) : "r"(bytes));
     __asm__("sxtb16 %0, %1, ror #8" : "=r"(q.odd) : "r"(bytes));
     return q;
+}
+
+static inline ce_quad ce_load_quad(const int8_t *p)
+{
+    return ce_split(ce_load_bytes(p));
 }
 
 static inline int32_t ce_mac_quad(ce_quad a, ce_quad b, int32_t acc)

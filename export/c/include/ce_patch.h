@@ -35,4 +35,17 @@ static inline void ce_gather(const ce_conv2d_record *r, const int8_t *x, int32_t
     }
 }
 
+/* The patch of one group at the pixel at row iy, column ix: in the image itself for a kernel of one tap, else in scratch.
+ *   x        int8 [in_h][in_w][in_c], from the group's first channel
+ *   scratch  int8 [kernel_h][kernel_w][group_in] */
+static inline const int8_t *ce_conv2d_patch(const ce_conv2d_record *r, const int8_t *x, int32_t iy, int32_t ix,
+                                            int8_t *scratch)
+{
+    if (r->kernel_h == 1 && r->kernel_w == 1 && ce_window_inside(r, iy, ix)) {
+        return x + (iy * r->in_w + ix) * r->in_c;
+    }
+    ce_gather(r, x, iy, ix, r->group_in, scratch);
+    return scratch;
+}
+
 #endif

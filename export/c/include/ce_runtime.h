@@ -30,11 +30,17 @@ typedef struct {
 /* Called after operation `index` (from 0) has written its output, int8 [bytes]. It must not write to the tensor. */
 typedef void (*ce_observer)(void *context, int32_t index, const int8_t *tensor, int32_t bytes);
 
+/* A model's blob as the words that records and constants are. */
+static inline const int32_t *ce_model_words(const ce_model *model)
+{
+    /* Legal: an int32_t may read a uint32_t object (C99 6.5 paragraph 7). */
+    return (const int32_t *)(const void *)model->blob;
+}
+
 /* The header of a model's blob. */
 static inline const ce_blob_header *ce_model_header(const ce_model *model)
 {
-    /* Legal: every member is an int32_t, which may read a uint32_t object (C99 6.5 paragraph 7). */
-    return (const ce_blob_header *)(const void *)model->blob;
+    return (const ce_blob_header *)(const void *)ce_model_words(model);
 }
 
 /* Where an input may be written in place; passing this very pointer to ce_model_run saves the copy. */
@@ -42,6 +48,9 @@ static inline int8_t *ce_model_input(const ce_model *model)
 {
     return model->arena + ce_model_header(model)->in;
 }
+
+/* CE_OK where ce_model_run would run the model, else what it would return. */
+int ce_model_check(const ce_model *model);
 
 /* Runs the model once. Not reentrant: the arena is the model's only one.
  *   in        int8 [header in_bytes], row-major height, width, channel

@@ -4,17 +4,6 @@
 #include "ce_kernels.h"
 #include "ce_patch.h"
 
-/* The patch of the pixel at row iy, column ix: in the image itself for a kernel of one tap, else in scratch. */
-static const int8_t *ce_conv2d_patch(const ce_conv2d_record *r, const int8_t *x, int32_t iy, int32_t ix,
-                                      int8_t *scratch)
-{
-    if (r->kernel_h == 1 && r->kernel_w == 1 && ce_window_inside(r, iy, ix)) {
-        return x + (iy * r->in_w + ix) * r->in_c;
-    }
-    ce_gather(r, x, iy, ix, r->group_in, scratch);
-    return scratch;
-}
-
 /* y[oy][ox][o] = clamp(D(bias[o] + sum weight * x) + zero_out): tensorflow/lite/kernels/internal/reference/integer_ops/
  * conv.h with the input's zero point folded into the bias, so that taps outside the image read zero_in instead of being
  * skipped. Two pixels by two channels at a time, one by four where a row of pixels ends. */

@@ -11,19 +11,16 @@ static void ce_copy(int8_t *to, const int8_t *from, int32_t n)
     }
 }
 
-int ce_model_run(const ce_model *model, const int8_t *in, int8_t *out, ce_observer observer, void *context)
+int ce_model_check(const ce_model *model)
 {
-    /* Legal: an int32_t may read a uint32_t object (C99 6.5 paragraph 7). */
-    const int32_t *const blob = (const int32_t *)(const void *)model->blob;
+    const int32_t *const blob = ce_model_words(model);
     const ce_blob_header *const header = ce_model_header(model);
-    int8_t *const arena = model->arena;
 
     /* The word and its first byte: both are right on a little-endian core only. */
     if (model->blob[0] != CE_BLOB_MAGIC || *(const char *)model->blob != 'C' || header->version != CE_BLOB_VERSION ||
         header->arithmetic != CE_ARITHMETIC_TFLM) {
         return CE_BAD_BLOB;
     }
-    /* All is checked before anything runs: a refusal leaves no half-computed output. */
     const int32_t *record = blob + CE_BLOB_HEADER_WORDS;
     for (int32_t i = 0; i < header->ops; i++) {
         const int32_t kind = record[0];
@@ -35,9 +32,22 @@ int ce_model_run(const ce_model *model, const int8_t *in, int8_t *out, ce_observ
         }
         record += record[1];
     }
+    return CE_OK;
+}
 
+int ce_model_run(const ce_model *model, const int8_t *in, int8_t *out, ce_observer observer, void *context)
+{
+    const int32_t *const blob = ce_model_words(model);
+    const ce_blob_header *const header = ce_model_header(model);
+    int8_t *const arena = model->arena;
+
+    /* All is checked before anything runs: a refusal leaves no half-computed output. */
+    const int status = ce_model_check(model);
+    if (status != CE_OK) {
+        return status;
+    }
     ce_copy(arena + header->in, in, header->in_bytes);
-    record = blob + CE_BLOB_HEADER_WORDS;
+    const int32_t *record = blob + CE_BLOB_HEADER_WORDS;
     for (int32_t i = 0; i < header->ops; i++) {
         const ce_record *const head = (const ce_record *)(const void *)record;
         model->kernels[head->kind](blob, record, arena);

@@ -12,6 +12,10 @@
 #include "output.h"
 #include "port.h"
 
+#ifdef CE_LIVE
+#include "live.h"
+#endif
+
 static int8_t input[CE_INPUT_BYTES];
 static int8_t output[CE_OUTPUT_BYTES];
 static uint32_t expected; /* bytes that "db load" announced */
@@ -90,6 +94,9 @@ void ce_command_help(void)
     ce_put_line("db load N: expect N bytes; db HEX: the next bytes; db print: show them");
     ce_put_line("infer N [W=10]: N inferences after W warm-ups; results: the last output");
     ce_put_line("raw: output bytes; crc: of input and output; ticks: of the last infer; tap K: tensor after op K; mem");
+#ifdef CE_LIVE
+    ce_put_line("certify R [LEAST MOST]: does every input within R codes of the loaded one get its class");
+#endif
 }
 
 /* ---- input ---- */
@@ -321,3 +328,44 @@ void ce_command_tap(int32_t op)
         has_output = run_once(tap, &op);
     }
 }
+
+/* ---- live inputs ---- */
+
+#ifdef CE_LIVE
+void ce_command_certify(int32_t radius, int32_t least, int32_t most)
+{
+    if (radius < 0 || radius > UINT8_MAX || least < INT8_MIN || least > most || most > INT8_MAX) {
+        ce_put_line("e-[Expected a radius of 0 to 255, then codes -128 <= LEAST <= MOST <= 127]");
+        return;
+    }
+    if (!input_ready()) {
+        return;
+    }
+    has_output = run_once(NULL, NULL);
+    if (!has_output) {
+        return;
+    }
+    int32_t label = 0;
+    for (int32_t k = 1; k < CE_OUTPUT_BYTES; ++k) {
+        label = output[k] > output[label] ? k : label;
+    }
+    const uint8_t codes = (uint8_t)radius;
+    const ce_region region = {&codes, 0, (int8_t)least, (int8_t)most};
+    ce_verdict verdict = {0, 0};
+    /* The bounds alone: what they cost beside an inference. */
+    const uint32_t before = port_ticks();
+    const int status = ce_certify(&ce_model_certifier, input, &region, label, &verdict);
+    const uint32_t ticks = (uint32_t)(port_ticks() - before);
+    if (status != CE_OK) {
+        ce_put_field("e-[No decision to certify: status -", (uint32_t)-status);
+        ce_put_line("]");
+        return;
+    }
+    ce_put_field("m-certify-[label=", (uint32_t)label);
+    ce_put_field(";certified=", (uint32_t)verdict.certified);
+    ce_put(verdict.margin < 0 ? ";margin=-" : ";margin=");
+    ce_put_u64((uint32_t)(verdict.margin < 0 ? -verdict.margin : verdict.margin));
+    ce_put_field(";ticks=", ticks);
+    ce_put_line("]");
+}
+#endif

@@ -1,4 +1,5 @@
 /* What each command of the protocol does: one function per command, which answers in full except for "m-ready".
+ * With CE_LIVE defined there is `certify` as well, and a second arena.
  * The model's input, its last output and the clock live behind them. Numbers come as they were sent: each is checked here. */
 #ifndef CE_COMMANDS_H
 #define CE_COMMANDS_H
@@ -25,5 +26,10 @@ void ce_command_crc(void);
 void ce_command_ticks(void);
 void ce_command_tap(int32_t op);
 void ce_command_mem(void);
+
+#ifdef CE_LIVE
+/* Runs the loaded input and bounds its decision `radius` codes around it, within the codes least to most. */
+void ce_command_certify(int32_t radius, int32_t least, int32_t most);
+#endif
 
 #endif

@@ -104,6 +104,12 @@ static void execute(char *text)
         ce_command_ticks();
     } else if (same(verb, "mem")) {
         ce_command_mem();
+#ifdef CE_LIVE
+    } else if (same(verb, "certify")) {
+        const int32_t radius = number(next_word(&text), -1);
+        const int32_t least = number(next_word(&text), INT8_MIN);
+        ce_command_certify(radius, least, number(next_word(&text), INT8_MAX));
+#endif
     } else {
         ce_put("e-[Unknown command: ");
         ce_put(whole); /* up to its first space */
