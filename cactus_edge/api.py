@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from cactus_edge.bundle import Built
+    from cactus_edge.certify.complete import Decided
     from cactus_edge.recipe import Recipe
     from cactus_edge.verify.certificate import Certificate
     from cactus_edge.verify.decide import Decision
@@ -108,6 +109,8 @@ def certify(
     firmware: Sequence[tuple[str, bytes]] = (),
     bounds: str = "interval",
     attack: bool = False,
+    budget: str = "",
+    decided: Callable[[Decided], None] = lambda one: None,
     threads: int = 0,
     workers: int = 0,
     cluster: str = "",
@@ -125,7 +128,9 @@ def certify(
     assume nothing. Of several, what is certified holds for any mixture of them, from one element of a layer to the next;
     `Certificate.each` has what holds under each alone, which is more. bounds: "interval", or "linear", which also bounds by
     lines what intervals leave open: slower, and it certifies far more of a network that was not trained for intervals.
-    attack: also look for counterexamples around what is not certified, under one profile that is no envelope. With either the
+    attack: also look for counterexamples around what is not certified, under one profile that is no envelope. budget: "60s" or "500n",
+    of seconds or of parts of a region: each is searched by all means until it is decided or that is used up; `decided` is told
+    what did it, or what was reached. Needs torch, and OR-tools for the last of the means. With any of these the
     certificate rests on a proof file, `Certificate.proof`. workers: processes that decide slices of the samples, 0 for threads of
     this one; cluster: dask://HOST:PORT, an existing Dask cluster that does so. keep: the folder where their finished slices lie,
     found there by the same call after an interruption. None of these changes the result.
@@ -133,6 +138,7 @@ def certify(
     import os
 
     from cactus_edge.api_files import default_profile, file_formats
+    from cactus_edge.certify.complete import Budget
     from cactus_edge.certify.crew import decider
     from cactus_edge.certify.find import find
     from cactus_edge.verify.certificate import certify_file
@@ -140,8 +146,12 @@ def certify(
 
     if bounds not in get_args(Bounds):
         raise InputError(f"unknown bounds {bounds!r}", hint=" or ".join(get_args(Bounds)))
-    if (attack or bounds != "interval") and (workers or cluster):
-        raise InputError("workers and clusters decide by intervals", hint="--bounds linear and --attack without them")
+    proving = attack or bounds != "interval" or bool(budget)
+    if proving and (workers or cluster):
+        raise InputError(
+            "workers and clusters decide by intervals", hint="--bounds, --attack and --budget without them"
+        )
+    limit = Budget.parse(budget) if budget else None
     data = content(model, "model")
     profile = profile or default_profile(data)
     deciding = decider(threads or os.cpu_count() or 1, workers, cluster, keep)
@@ -158,7 +168,9 @@ def certify(
         notes=around.notes,
         firmware=firmware,
         decide=deciding,
-        find=partial(find, lines=bounds == "linear", falsify=attack) if attack or bounds != "interval" else None,
+        find=partial(find, lines=bounds == "linear", falsify=attack, budget=limit, decided=decided)
+        if proving
+        else None,
     )
 
 
@@ -175,6 +187,7 @@ class CertifyResult:
     excluded: Mapping[str, str] = field(default_factory=dict)
     proof: Path | None = None
     refuted: npt.NDArray[np.bool_] | None = None
+    searched: Sequence[tuple[str, str]] = ()
 
     @property
     def certified(self) -> int:
@@ -216,6 +229,7 @@ class CertifyResult:
             against = self.decision.correct & self.refuted
             rows.insert(1, ("refuted", f"{self._counted(against)} of those right, by a counterexample, replayed"))
             rows.insert(2, ("open", self._counted(left)))
+        rows += self.searched
         if self.conditional_on:
             rows.append(("conditional on", self.conditional_on))
         if self.proof is not None:
@@ -237,18 +251,21 @@ def certify_files(
     out: Path,
     bounds: str = "interval",
     attack: bool = False,
+    budget: str = "",
     workers: int = 0,
     cluster: str = "",
 ) -> CertifyResult:
     """`certify` from files to a file. region: what may change; firmware: ELF images to bind; domain: "LO,HI" or ""."""
     import shutil
 
+    from cactus_edge.certify.complete import summary
     from cactus_edge.samples import read_samples
 
     require_file(out, "--out")
     x, y = read_samples(data)
     images = [(path.name, content(path, "firmware")) for path in firmware]
     keep = out.with_name(f"{out.name}.parts")
+    outcomes: list[Decided] = []
     certificate = certify(
         model,
         x,
@@ -262,6 +279,8 @@ def certify_files(
         firmware=images,
         bounds=bounds,
         attack=attack,
+        budget=budget,
+        decided=outcomes.append,
         workers=workers,
         cluster=cluster,
         keep=keep,
@@ -283,6 +302,7 @@ def certify_files(
         row.get("excluded", {}),
         proof,
         certificate.refuted,
+        summary(outcomes) if outcomes else (),
     )
 
 

@@ -130,7 +130,7 @@ class Bounder:
     def evaluate(
         self, parts: Sequence[Part], steps: int, stop: Callable[[], bool] = lambda: False, deep: bool = True
     ) -> None:
-        """Bounds the parts, with `steps` steps of search for each class that needs lines and that its parent's do not separate.
+        """Bounds the parts, with `steps` steps of search for each class that needs lines, from those it had or its parent had.
 
         stop: asked between steps. deep: whether accumulators of small networks are tightened in parts of a region, too.
         """
@@ -145,13 +145,10 @@ class Bounder:
         labels = np.array([p.region.label for p in live])
         boxed = [() if self.goal.tail is None else self._rows(p) for p in live]
         won = self.goal.won(self.checker.margins(labels, boxed, [()] * len(live), known), labels)
+        before = [{**(p.parent.found if p.parent is not None else {}), **p.found} for p in live]
         for n, part in enumerate(live):
-            part.boxed = tuple(row for row in boxed[n] if won[n, row.other])
-            part.found = {}
-        inherited = [
-            {j: f for j, f in p.parent.found.items() if not f.gap and not won[n, j]} if p.parent else {}
-            for n, p in enumerate(live)
-        ]
+            part.boxed, part.found = tuple(row for row in boxed[n] if won[n, row.other]), {}
+        inherited = [{j: f for j, f in fs.items() if not f.gap and not won[n, j]} for n, fs in enumerate(before)]
         if any(inherited):
             lines = [list(fs.values()) for fs in inherited]
             won |= self._separated(lines, labels, known)
@@ -159,7 +156,7 @@ class Bounder:
                 part.found = {j: f for j, f in inherited[n].items() if won[n, j]}
         wanted = [(n, j) for n in range(len(live)) for j in range(self.goal.classes) if not won[n, j]]
         if wanted:
-            self._lines(live, known, labels, wanted, steps, stop)
+            self._lines(live, known, labels, [(n, j, before[n].get(j)) for n, j in wanted], steps, stop)
 
     def _separated(self, lines: Sequence[Sequence[Found]], labels: Int64, known: list[Bounds]) -> npt.NDArray[np.bool_]:
         """[N, classes]: what the checker says of each part's lines, whose rows are given the numbers of their sheets."""
@@ -171,18 +168,19 @@ class Bounder:
         parts: Sequence[Part],
         known: list[Bounds],
         labels: Int64,
-        wanted: Sequence[tuple[int, int]],
+        wanted: Sequence[tuple[int, int, Found | None]],
         steps: int,
         stop: Callable[[], bool],
     ) -> None:
-        sample, other = np.array(wanted, np.int64).T
+        """Searches for lines for class j of part n for each (n, j, the line to start from)."""
+        sample, other = np.array([(n, j) for n, j, _ in wanted], np.int64).T
+        before = [line for _, _, line in wanted]
         pairs = self._pairs(sample, labels[sample], other)
         each = np.arange(len(wanted))
         rows = np.zeros((len(wanted), self.goal.classes))
         rows[each, pairs.label] += pairs.p
         rows[each, pairs.other] -= pairs.q
         usual = self._usual(known)
-        before = [_parent_line(parts[n], j) for n, j in wanted]
         places, start = self._places([parts[n].path for n in sample], before)
         need = self._need(pairs, known)
         found = self.twin.search(
@@ -202,13 +200,13 @@ class Bounder:
                 if abs(mu) > SMALLEST:
                     mine[r][v, int(element)] = float(mu)
         lines: list[list[Found]] = [[] for _ in parts]
-        for i, (n, j) in enumerate(wanted):
+        for i, (n, j, _) in enumerate(wanted):
             exact = tuple(_integer(v, e, mu) for (v, e), mu in sorted(mine[i].items()))
             row = Row(j, int(pairs.p[i]), int(pairs.q[i]), 0, exact)
             lines[n].append(Found(row, found.sheets[i], mine[i]))
             parts[n].found[j] = lines[n][-1]
         won = self._separated(lines, labels, known)
-        for i, (n, j) in enumerate(wanted):
+        for i, (n, j, _) in enumerate(wanted):
             if not won[n, j]:
                 line = parts[n].found[j]
                 line.gap = max(float(need[i] - found.bound[i]), 0.0) + 1.0
@@ -308,10 +306,6 @@ class Bounder:
 def stacked(known: Sequence[Sequence[Bounds]]) -> list[Bounds]:
     """The bounds [*shape] of N parts by value, [N, *shape]."""
     return [(np.stack([b[0] for b in bounds]), np.stack([b[1] for b in bounds])) for bounds in zip(*known, strict=True)]
-
-
-def _parent_line(part: Part, other: int) -> Found | None:
-    return part.parent.found.get(other) if part.parent is not None else None
 
 
 def _inherited(usual: Bytes, found: Found | None) -> Bytes:

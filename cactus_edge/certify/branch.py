@@ -1,18 +1,16 @@
 """Branch and bound: splits a region until lines separate every class in each part, or a point is found that the label loses.
 
-A part is split at the knee of a rule, where its clamp begins, or in the middle of an input; children inherit their parent's
-slopes and multipliers. Among the accumulators whose relaxation costs the worst class most (in the spirit of BaBSR: Bunel et
-al., JMLR 2020, section 6) the split is the one whose children are bounded best without any search (De Palma et al., arXiv
-2104.06718, section 4). Parts with the largest gap come first. For every worst line the corner where it is least is tried as an
-input. All is deterministic but for `stop`, which may end it anywhere.
+A part is split at the knee of a rule, where its clamp begins: that of the accumulator whose relaxation costs the worst class most
+(in the spirit of BaBSR: Bunel et al., JMLR 2020, section 6). Children inherit their parent's slopes and multipliers. A part
+without knees is searched once more, for longer, then split in the middle of an input. Parts with the largest gap come first. For
+every worst line the corner where it is least is tried as an input. All is deterministic but for `stop`, which may end it anywhere.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from math import prod
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,17 +22,11 @@ from cactus_edge.ir.ops import Codes
 from cactus_edge.verify.lines import INTERCEPT, ONE, Single
 from cactus_edge.verify.proof import DEEPEST, NO_SHEET, Bytes, Leaf, Robust, Row, Split, Tighten, Tree
 
-TOGETHER = 8
+TOGETHER = 16
 """Parts split at a time; part of what a node budget means."""
 
-CANDIDATES = 4
-"""Splits tried for a part."""
-
-STEPS = 16
-"""Steps of the search for slopes and multipliers of a part."""
-
-FEW = 64
-"""Inputs up to which a split of one of them is worth trying beside those of accumulators."""
+STEPS, POLISH = 16, 120
+"""Steps of the search for slopes and multipliers of a part, and of one without knees."""
 
 FLAT = 1.5
 """Steps of a rule's result by which a clamp has to reach into the bounds for a knee."""
@@ -52,32 +44,30 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Cut:
-    """A split that may help, and about by how much."""
+    """A split, and about what it gains."""
 
+    score: float
     value: int
     element: int
     threshold: int
-    score: float
 
 
 @dataclass(eq=False)
 class _Node:
     part: Part
-    cuts: list[Cut] = field(default_factory=list)
-    chosen: Cut | None = None
+    cut: Cut | None = None
     children: tuple[_Node, _Node] | None = None
 
 
 class Branching:
-    """Branch and bound for one program."""
+    """Branch and bound for one program; falsify: whether a point that the label does not win is a verdict."""
 
-    def __init__(self, bounder: Bounder) -> None:
-        self.bounder, self.program = bounder, bounder.program
+    def __init__(self, bounder: Bounder, *, falsify: bool) -> None:
+        self.bounder, self.program, self.falsify = bounder, bounder.program, falsify
         affine = {s.out for s in self.program.steps if isinstance(s.atom, Affine)}
         self._rules = [
             s for s in self.program.steps if s.out in bounder.checker.relaxation.lines and s.args[0] in affine
         ]
-        self._inputs = prod(self.program.values[self.program.input].shape)
 
     def decide(self, part: Part, *, nodes: int, stop: Callable[[], bool] = lambda: False) -> Outcome:
         """Decides a whole region within `nodes` parts, itself included; `part` is bounded already (`Bounder.evaluate`)."""
@@ -90,8 +80,7 @@ class Branching:
             witness = self._corners(opened)
             if witness is not None:
                 return Outcome(witness, used)
-            for node in opened:
-                self._prepare(node)
+            for node in self._cut(opened, stop):
                 heapq.heappush(queue, (-node.part.gap, count, node))
                 count += 1
             if not queue:
@@ -103,16 +92,11 @@ class Branching:
                 why = "the budget is used"
                 break
             taken = [heapq.heappop(queue)[2] for _ in range(min(TOGETHER, len(queue), max((nodes - used) // 2, 1)))]
-            stuck = [node for node in taken if not node.cuts or len(node.part.path) >= DEEPEST]
-            if stuck:
-                why = "a part cannot be split further"
-                heapq.heappush(queue, (-stuck[0].part.gap, count, stuck[0]))
-                break
-            self._choose(taken, stop)
             fresh = []
             for node in taken:
-                assert node.chosen is not None
-                below, above = node.part.split(node.chosen.value, node.chosen.element, node.chosen.threshold)
+                if node.cut is None or len(node.part.path) >= DEEPEST:
+                    return Outcome(None, used, node.part.gap, "a part cannot be split further")
+                below, above = node.part.split(node.cut.value, node.cut.element, node.cut.threshold)
                 node.children = _Node(below), _Node(above)
                 fresh += node.children
             self.bounder.evaluate([n.part for n in fresh], STEPS, stop)
@@ -123,7 +107,7 @@ class Branching:
 
     def _corners(self, nodes: Sequence[_Node]) -> Codes | None:
         """A corner of an open part where its worst line is least, if the label does not win it."""
-        if not nodes or not self.program.definite:
+        if not nodes or not self.falsify:
             return None
         corners = []
         for node in nodes:
@@ -136,24 +120,31 @@ class Branching:
         found: Codes | None = codes[lost[0]] if len(lost) else None
         return found
 
-    def _prepare(self, node: _Node) -> None:
-        """Lists the splits worth trying; what they are made of is not kept."""
-        line = node.part.worst
-        cuts = self._knees(node.part, line)
-        if not cuts or self._inputs <= FEW:
-            cuts += self._halves(node.part, line)
-        node.cuts = sorted(cuts, key=lambda c: (-c.score, c.value, c.element, c.threshold))[:CANDIDATES]
-        for found in node.part.found.values():
-            found.coefficients = {}
+    def _cut(self, nodes: Sequence[_Node], stop: Callable[[], bool]) -> list[_Node]:
+        """Chooses each node's split; returns those that need one. What lines were made of is not kept."""
+        smooth = []
+        for node in nodes:
+            node.cut = self._knee(node.part, node.part.worst)
+            if node.cut is None:
+                smooth.append(node)
+        if smooth:
+            self.bounder.evaluate([node.part for node in smooth], POLISH, stop)
+            for node in smooth:
+                if node.part.gap:
+                    node.cut = self._half(node.part, node.part.worst)
+        for node in nodes:
+            for found in node.part.found.values():
+                found.coefficients = {}
+        return [node for node in nodes if node.part.gap]
 
-    def _knees(self, part: Part, line: Found) -> list[Cut]:
-        """The knees of all rules of accumulators within the part, with what their relaxation costs the line.
+    def _knee(self, part: Part, line: Found) -> Cut | None:
+        """The knee of a rule of accumulators within the part whose relaxation costs the line most.
 
         Where the sum has a > 0 of the rule, the line below it counts. Around the lower knee t of a clamp that lies as far off as
         the part's ends allow, s m (t - l) or (1 - s) m (u - t), whichever is less; the line above it, for a < 0, is off by its
         height above the knee. At an upper knee the two are exchanged.
         """
-        found = []
+        best: Cut | None = None
         for step in self._rules:
             a = line.coefficients.get(step.out)
             rule = self.bounder.checker.relaxation.lines[step.out]
@@ -182,40 +173,19 @@ class Branching:
                     apart = t * m * knee + above - first
                     cost = np.where(a < 0, apart, touching)
                 score = np.where(inside, np.abs(a) * cost, 0.0).ravel()
-                for i in np.argsort(-score, kind="stable")[:CANDIDATES]:
-                    if score[i] > 0:
-                        found.append(Cut(step.args[0], int(i), int(knee.ravel()[i]), float(score[i])))
-        return found
+                i = int(score.argmax())
+                if score[i] > (best.score if best is not None else 0.0):
+                    best = Cut(float(score[i]), step.args[0], i, int(knee.ravel()[i]))
+        return best
 
-    def _halves(self, part: Part, line: Found) -> list[Cut]:
-        """The middles of the inputs that move the line most."""
+    def _half(self, part: Part, line: Found) -> Cut | None:
+        """The middle of the input that moves the line most; None in a single point."""
         low, high = (b.reshape(-1) for b in part.known[self.program.input])
         a = line.coefficients.get(self.program.input)
         slope = np.zeros(low.shape) if a is None else np.abs(a).reshape(-1)
-        score = np.where(high > low, (slope + 1e-9 * (1 + slope.max(initial=0.0))) * (high - low), 0.0)
-        best = np.argsort(-score, kind="stable")[: CANDIDATES // 2]
-        return [
-            Cut(self.program.input, int(i), int((low[i] + high[i]) // 2 + 1), float(score[i]))
-            for i in best
-            if score[i] > 0
-        ]
-
-    def _choose(self, nodes: Sequence[_Node], stop: Callable[[], bool]) -> None:
-        """Picks each node's split: by the bounds of its children without search, where there is a choice."""
-        tried: list[tuple[_Node, Cut, tuple[Part, Part]]] = []
-        for node in nodes:
-            node.chosen = node.cuts[0]
-            if len(node.cuts) > 1:
-                tried += [(node, cut, node.part.split(cut.value, cut.element, cut.threshold)) for cut in node.cuts]
-        if not tried or stop():
-            return
-        self.bounder.evaluate([part for _, _, pair in tried for part in pair], 0, deep=False)
-        best: dict[int, float] = {}
-        for node, cut, pair in tried:
-            worse, better = sorted((part.gap for part in pair), reverse=True)
-            value = worse + better / 4
-            if value < best.get(id(node), np.inf):
-                best[id(node)], node.chosen = value, cut
+        score = (slope + 1e-9 * (1 + slope.max(initial=0.0))) * (high - low)
+        i = int(score.argmax())
+        return Cut(float(score[i]), self.program.input, i, int((low[i] + high[i]) // 2 + 1)) if score[i] > 0 else None
 
 
 def proof_of(part: Part) -> Robust:
@@ -247,9 +217,9 @@ def assemble(root: _Node) -> Robust | None:
             if part.empty:
                 return Leaf((), _tightened(part, number))
             return Leaf(rows(part), _tightened(part, number))
-        assert node.chosen is not None
+        assert node.cut is not None
         below, above = (tree(child) for child in node.children)
-        return Split(node.chosen.value, node.chosen.element, node.chosen.threshold, below, above)
+        return Split(node.cut.value, node.cut.element, node.cut.threshold, below, above)
 
     region = root.part.region
     whole = tuple(Tighten(v, number(region.sheet)) for v in region.tighten)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from math import inf, prod
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -85,13 +85,19 @@ class Decided:
 
 
 class Complete:
-    """For one program. Raises UnsupportedError where it has no proofs."""
+    """For one program. falsify: whether a point of a box that the label does not win decides it; never under several arithmetics.
 
-    def __init__(self, program: Program, budget: Budget, *, seed: int = 0, device: str = "cpu") -> None:
+    device: torch's, for slopes. Raises UnsupportedError where the program has no proofs, InstallError without torch.
+    """
+
+    def __init__(
+        self, program: Program, budget: Budget, *, falsify: bool = True, seed: int = 0, device: str = "cpu"
+    ) -> None:
         self.program, self.budget, self.seed = program, budget, seed
+        self.falsify = falsify and program.definite
         self.linear = Linear(program)
         self.bounder = Bounder(self.linear, device)
-        self.branching = Branching(self.bounder)
+        self.branching = Branching(self.bounder, falsify=self.falsify)
         self.solvable = find_spec("ortools") is not None
         total = sum(prod(v.shape) for v in program.values)
         self._slopes_at_once = max(1, ELEMENTS // (total * program.output_tensor.size))
@@ -115,7 +121,7 @@ class Complete:
             for n in range(len(labels)):
                 yield found.get(n, Decided(records[n], "nothing", why="no budget"))
             return
-        if self.program.definite:
+        if self.falsify:
             attack = self._attack(lower[left], upper[left], labels[left], start[left])
             attack.gradients(0, SHORT)
             for i in np.flatnonzero(attack.found):
@@ -152,7 +158,7 @@ class Complete:
             return lambda: time.monotonic() - begun > share * seconds
 
         attack = None
-        if self.program.definite:
+        if self.falsify:
             attack = self._attack(*(np.asarray(a)[None] for a in (record.lower, record.upper, record.label, start)))
             attack.gradients(0, LONG, used(ATTACKING))
             attack.squares(LONG, used(ATTACKING))
@@ -210,10 +216,16 @@ class Complete:
         return solver.search(goal, self.program, known, region.label, seconds=TURN, limit=work, start=best, seed=turn)
 
 
-def open_lines(decided: Sequence[Decided]) -> list[str]:
-    """What was reached for each region that stayed open, in words."""
-    return [
-        f"sample {d.record.sample}: {d.nodes} parts bounded, the worst misses {d.gap:.0f} accumulator steps; {d.why}"
+def summary(decided: Sequence[Decided]) -> list[tuple[str, str]]:
+    """What decided the regions, and for each that stayed open what was reached, in words."""
+    means = [(m, sum(d.by == m for d in decided)) for m in get_args(Means)]
+    rows = [("decided by", ", ".join(f"{m} {n}" for m, n in means if n and m != "nothing"))]
+    return rows + [
+        (
+            "",
+            f"sample {d.record.sample} open: {d.why}; {d.nodes} parts, the worst short by {d.gap:.0f} of separating two classes "
+            "(steps of their accumulators)",
+        )
         for d in decided
         if d.record.verdict is None
     ]

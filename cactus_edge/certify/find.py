@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.certify.attack import attack
+from cactus_edge.certify.complete import Budget, Complete, Decided
+from cactus_edge.certify.interval import one_torch_thread
 from cactus_edge.certify.linear import Linear
 from cactus_edge.errors import InputError
 from cactus_edge.ir.atoms import Program
@@ -30,14 +32,20 @@ def find(
     *,
     lines: bool = True,
     falsify: bool = False,
+    budget: Budget | None = None,
     progress: Callable[[int], None] = lambda done: None,
+    decided: Callable[[Decided], None] = lambda one: None,
 ) -> bytes:
     """A proof about the regions around x [N, *input shape], as `verify.proof` has it: each robust, refuted or open.
 
-    By intervals; lines: then by lines; falsify: then by looking for counterexamples around what is left. Raises DataError
-    for unusable data, UnsupportedError where the program has no proofs, InputError for counterexamples of several arithmetics.
+    By intervals; lines: then by lines; falsify: then by looking for counterexamples around what is left. budget: by all means, as
+    `complete` has them, each region's outcome told to `decided`; counterexamples are looked for where they are ones for a region of
+    this kind and one arithmetic. Raises DataError for unusable data, UnsupportedError where the program has no proofs, InputError
+    for counterexamples of several arithmetics, InstallError for a budget without torch.
     """
     y = check_data(program, x, labels)
+    if budget is not None:
+        return _complete(program, region, x, y, model_sha256, budget, progress, decided)
     if falsify and not program.definite:
         raise InputError(
             f"a counterexample is one for one arithmetic, and {program.profile.name} is several or an envelope",
@@ -54,6 +62,29 @@ def find(
         records += refuted(program, found, lower, upper, points(program, x[owner])) if falsify else found
         progress(len(records))
     return encode(program, Proof(model_sha256, program.profile.name, len(y), search.slopes, records))
+
+
+def _complete(
+    program: Program,
+    region: Region,
+    x: npt.NDArray[Any],
+    labels: Int64,
+    model_sha256: bytes,
+    budget: Budget,
+    progress: Callable[[int], None],
+    decided: Callable[[Decided], None],
+) -> bytes:
+    search, boxes = Complete(program, budget, falsify=region.family is None), Boxes(program, region, x)
+    records: list[Record] = []
+    count = region.count(x.shape[1:]) * len(labels)
+    with one_torch_thread():
+        for start in range(0, count, BATCH):
+            lower, upper, owner = boxes(slice(start, min(start + BATCH, count)))
+            for one in search.records(lower, upper, owner, labels[owner], points(program, x[owner])):
+                records.append(one.record)
+                decided(one)
+                progress(len(records))
+    return encode(program, Proof(model_sha256, program.profile.name, len(labels), search.linear.slopes, records))
 
 
 def refuted(

@@ -51,7 +51,7 @@ def certify(
     boxes = len(x) * region.count(x.shape[1:])
     if "torch" not in sys.modules and (not _installed() or boxes * multiplications(program) < WORTH):
         return decide.certify(program, region, x, labels, threads=threads, progress=progress)
-    with _one_torch_thread() as each_worker:
+    with one_torch_thread() as each_worker:
         return decide.certify(
             program,
             region,
@@ -247,7 +247,7 @@ def _installed() -> bool:
 
 
 @contextmanager
-def _one_torch_thread() -> Iterator[Callable[[], None]]:
+def one_torch_thread() -> Iterator[Callable[[], None]]:
     """One thread inside each torch call while the workers are ours; gives what a worker thread calls when it starts."""
     import torch
 

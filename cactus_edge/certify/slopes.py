@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.certify.adjoint import adjoint
+from cactus_edge.errors import InstallError
 from cactus_edge.ir.atoms import LEAST, Affine, Gather, Max, Step
 from cactus_edge.ir.linear import pad_image, windows
 from cactus_edge.ir.ops import Int64
@@ -115,7 +116,12 @@ class Twin:
 
     def __init__(self, exact: Relaxation, spans: Mapping[int, slice], device: str = "cpu") -> None:
         """spans: where each rule's value lies in a sheet (`verify.proof.sheet_values`)."""
-        import torch
+        try:
+            import torch
+        except ImportError as error:
+            raise InstallError(
+                "slopes are searched for with torch, which is not installed", hint="pip install torch"
+            ) from error
 
         self.torch, self.exact, self.spans, self.device = torch, exact, spans, device
         self.program = exact.program

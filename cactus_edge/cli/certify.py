@@ -74,6 +74,13 @@ def add_parser(verbs: Any) -> None:
         help="look for counterexamples around what is not certified; they stand in the proof file",
     )
     p.add_argument(
+        "--budget",
+        default="",
+        metavar="60s|500n",
+        help="search each region by all means (lines with optimised slopes, attacks, branch and bound, an integer solver) until it is "
+        "decided or the seconds, or the nodes, are used; with nodes every run gives the same bytes",
+    )
+    p.add_argument(
         "--firmware",
         type=Path,
         action="append",
@@ -142,6 +149,7 @@ def run(arguments: argparse.Namespace) -> int:
         firmware=arguments.firmware,
         bounds=arguments.bounds,
         attack=arguments.attack,
+        budget=arguments.budget,
         workers=arguments.workers,
         cluster=arguments.cluster,
         out=arguments.out,
@@ -156,7 +164,7 @@ def _semantic(arguments: argparse.Namespace) -> int:
     from cactus_edge import api_semantic
     from cactus_edge.report.table import pairs
 
-    exact = ("eps", "noise", "patch", "brightness", "contrast", "pivot", "cells", "firmware", "attack")
+    exact = ("eps", "noise", "patch", "brightness", "contrast", "pivot", "cells", "firmware", "attack", "budget")
     given = [name for name in exact if getattr(arguments, name)]
     if given:
         raise InputError(f"--semantic stands alone, and --{given[0]} asks for proofs", hint="one command for each")

@@ -12,7 +12,7 @@ from brute import boxes, inside
 from search_kit import Array, balls, decidable, network, robust
 
 from cactus_edge.certify.attack import strict_win
-from cactus_edge.certify.complete import Budget, Complete, Decided, open_lines
+from cactus_edge.certify.complete import Budget, Complete, Decided, summary
 from cactus_edge.errors import InputError
 from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.evaluate import run
@@ -119,7 +119,7 @@ def test_no_budget_decides_by_lines_alone() -> None:
         found = decided(program, *balls(program, 2, 12, radius=6), budget)
         assert {d.by for d in found} <= {"intervals", "lines", "nothing"}
         assert all((d.record.verdict is None) == (d.by == "nothing") for d in found)
-        assert len(open_lines(found)) == sum(d.by == "nothing" for d in found)
+        assert len(summary(found)) == 1 + sum(d.by == "nothing" for d in found)
 
 
 def test_a_node_budget_gives_the_same_bytes_every_time() -> None:

@@ -332,3 +332,23 @@ def test_certify_tells_refuted_from_open(model: Path, data: Path, tmp_path: Path
         "one for one arithmetic",
         "--profile",
     )
+
+
+def test_certify_within_a_budget(model: Path, data: Path, tmp_path: Path, capsys: Shown) -> None:
+    """By nodes: every region is decided or says why not, the proof is accepted, and a second run writes the same one."""
+    pytest.importorskip("torch")
+    proofs = []
+    for name in ("a.json", "b.json"):
+        made = tmp_path / name
+        assert main(["certify", str(model), f"--data={data}", "--eps=2", "--budget=9n", f"--out={made}"]) == 0
+        shown = capsys.readouterr().out
+        assert "decided by" in shown and ("open: " in shown) == ("open         0" not in shown)
+        assert main(["verify", str(made), f"--model={model}", f"--data={data}"]) == 0
+        proofs.append(made.with_suffix(".proof").read_bytes())
+    assert proofs[0] == proofs[1]
+    refused(
+        ["certify", str(model), f"--data={data}", "--eps=2", "--budget=soon", f"--out={tmp_path / 'a.json'}"],
+        capsys,
+        "expected seconds or nodes",
+        "60s",
+    )
