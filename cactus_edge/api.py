@@ -9,7 +9,6 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -133,18 +132,16 @@ def certify(
     import os
 
     from cactus_edge.api_files import default_profile, file_formats
-    from cactus_edge.certify.crew import decider
-    from cactus_edge.certify.find import find
+    from cactus_edge.certify.crew import crew, decider, finder
     from cactus_edge.verify.certificate import certify_file
     from cactus_edge.verify.read import format_of
 
     if bounds not in get_args(Bounds):
         raise InputError(f"unknown bounds {bounds!r}", hint=" or ".join(get_args(Bounds)))
-    if (attack or bounds != "interval") and (workers or cluster):
-        raise InputError("workers and clusters decide by intervals", hint="--bounds linear and --attack without them")
     data = content(model, "model")
     profile = profile or default_profile(data)
-    deciding = decider(threads or os.cpu_count() or 1, workers, cluster, keep)
+    by, lines = crew(workers, cluster), bounds != "interval"
+    deciding = decider(threads or os.cpu_count() or 1, by, keep)
     around = asked(data, x, y, eps, unit, region, noise, domain, profile, deciding)
     return certify_file(
         data,
@@ -158,7 +155,7 @@ def certify(
         notes=around.notes,
         firmware=firmware,
         decide=deciding,
-        find=partial(find, lines=bounds == "linear", falsify=attack) if attack or bounds != "interval" else None,
+        find=finder(by, keep, lines=lines, falsify=attack) if attack or lines else None,
     )
 
 

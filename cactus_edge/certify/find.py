@@ -30,12 +30,14 @@ def find(
     *,
     lines: bool = True,
     falsify: bool = False,
+    search: Linear | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> bytes:
     """A proof about the regions around x [N, *input shape], as `verify.proof` has it: each robust, refuted or open.
 
-    By intervals; lines: then by lines; falsify: then by looking for counterexamples around what is left. Raises DataError
-    for unusable data, UnsupportedError where the program has no proofs, InputError for counterexamples of several arithmetics.
+    By intervals; lines: then by lines; falsify: then by looking for counterexamples around what is left. search: a `Linear` of
+    the program, to be used again. Raises DataError for unusable data, UnsupportedError where the program has no proofs,
+    InputError for counterexamples of several arithmetics.
     """
     y = check_data(program, x, labels)
     if falsify and not program.definite:
@@ -45,7 +47,7 @@ def find(
         )
     if falsify and region.family is not None:
         raise InputError(f"no counterexamples are looked for in regions of kind {region.kind}", hint="without --attack")
-    search, boxes = Linear(program), Boxes(program, region, x)
+    search, boxes = search or Linear(program), Boxes(program, region, x)
     records: list[Record] = []
     count = region.count(x.shape[1:]) * len(y)
     for start in range(0, count, BATCH):
