@@ -9,7 +9,6 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from cactus_edge.bundle import Built
-    from cactus_edge.certify.complete import Decided
+    from cactus_edge.certify.complete import Effort
     from cactus_edge.recipe import Recipe
     from cactus_edge.verify.certificate import Certificate
     from cactus_edge.verify.decide import Decision
@@ -110,7 +109,7 @@ def certify(
     bounds: str = "interval",
     attack: bool = False,
     budget: str = "",
-    decided: Callable[[Decided], None] = lambda one: None,
+    told: Callable[[Effort], None] = lambda one: None,
     threads: int = 0,
     workers: int = 0,
     cluster: str = "",
@@ -129,8 +128,8 @@ def certify(
     `Certificate.each` has what holds under each alone, which is more. bounds: "interval", or "linear", which also bounds by
     lines what intervals leave open: slower, and it certifies far more of a network that was not trained for intervals.
     attack: also look for counterexamples around what is not certified, under one profile that is no envelope. budget: "60s" or "500n",
-    of seconds or of parts of a region: each is searched by all means until it is decided or that is used up; `decided` is told
-    what did it, or what was reached. Needs torch, and OR-tools for the last of the means. With any of these the
+    of seconds or of parts of a region: each is searched by all means until it is decided or that is used up; `told` hears what
+    did it, or what was reached. Needs torch, and OR-tools for the last of the means. With any of these the
     certificate rests on a proof file, `Certificate.proof`. workers: processes that decide slices of the samples, 0 for threads of
     this one; cluster: dask://HOST:PORT, an existing Dask cluster that does so. keep: the folder where their finished slices lie,
     found there by the same call after an interruption. None of these changes the result.
@@ -139,22 +138,17 @@ def certify(
 
     from cactus_edge.api_files import default_profile, file_formats
     from cactus_edge.certify.complete import Budget
-    from cactus_edge.certify.crew import decider
-    from cactus_edge.certify.find import find
+    from cactus_edge.certify.crew import crew, decider, finder
     from cactus_edge.verify.certificate import certify_file
     from cactus_edge.verify.read import format_of
 
     if bounds not in get_args(Bounds):
         raise InputError(f"unknown bounds {bounds!r}", hint=" or ".join(get_args(Bounds)))
-    proving = attack or bounds != "interval" or bool(budget)
-    if proving and (workers or cluster):
-        raise InputError(
-            "workers and clusters decide by intervals", hint="--bounds, --attack and --budget without them"
-        )
-    limit = Budget.parse(budget) if budget else None
     data = content(model, "model")
     profile = profile or default_profile(data)
-    deciding = decider(threads or os.cpu_count() or 1, workers, cluster, keep)
+    by, lines = crew(workers, cluster), bounds != "interval"
+    limit = Budget.parse(budget) if budget else None
+    deciding = decider(threads or os.cpu_count() or 1, by, keep)
     around = asked(data, x, y, eps, unit, region, noise, domain, profile, deciding)
     return certify_file(
         data,
@@ -168,8 +162,8 @@ def certify(
         notes=around.notes,
         firmware=firmware,
         decide=deciding,
-        find=partial(find, lines=bounds == "linear", falsify=attack, budget=limit, decided=decided)
-        if proving
+        find=finder(by, keep, lines=lines, falsify=attack, budget=limit, told=told)
+        if attack or lines or limit
         else None,
     )
 
@@ -265,7 +259,7 @@ def certify_files(
     x, y = read_samples(data)
     images = [(path.name, content(path, "firmware")) for path in firmware]
     keep = out.with_name(f"{out.name}.parts")
-    outcomes: list[Decided] = []
+    efforts: list[Effort] = []
     certificate = certify(
         model,
         x,
@@ -280,7 +274,7 @@ def certify_files(
         bounds=bounds,
         attack=attack,
         budget=budget,
-        decided=outcomes.append,
+        told=efforts.append,
         workers=workers,
         cluster=cluster,
         keep=keep,
@@ -302,7 +296,7 @@ def certify_files(
         row.get("excluded", {}),
         proof,
         certificate.refuted,
-        summary(outcomes) if outcomes else (),
+        summary(efforts) if efforts else (),
     )
 
 

@@ -60,24 +60,29 @@ class _Node:
 
 
 class Branching:
-    """Branch and bound for one program; falsify: whether a point that the label does not win is a verdict."""
+    """Branch and bound for one program."""
 
-    def __init__(self, bounder: Bounder, *, falsify: bool) -> None:
-        self.bounder, self.program, self.falsify = bounder, bounder.program, falsify
+    def __init__(self, bounder: Bounder) -> None:
+        self.bounder, self.program = bounder, bounder.program
         affine = {s.out for s in self.program.steps if isinstance(s.atom, Affine)}
         self._rules = [
             s for s in self.program.steps if s.out in bounder.checker.relaxation.lines and s.args[0] in affine
         ]
 
-    def decide(self, part: Part, *, nodes: int, stop: Callable[[], bool] = lambda: False) -> Outcome:
-        """Decides a whole region within `nodes` parts, itself included; `part` is bounded already (`Bounder.evaluate`)."""
+    def decide(
+        self, part: Part, *, nodes: int, stop: Callable[[], bool] = lambda: False, falsify: bool = True
+    ) -> Outcome:
+        """Decides a whole region within `nodes` parts, itself included; `part` is bounded already (`Bounder.evaluate`).
+
+        falsify: whether a point that the label does not win is a verdict.
+        """
         root = _Node(part)
         used, count = 1, 0
         queue: list[tuple[float, int, _Node]] = []
         fresh = [root]
         while True:
             opened = [node for node in fresh if node.part.gap]
-            witness = self._corners(opened)
+            witness = self._corners(opened) if falsify else None
             if witness is not None:
                 return Outcome(witness, used)
             for node in self._cut(opened, stop):
@@ -107,7 +112,7 @@ class Branching:
 
     def _corners(self, nodes: Sequence[_Node]) -> Codes | None:
         """A corner of an open part where its worst line is least, if the label does not win it."""
-        if not nodes or not self.falsify:
+        if not nodes:
             return None
         corners = []
         for node in nodes:

@@ -32,7 +32,7 @@ from cactus_edge.verify.proof import Record, Robust
 Means = Literal["intervals", "lines", "attack", "slopes", "branching", "solver", "nothing"]
 """What decided a region."""
 
-TOGETHER = 32
+TOGETHER = 16
 """Regions whose first means are tried at once; part of what a node budget means."""
 
 ELEMENTS = 1 << 23
@@ -72,11 +72,11 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Decided:
-    """A finished record; by which means, within how many nodes and seconds of its own; of an open one why, and how much the worst
-    part's bound on the difference of two classes missed (`bound.Found.gap`)."""
+class Effort:
+    """What decided one region of `sample`, within how many nodes and seconds of its own; of one that stayed open why, and how much
+    the worst part's bound on the difference of two classes missed (`bound.Found.gap`)."""
 
-    record: Record
+    sample: int
     by: Means
     nodes: int = 0
     seconds: float = 0.0
@@ -84,48 +84,63 @@ class Decided:
     why: str = ""
 
 
+@dataclass(frozen=True)
+class Decided:
+    """A finished record, and how it came about."""
+
+    record: Record
+    effort: Effort
+
+
+def _decided(record: Record, by: Means, nodes: int = 0, gap: float = 0.0, why: str = "") -> Decided:
+    return Decided(record, Effort(record.sample, by, nodes, 0.0, gap, why))
+
+
 class Complete:
-    """For one program. falsify: whether a point of a box that the label does not win decides it; never under several arithmetics.
+    """For one program. device: torch's, for slopes. Raises UnsupportedError where the program has no proofs, InstallError
+    without torch."""
 
-    device: torch's, for slopes. Raises UnsupportedError where the program has no proofs, InstallError without torch.
-    """
-
-    def __init__(
-        self, program: Program, budget: Budget, *, falsify: bool = True, seed: int = 0, device: str = "cpu"
-    ) -> None:
+    def __init__(self, program: Program, budget: Budget, *, seed: int = 0, device: str = "cpu") -> None:
         self.program, self.budget, self.seed = program, budget, seed
-        self.falsify = falsify and program.definite
         self.linear = Linear(program)
         self.bounder = Bounder(self.linear, device)
-        self.branching = Branching(self.bounder, falsify=self.falsify)
+        self.branching = Branching(self.bounder)
         self.solvable = find_spec("ortools") is not None
         total = sum(prod(v.shape) for v in program.values)
         self._slopes_at_once = max(1, ELEMENTS // (total * program.output_tensor.size))
 
-    def records(self, lower: Codes, upper: Codes, samples: Int64, labels: Int64, start: Codes) -> Iterator[Decided]:
-        """The boxes lower <= x <= upper [N, *input shape] of `samples`, one after the other. start: where attacks begin."""
+    def records(
+        self, lower: Codes, upper: Codes, samples: Int64, labels: Int64, start: Codes, *, falsify: bool = True
+    ) -> Iterator[Decided]:
+        """The boxes lower <= x <= upper [N, *input shape] of `samples`, one after the other. start: where attacks begin.
+
+        falsify: whether a point that the label does not win decides its box; under several arithmetics none ever does.
+        """
+        falsify = falsify and self.program.definite
         for first in range(0, len(labels), TOGETHER):
             part = slice(first, first + TOGETHER)
-            yield from self._together(lower[part], upper[part], samples[part], labels[part], start[part])
+            yield from self._together(lower[part], upper[part], samples[part], labels[part], start[part], falsify)
 
-    def _together(self, lower: Codes, upper: Codes, samples: Int64, labels: Int64, start: Codes) -> Iterator[Decided]:
+    def _together(
+        self, lower: Codes, upper: Codes, samples: Int64, labels: Int64, start: Codes, falsify: bool
+    ) -> Iterator[Decided]:
         begun = time.monotonic()
         records = self.linear.records(lower, upper, samples, labels)
         found = {
-            n: Decided(r, "lines" if r.verdict.sheets else "intervals")
+            n: _decided(r, "lines" if r.verdict.sheets else "intervals")
             for n, r in enumerate(records)
             if isinstance(r.verdict, Robust)
         }
         left = np.array([n for n in range(len(labels)) if n not in found], np.int64)
         if not len(left) or self.budget.nodes == 0 or self.budget.seconds == 0:
             for n in range(len(labels)):
-                yield found.get(n, Decided(records[n], "nothing", why="no budget"))
+                yield found.get(n, _decided(records[n], "nothing", why="no budget"))
             return
-        if self.falsify:
+        if falsify:
             attack = self._attack(lower[left], upper[left], labels[left], start[left])
             attack.gradients(0, SHORT)
             for i in np.flatnonzero(attack.found):
-                found[int(left[i])] = Decided(replace(records[left[i]], verdict=attack.witness[i]), "attack")
+                found[int(left[i])] = _decided(replace(records[left[i]], verdict=attack.witness[i]), "attack")
         left = np.array([n for n in range(len(labels)) if n not in found], np.int64)
         parts: dict[int, Part] = {}
         for some in (left[i : i + self._slopes_at_once] for i in range(0, len(left), self._slopes_at_once)):
@@ -137,20 +152,21 @@ class Complete:
             parts |= dict(zip(some.tolist(), these, strict=True))
         for n, part in list(parts.items()):
             if not part.gap:
-                found[n] = Decided(replace(records[n], verdict=proof_of(part)), "slopes", nodes=1)
+                found[n] = _decided(replace(records[n], verdict=proof_of(part)), "slopes", nodes=1)
         share = (time.monotonic() - begun) / len(labels)
         for n in range(len(labels)):
             if n in found:
-                yield replace(found[n], seconds=share)
-                continue
-            one = time.monotonic()
-            decided = self._alone(parts.pop(n), records[n], start[n], one - share)
-            yield replace(decided, seconds=time.monotonic() - one + share)
+                one, spent = found[n], share
+            else:
+                since = time.monotonic() - share
+                one = self._alone(parts.pop(n), records[n], start[n], since, falsify)
+                spent = time.monotonic() - since
+            yield replace(one, effort=replace(one.effort, seconds=spent))
 
     def _attack(self, lower: Codes, upper: Codes, labels: Int64, start: Codes) -> Search:
         return Search(self.program, lower, upper, labels, start, self.seed)
 
-    def _alone(self, part: Part, record: Record, start: Codes, begun: float) -> Decided:
+    def _alone(self, part: Part, record: Record, start: Codes, begun: float, falsify: bool) -> Decided:
         """One region, by what is left."""
         seconds, nodes = self.budget.seconds, self.budget.nodes
 
@@ -158,18 +174,19 @@ class Complete:
             return lambda: time.monotonic() - begun > share * seconds
 
         attack = None
-        if self.falsify:
+        if falsify:
             attack = self._attack(*(np.asarray(a)[None] for a in (record.lower, record.upper, record.label, start)))
             attack.gradients(0, LONG, used(ATTACKING))
             attack.squares(LONG, used(ATTACKING))
             attack.gradients(1, LONG, used(ATTACKING))
             if attack.found[0]:
-                return Decided(replace(record, verdict=attack.witness[0]), "attack", nodes=1)
-        outcome = self.branching.decide(part, nodes=1 << 40 if nodes is None else nodes, stop=used(BRANCHING))
+                return _decided(replace(record, verdict=attack.witness[0]), "attack", nodes=1)
+        limit = 1 << 40 if nodes is None else nodes
+        outcome = self.branching.decide(part, nodes=limit, stop=used(BRANCHING), falsify=falsify)
         if outcome.verdict is not None:
-            return Decided(replace(record, verdict=outcome.verdict), "branching", nodes=outcome.nodes)
+            return _decided(replace(record, verdict=outcome.verdict), "branching", nodes=outcome.nodes)
         if attack is None:
-            return Decided(record, "nothing", outcome.nodes, gap=outcome.gap, why=outcome.why)
+            return _decided(record, "nothing", outcome.nodes, gap=outcome.gap, why=outcome.why)
         return self._last(part.region, record, attack, outcome, used(1.0))
 
     def _last(
@@ -185,7 +202,7 @@ class Complete:
             if self.solvable:
                 answer = self._solve(region, attack, turn)
                 if answer.found is not None:
-                    return Decided(replace(record, verdict=answer.found), "solver", outcome.nodes)
+                    return _decided(replace(record, verdict=answer.found), "solver", outcome.nodes)
                 if free <= max(FREE) and (answer.none or self.budget.nodes is not None):
                     whys.append(answer.why)
                     break
@@ -193,10 +210,10 @@ class Complete:
                 attack.gradients(2 + turn, LONG, used)
                 attack.squares(LONG, used)
             if attack.found[0]:
-                return Decided(replace(record, verdict=attack.witness[0]), "attack", outcome.nodes)
+                return _decided(replace(record, verdict=attack.witness[0]), "attack", outcome.nodes)
         if not self.solvable:
             whys.append("OR-tools is not installed")
-        return Decided(record, "nothing", outcome.nodes, gap=outcome.gap, why="; ".join(whys))
+        return _decided(record, "nothing", outcome.nodes, gap=outcome.gap, why="; ".join(whys))
 
     def _solve(self, region: Region, attack: Search, turn: int) -> solver.Answer:
         """One turn: over the whole region where that is small, else over some inputs around one of the attack's best points."""
@@ -216,16 +233,18 @@ class Complete:
         return solver.search(goal, self.program, known, region.label, seconds=TURN, limit=work, start=best, seed=turn)
 
 
-def summary(decided: Sequence[Decided]) -> list[tuple[str, str]]:
+def summary(efforts: Sequence[Effort]) -> list[tuple[str, str]]:
     """What decided the regions, and for each that stayed open what was reached, in words."""
-    means = [(m, sum(d.by == m for d in decided)) for m in get_args(Means)]
-    rows = [("decided by", ", ".join(f"{m} {n}" for m, n in means if n and m != "nothing"))]
-    return rows + [
-        (
-            "",
-            f"sample {d.record.sample} open: {d.why}; {d.nodes} parts, the worst short by {d.gap:.0f} of separating two classes "
-            "(steps of their accumulators)",
-        )
-        for d in decided
-        if d.record.verdict is None
+    means = [(m, sum(e.by == m for e in efforts)) for m in get_args(Means)]
+    return [
+        ("decided by", ", ".join(f"{m} {n}" for m, n in means if n and m != "nothing")),
+        *(
+            (
+                "",
+                f"sample {e.sample} open: {e.why}; {e.nodes} parts, the worst short by {e.gap:.0f} of separating two classes "
+                "(steps of their accumulators)",
+            )
+            for e in efforts
+            if e.by == "nothing"
+        ),
     ]

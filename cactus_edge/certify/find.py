@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.certify.attack import attack
-from cactus_edge.certify.complete import Budget, Complete, Decided
+from cactus_edge.certify.complete import Complete, Decided, Effort
 from cactus_edge.certify.interval import one_torch_thread
 from cactus_edge.certify.linear import Linear
 from cactus_edge.errors import InputError
@@ -32,20 +32,16 @@ def find(
     *,
     lines: bool = True,
     falsify: bool = False,
-    budget: Budget | None = None,
+    search: Linear | None = None,
     progress: Callable[[int], None] = lambda done: None,
-    decided: Callable[[Decided], None] = lambda one: None,
 ) -> bytes:
     """A proof about the regions around x [N, *input shape], as `verify.proof` has it: each robust, refuted or open.
 
-    By intervals; lines: then by lines; falsify: then by looking for counterexamples around what is left. budget: by all means, as
-    `complete` has them, each region's outcome told to `decided`; counterexamples are looked for where they are ones for a region of
-    this kind and one arithmetic. Raises DataError for unusable data, UnsupportedError where the program has no proofs, InputError
-    for counterexamples of several arithmetics, InstallError for a budget without torch.
+    By intervals; lines: then by lines; falsify: then by looking for counterexamples around what is left. search: a `Linear` of
+    the program, to be used again. Raises DataError for unusable data, UnsupportedError where the program has no proofs,
+    InputError for counterexamples of several arithmetics.
     """
     y = check_data(program, x, labels)
-    if budget is not None:
-        return _complete(program, region, x, y, model_sha256, budget, progress, decided)
     if falsify and not program.definite:
         raise InputError(
             f"a counterexample is one for one arithmetic, and {program.profile.name} is several or an envelope",
@@ -53,7 +49,7 @@ def find(
         )
     if falsify and region.family is not None:
         raise InputError(f"no counterexamples are looked for in regions of kind {region.kind}", hint="without --attack")
-    search, boxes = Linear(program), Boxes(program, region, x)
+    search, boxes = search or Linear(program), Boxes(program, region, x)
     records: list[Record] = []
     count = region.count(x.shape[1:]) * len(y)
     for start in range(0, count, BATCH):
@@ -64,27 +60,25 @@ def find(
     return encode(program, Proof(model_sha256, program.profile.name, len(y), search.slopes, records))
 
 
-def _complete(
-    program: Program,
-    region: Region,
-    x: npt.NDArray[Any],
-    labels: Int64,
-    model_sha256: bytes,
-    budget: Budget,
-    progress: Callable[[int], None],
-    decided: Callable[[Decided], None],
-) -> bytes:
-    search, boxes = Complete(program, budget, falsify=region.family is None), Boxes(program, region, x)
-    records: list[Record] = []
-    count = region.count(x.shape[1:]) * len(labels)
+def find_all(
+    search: Complete, region: Region, x: npt.NDArray[Any], labels: npt.NDArray[Any], model_sha256: bytes
+) -> tuple[bytes, list[Effort]]:
+    """Likewise by all means within the budget of `search`, and how each of the region's boxes was decided.
+
+    Counterexamples are looked for where a point of a box is one of the region: around samples, not in families of regions.
+    """
+    program = search.program
+    y, boxes = check_data(program, x, labels), Boxes(program, region, x)
+    decided: list[Decided] = []
+    count = region.count(x.shape[1:]) * len(y)
     with one_torch_thread():
         for start in range(0, count, BATCH):
             lower, upper, owner = boxes(slice(start, min(start + BATCH, count)))
-            for one in search.records(lower, upper, owner, labels[owner], points(program, x[owner])):
-                records.append(one.record)
-                decided(one)
-                progress(len(records))
-    return encode(program, Proof(model_sha256, program.profile.name, len(labels), search.linear.slopes, records))
+            around = points(program, x[owner])
+            decided += search.records(lower, upper, owner, y[owner], around, falsify=region.family is None)
+    slopes, records = search.linear.slopes, [d.record for d in decided]
+    shown = encode(program, Proof(model_sha256, program.profile.name, len(y), slopes, records))
+    return shown, [d.effort for d in decided]
 
 
 def refuted(

@@ -20,24 +20,38 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from cactus_edge.certify import interval
 from cactus_edge.errors import DataError, InternalError
 from cactus_edge.ir.atoms import Program
 from cactus_edge.resources import write_atomic
 from cactus_edge.samples import read_arrays
-from cactus_edge.verify.decide import Decision
 from cactus_edge.verify.regions import Region, data_digest
 from cactus_edge.version import __version__
 
 Array = npt.NDArray[Any]
-
-SLICE = 512
-"""Samples of a slice: some seconds of work, so that little is lost with a worker, and little is spent on sending."""
+Found = Mapping[str, Array]
+Solve = Callable[[Region, Array, Array], Found]
+"""(region of these samples, samples, labels) -> what was found for them."""
 
 SLICE_BYTES = 1 << 22
 """Most bytes of samples in one slice, where a single sample is not more."""
 
-FIELDS = ("correct", "certified", "margin")
+
+class Work(Protocol):
+    """What is done with a slice. A frozen dataclass of plain fields: it travels, and its repr is part of the question."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The arrays that `Solve` finds."""
+
+    @property
+    def size(self) -> int:
+        """Samples of a slice at most: some seconds of work, so that little is lost with a worker, and little spent on sending."""
+
+    def start(self, program: Program) -> Solve:
+        """What solves one slice after the other."""
+
+    def fits(self, found: Found, samples: int) -> bool:
+        """Whether that may have been found for so many samples."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,13 +60,19 @@ class Question:
 
     program: Program
     region: Region
+    work: Work
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the question, in the code that answers it."""
         program = self.program.graph.digest(), self.program.profile.digest()
-        asked = [code_digest(), *program, self.region.record()]
+        asked = [code_digest(), *program, self.region.record(), repr(self.work)]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def solve(self) -> Solve:
+        """Begun once, for all slices that one worker gets."""
+        return self.work.start(self.program)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +83,11 @@ class Slice:
     x: Array
     labels: Array
 
+    @property
+    def stop(self) -> int:
+        """The sample behind the last."""
+        return self.start + len(self.x)
+
     def key(self, question: Question) -> str:
         """Which question about which samples at which place."""
         return hashlib.sha256(f"{question.digest} {self.start} {data_digest(self.x, self.labels)}".encode()).hexdigest()
@@ -70,11 +95,11 @@ class Slice:
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What was found for a slice: arrays with one entry a sample. key: `Slice.key` of what the worker was given."""
+    """What was found for a slice. key: `Slice.key` of what the worker was given."""
 
     start: int
     key: str
-    found: Mapping[str, Array]
+    found: Found
 
 
 class Crew(Protocol):
@@ -83,24 +108,35 @@ class Crew(Protocol):
     def answers(self, question: Question, slices: Sequence[Slice]) -> Iterator[Answer]: ...
 
 
+class Alone:
+    """The crew of nobody else: one slice after the other, here."""
+
+    def answers(self, question: Question, slices: Sequence[Slice]) -> Iterator[Answer]:
+        """As `Crew`."""
+        return (answer(question, part) for part in slices)
+
+
 def answer(question: Question, part: Slice) -> Answer:
     """Decides one slice. This runs in the workers."""
-    d = interval.certify(question.program, question.region, part.x, part.labels)
-    return Answer(part.start, part.key(question), dict(zip(FIELDS, (d.correct, d.certified, d.margin), strict=True)))
+    region = question.region.of(slice(part.start, part.stop))
+    return Answer(part.start, part.key(question), question.solve(region, part.x, part.labels))
 
 
 @dataclass(frozen=True)
 class Spread:
-    """`verify.decide.certify` by a crew. keep: the folder of finished slices, None to keep none; progress(n): samples decided."""
+    """Questions to a crew. keep: the folder of finished slices, None to keep none; progress(n): samples decided."""
 
     crew: Crew
     keep: Path | None = None
     progress: Callable[[int], None] = field(default=lambda done: None)
 
-    def __call__(self, program: Program, region: Region, x: Array, labels: Array) -> Decision:
-        """The decision of a serial run. Raises as that does, InternalError for an answer that belongs elsewhere."""
-        question = Question(program, region)
-        slices = cut(x, labels, SLICE)
+    def ask(self, question: Question, x: Array, labels: Array) -> list[Found]:
+        """What was found for each of the data's slices, in their order: as one crew or another, or none, finds it.
+
+        Raises what the work raises, InternalError for an answer that belongs elsewhere.
+        """
+        question.region.require_inside(question.program, x)
+        slices = cut(x, labels, question.work.size)
         store = Store(self.keep, question)
         found = [store.load(part) for part in slices]
         done = sum(len(part.x) for part, a in zip(slices, found, strict=True) if a is not None)
@@ -113,7 +149,7 @@ class Spread:
             found[i] = a
             done += len(slices[i].x)
             self.progress(done)
-        return join(question, slices, [a for a in found if a is not None])
+        return in_order(question, slices, [a for a in found if a is not None])
 
 
 def cut(x: Array, labels: Array, most: int) -> list[Slice]:
@@ -122,20 +158,21 @@ def cut(x: Array, labels: Array, most: int) -> list[Slice]:
     return [Slice(i, x[i : i + size], labels[i : i + size]) for i in range(0, len(x), size)]
 
 
-def join(question: Question, slices: Sequence[Slice], answers: Sequence[Answer]) -> Decision:
-    """The answers in the order of the slices. Raises InternalError where one is missing or belongs elsewhere."""
+def in_order(question: Question, slices: Sequence[Slice], answers: Sequence[Answer]) -> list[Found]:
+    """What the answers found. Raises InternalError where one is missing, or is not that of the slice at its place."""
     if len(slices) != len(answers):
         raise InternalError(f"{len(answers)} slices were decided, expected {len(slices)}")
     for part, a in zip(slices, answers, strict=True):
         _require(question, part, a)
-    return Decision(*(np.concatenate([a.found[name] for a in answers]) for name in FIELDS))
+    return [a.found for a in answers]
 
 
 def _require(question: Question, part: Slice, a: Answer) -> None:
-    if a.key != part.key(question) or any(len(a.found[name]) != len(part.x) for name in FIELDS):
+    whole = set(a.found) == set(question.work.fields) and question.work.fits(a.found, len(part.x))
+    if a.key != part.key(question) or not whole:
         raise InternalError(
-            f"an answer for samples from {a.start} does not belong to samples {part.start} to "
-            f"{part.start + len(part.x) - 1} of this question",
+            f"an answer for samples from {a.start} does not belong to samples {part.start} to {part.stop - 1} of this "
+            "question",
             hint="do all workers run this version of cactus-edge?",
         )
 
@@ -161,10 +198,10 @@ class Store:
         if path is None or not path.is_file():
             return None
         try:
-            held = read_arrays(path, ("key", *FIELDS), text=("key",))
-            a = Answer(part.start, str(held["key"]), {name: held[name] for name in FIELDS})
+            held = read_arrays(path, ("key", *self.question.work.fields), text=("key",))
+            a = Answer(part.start, str(held.pop("key")), held)
             _require(self.question, part, a)
-        except (DataError, KeyError, TypeError, InternalError):
+        except (DataError, InternalError):
             return None
         return a
 

@@ -193,6 +193,11 @@ class Region:
         quantize = program.quantize
         return quantize.lowest(lower.reshape(x.shape)), quantize.highest(upper.reshape(x.shape))
 
+    def require_inside(self, program: Program, x: npt.NDArray[Any]) -> None:
+        """Raises what `boxes` raises for samples outside the domain, before any work."""
+        if x.dtype != program.input_tensor.dtype:
+            self._check(x.astype(np.float64), 0)
+
     def _check(self, x: Float64, first: int) -> None:
         low, high = float32_below(self.domain[0]), -float32_below(-self.domain[1])
         features = math.prod(x.shape[1:])

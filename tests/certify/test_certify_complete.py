@@ -43,9 +43,9 @@ def test_small_networks_are_decided_as_enumeration_decides_them(hidden: tuple[in
         program = network(seed, hidden)
         lower, upper, labels, centres = balls(program, seed, 12, radius=4 + seed)
         for i, d in enumerate(decided(program, lower, upper, labels, centres, "300n")):
-            assert d.record.verdict is not None, d.why
+            assert d.record.verdict is not None, d.effort.why
             assert isinstance(d.record.verdict, Robust) == robust(program, lower[i], upper[i], int(labels[i]))
-            means[d.by] += 1
+            means[d.effort.by] += 1
     assert means["lines"] and means["attack"]
 
 
@@ -117,9 +117,9 @@ def test_no_budget_decides_by_lines_alone() -> None:
     program = network(2)
     for budget in ("0s", "0n"):
         found = decided(program, *balls(program, 2, 12, radius=6), budget)
-        assert {d.by for d in found} <= {"intervals", "lines", "nothing"}
-        assert all((d.record.verdict is None) == (d.by == "nothing") for d in found)
-        assert len(summary(found)) == 1 + sum(d.by == "nothing" for d in found)
+        assert {d.effort.by for d in found} <= {"intervals", "lines", "nothing"}
+        assert all((d.record.verdict is None) == (d.effort.by == "nothing") for d in found)
+        assert len(summary([d.effort for d in found])) == 1 + sum(d.effort.by == "nothing" for d in found)
 
 
 def test_a_node_budget_gives_the_same_bytes_every_time() -> None:

@@ -19,15 +19,18 @@ from certificate_kit import GRAPH, MODEL, TFLM, X, Y
 
 import cactus_edge as ce
 from cactus_edge.certify import cluster as cluster_module
+from cactus_edge.certify import crew as crew_module
 from cactus_edge.certify import processes, spread
 from cactus_edge.certify.cluster import Cluster
-from cactus_edge.certify.crew import decider
+from cactus_edge.certify.crew import Intervals, Proofs, crew, decider, finder, joined
+from cactus_edge.certify.find import find
 from cactus_edge.certify.processes import Processes
-from cactus_edge.certify.spread import Answer, Question, Slice, Spread, Store, answer, cut, join
+from cactus_edge.certify.spread import Alone, Answer, Crew, Question, Slice, Store, answer, cut, in_order
 from cactus_edge.cli import main
-from cactus_edge.errors import DataError, InputError, InstallError, InternalError
+from cactus_edge.errors import CertificateError, DataError, InputError, InstallError, InternalError
 from cactus_edge.ir.lowering import lower
 from cactus_edge.verify import decide
+from cactus_edge.verify.check import decided
 from cactus_edge.verify.decide import Decision
 from cactus_edge.verify.families import tone
 from cactus_edge.verify.regions import region
@@ -36,12 +39,14 @@ from cactus_edge.verify.runtimes import TFLITE, runtimes
 PROGRAM = lower(GRAPH, TFLM)
 REGION = region(PROGRAM, "1/64", (0, 1))
 MANY, LABELS = np.tile(X, (4, 1)), np.tile(Y, 4)
+WORK, DIGEST = Intervals(37), b"m" * 32
 
 
 @pytest.fixture(autouse=True)
 def short_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """More slices than workers, of unequal length."""
-    monkeypatch.setattr(spread, "SLICE", 37)
+    monkeypatch.setattr(crew_module, "INTERVAL_SLICE", 37)
+    monkeypatch.setattr(crew_module, "PROOF_SLICE", 37)
 
 
 @dataclass
@@ -70,13 +75,53 @@ def serial() -> Decision:
     return decide.certify(PROGRAM, REGION, MANY, LABELS)
 
 
-def test_joined_slices_are_a_serial_run() -> None:
-    for order in (list, lambda s: s[::-1], lambda s: [*s[1:], s[0]]):
-        assert equal(Spread(Here(order))(PROGRAM, REGION, MANY, LABELS), serial())
+def proof(by: Crew, keep: Path | None = None, progress: Callable[[int], None] = lambda done: None) -> bytes:
+    return finder(by, keep, progress, falsify=True)(PROGRAM, REGION, MANY, LABELS, DIGEST)
+
+
+def ask_for_two_arithmetics(by: Crew) -> None:
+    """What only the search in the worker refuses."""
+    mixture = runtimes(MODEL, "litert-ref,tflm", TFLITE).program
+    with pytest.raises(InputError, match="one for one arithmetic"):
+        finder(by, falsify=True)(mixture, REGION, MANY, LABELS, DIGEST)
+
+
+ORDERS: dict[str, Callable[[Sequence[Slice]], Sequence[Slice]]] = {
+    "forwards": list,
+    "backwards": lambda s: s[::-1],
+    "turned": lambda s: [*s[1:], s[0]],
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_joined_slices_are_a_serial_run(order: str) -> None:
+    assert equal(decider(1, Here(ORDERS[order]))(PROGRAM, REGION, MANY, LABELS), serial())
+    assert proof(Here(ORDERS[order])) == proof(Alone())
 
 
 def test_processes_are_a_serial_run() -> None:
-    assert equal(Spread(Processes(2))(PROGRAM, REGION, MANY, LABELS), serial())
+    assert equal(decider(1, Processes(2))(PROGRAM, REGION, MANY, LABELS), serial())
+    assert proof(Processes(2)) == proof(Alone())
+
+
+def test_joined_proofs_are_one_proof_of_all() -> None:
+    """Without an attack the slices make no difference: the bytes are those of one search over all samples."""
+    together = find(PROGRAM, REGION, MANY, LABELS, DIGEST)
+    assert finder(Alone())(PROGRAM, REGION, MANY, LABELS, DIGEST) == together
+    shown, against = decided(PROGRAM, REGION, MANY, LABELS, proof(Alone()), DIGEST)
+    assert shown.certified.sum() == decided(PROGRAM, REGION, MANY, LABELS, together, DIGEST)[0].certified.sum() > 0
+    assert against.any()
+
+
+def test_proofs_in_another_order_are_no_proof() -> None:
+    """Two samples with different boxes: the checker refuses a join of swapped slices, whoever joined them."""
+    halves = [find(PROGRAM, REGION, X[part], Y[part], DIGEST) for part in (slice(0, 20), slice(20, 40))]
+    assert decided(PROGRAM, REGION, X, Y, joined(PROGRAM, halves), DIGEST)[0].certified.any()
+    for wrong in (halves[::-1], [halves[0], halves[0]], halves[:1]):
+        with pytest.raises(CertificateError):
+            decided(PROGRAM, REGION, X, Y, joined(PROGRAM, wrong), DIGEST)
+    with pytest.raises(InternalError, match="one question"):
+        joined(PROGRAM, [halves[0], find(PROGRAM, REGION, X, Y, b"n" * 32)])
 
 
 def test_every_program_and_region_travels() -> None:
@@ -85,11 +130,11 @@ def test_every_program_and_region_travels() -> None:
     named = [runtimes(MODEL, name, TFLITE) for name in ("tflm", "all")]
     for program in [p for r in named for p in (r.program, *r.programs)]:
         for around in (REGION, toned):
-            sent = pickle.loads(pickle.dumps(Question(program, around)))
-            assert sent.digest == Question(program, around).digest
-            there = Spread(Here())(sent.program, sent.region, X[:5], Y[:5])
+            sent = pickle.loads(pickle.dumps(Question(program, around, WORK)))
+            assert sent.digest == Question(program, around, WORK).digest
+            there = decider(1, Here())(sent.program, sent.region, X[:5], Y[:5])
             assert equal(there, decide.certify(program, around, X[:5], Y[:5]))
-    assert len({Question(p, REGION).digest for r in named for p in r.programs}) == len(named[1].programs)
+    assert len({Question(p, REGION, WORK).digest for r in named for p in r.programs}) == len(named[1].programs)
 
 
 def test_slices_depend_on_the_data_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,14 +147,14 @@ def test_slices_depend_on_the_data_alone(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def answered() -> tuple[Question, list[Slice], list[Answer]]:
-    question = Question(PROGRAM, REGION)
+    question = Question(PROGRAM, REGION, WORK)
     slices = cut(MANY, LABELS, 40)
     return question, slices, [answer(question, part) for part in slices]
 
 
 def test_a_mixed_up_join_is_refused() -> None:
     question, slices, answers = answered()
-    assert equal(join(question, slices, answers), serial())
+    assert len(in_order(question, slices, answers)) == 4
     # All four slices hold the same samples at other places: only the place tells them apart.
     for wrong in (
         [answers[1], answers[0], *answers[2:]],
@@ -120,47 +165,63 @@ def test_a_mixed_up_join_is_refused() -> None:
         [replace(answers[0], found={k: v[:-1] for k, v in answers[0].found.items()}), *answers[1:]],
     ):
         with pytest.raises(InternalError):
-            join(question, slices, wrong)
+            in_order(question, slices, wrong)
     for other in (
+        replace(question, work=Proofs(DIGEST, True, False, 40)),
         replace(question, region=region(PROGRAM, "1/65", (0, 1))),
         replace(question, program=runtimes(MODEL, "litert-ref", TFLITE).program),
     ):
         with pytest.raises(InternalError):
-            join(other, slices, answers)
+            in_order(other, slices, answers)
 
 
 def test_the_refusal_is_what_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the keys not compared, two swapped slices join to another decision without a word."""
-    question, slices = Question(PROGRAM, REGION), cut(MANY[:37], LABELS[:37], 20)
-    answers = [answer(question, slices[0]), answer(question, slices[1])]
+    """With the keys not compared, swapped slices join to another decision without a word."""
+
+    def swapped(a: Answer) -> Answer:
+        return replace(a, start={0: 37, 37: 0}.get(a.start, a.start))
+
+    with pytest.raises(InternalError, match="does not belong"):
+        decider(1, Here(spoil=swapped))(PROGRAM, REGION, MANY, LABELS)
     monkeypatch.setattr(spread, "_require", lambda *_: None)
-    assert not equal(join(question, slices, answers[::-1]), decide.certify(PROGRAM, REGION, MANY[:37], LABELS[:37]))
+    assert not equal(decider(1, Here(spoil=swapped))(PROGRAM, REGION, MANY, LABELS), serial())
 
 
 def test_a_spoilt_answer_is_refused_when_it_comes(tmp_path: Path) -> None:
-    crew = Here(spoil=lambda a: replace(a, start=0) if a.start == 74 else a)
+    by = Here(spoil=lambda a: replace(a, start=0) if a.start == 74 else a)
     with pytest.raises(InternalError, match="does not belong"):
-        Spread(crew, tmp_path)(PROGRAM, REGION, MANY, LABELS)
+        decider(1, by, tmp_path)(PROGRAM, REGION, MANY, LABELS)
 
 
 def test_what_was_finished_is_not_done_again(tmp_path: Path) -> None:
     first = Here(stop_after=2)
     with pytest.raises(KeyboardInterrupt):
-        Spread(first, tmp_path)(PROGRAM, REGION, MANY, LABELS)
+        decider(1, first, tmp_path)(PROGRAM, REGION, MANY, LABELS)
     told: list[int] = []
     second = Here()
-    found = Spread(second, tmp_path, told.append)(PROGRAM, REGION, MANY, LABELS)
+    found = decider(1, second, tmp_path, told.append)(PROGRAM, REGION, MANY, LABELS)
     assert equal(found, serial())
     assert sorted(first.seen + second.seen) == [0, 37, 74, 111, 148] and len(second.seen) == 3
     assert told == [111, 148, 160]
     third = Here()
-    assert equal(Spread(third, tmp_path)(PROGRAM, REGION, MANY, LABELS), found)
+    assert equal(decider(1, third, tmp_path)(PROGRAM, REGION, MANY, LABELS), found)
     assert third.seen == []
+
+
+def test_proofs_are_not_found_again_either(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        proof(Here(stop_after=2), tmp_path)
+    by = Here()
+    assert proof(by, tmp_path) == proof(Alone())
+    assert by.seen == [74, 111, 148]
+    by = Here()
+    finder(by, tmp_path, falsify=False)(PROGRAM, REGION, MANY, LABELS, DIGEST)
+    assert len(by.seen) == 5, "another search is another question"
 
 
 @pytest.mark.parametrize("what", ["radius", "samples", "labels", "code"])
 def test_another_question_finds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
-    Spread(Here(), tmp_path)(PROGRAM, REGION, MANY, LABELS)
+    decider(1, Here(), tmp_path)(PROGRAM, REGION, MANY, LABELS)
     around, x, labels = REGION, MANY, LABELS
     match what:
         case "radius":
@@ -171,21 +232,21 @@ def test_another_question_finds_nothing(tmp_path: Path, monkeypatch: pytest.Monk
             labels = (LABELS + 1) % 3
         case _:
             monkeypatch.setattr(spread, "code_digest", lambda: "another")
-    crew = Here()
-    Spread(crew, tmp_path)(PROGRAM, around, x, labels)
-    assert len(crew.seen) == 5
+    by = Here()
+    decider(1, by, tmp_path)(PROGRAM, around, x, labels)
+    assert len(by.seen) == 5
 
 
 def test_what_is_kept_may_be_damaged_or_moved(tmp_path: Path) -> None:
-    Spread(Here(), tmp_path)(PROGRAM, REGION, MANY, LABELS)
+    decider(1, Here(), tmp_path)(PROGRAM, REGION, MANY, LABELS)
     (folder,) = tmp_path.iterdir()
     (folder / "0.npz").write_bytes((folder / "37.npz").read_bytes())
     (folder / "74.npz").write_bytes((folder / "74.npz").read_bytes()[:50])
     (folder / "111.npz").write_bytes(b"")
-    crew = Here()
-    assert equal(Spread(crew, tmp_path)(PROGRAM, REGION, MANY, LABELS), serial())
-    assert crew.seen == [0, 74, 111]
-    assert Store(None, Question(PROGRAM, REGION)).load(cut(MANY, LABELS, 37)[0]) is None
+    by = Here()
+    assert equal(decider(1, by, tmp_path)(PROGRAM, REGION, MANY, LABELS), serial())
+    assert by.seen == [0, 74, 111]
+    assert Store(None, Question(PROGRAM, REGION, WORK)).load(cut(MANY, LABELS, 37)[0]) is None
 
 
 def test_a_worker_that_dies_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,24 +259,27 @@ def test_a_worker_that_dies_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None
         return ask(worker, part)
 
     monkeypatch.setattr(processes, "_ask", dying)
-    assert equal(Spread(Processes(2))(PROGRAM, REGION, MANY, LABELS), serial())
+    assert equal(decider(1, Processes(2))(PROGRAM, REGION, MANY, LABELS), serial())
     assert sorted(died) == [37, 37, 111, 111]
 
 
 def test_a_slice_that_kills_every_worker_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(processes, "COMMAND", "import sys; sys.stdin.buffer.read(10)")
     with pytest.raises(InputError, match=r"3 workers ended over samples \d+ to \d+") as error:
-        Spread(Processes(2), tmp_path)(PROGRAM, REGION, MANY, LABELS)
+        decider(1, Processes(2), tmp_path)(PROGRAM, REGION, MANY, LABELS)
     assert "--workers" in error.value.hint
 
 
 def test_a_users_mistake_comes_back_as_one() -> None:
-    with pytest.raises(DataError, match="domain"):
-        Spread(Processes(1))(PROGRAM, REGION, MANY * 2, LABELS)
+    ask_for_two_arithmetics(Processes(1))
+    outside = MANY.copy()
+    outside[123, 4] = 2
+    with pytest.raises(DataError, match=r"sample 123 holds 2\.0"):
+        decider(1, Processes(1))(PROGRAM, REGION, outside, LABELS)
 
 
 def test_no_worker_outlives_its_work() -> None:
-    answers = Processes(2).answers(Question(PROGRAM, REGION), cut(MANY, LABELS, 1))
+    answers = Processes(2).answers(Question(PROGRAM, REGION, WORK), cut(MANY, LABELS, 1))
     next(answers)
     assert len(children()) == 2
     answers.close()  # type: ignore[attr-defined]
@@ -234,18 +298,19 @@ def children() -> list[int]:
 @pytest.mark.parametrize("workers", [-1, 100_000])
 def test_a_number_of_workers_that_is_none(workers: int) -> None:
     with pytest.raises(InputError, match="workers"):
-        decider(1, workers)
+        crew(workers)
 
 
 def test_workers_or_a_cluster() -> None:
     with pytest.raises(InputError, match="exclude"):
-        decider(1, 2, "dask://localhost:8786")
+        crew(2, "dask://localhost:8786")
+    assert isinstance(crew(), Alone) and crew(3) == Processes(3) and crew(0, "dask://h:1") == Cluster("dask://h:1")
 
 
 def files(folder: Path, copies: int) -> list[str]:
     (folder / "m.tflite").write_bytes(MODEL)
     np.savez(folder / "x.npz", x=np.tile(X, (copies, 1)), y=np.tile(Y, copies))
-    return ["certify", f"{folder}/m.tflite", f"--data={folder}/x.npz", "--eps=1/64", "--domain=0,1"]
+    return ["certify", f"{folder}/m.tflite", f"--data={folder}/x.npz", "--eps=1/64", "--domain=0,1", "--bounds=linear"]
 
 
 def without_time(path: Path) -> list[str]:
@@ -277,13 +342,14 @@ def test_ctrl_c_and_the_same_command_again(tmp_path: Path) -> None:
     assert not parts.exists() and marked
     assert main([*command, f"--out={tmp_path / 'serial.json'}"]) == 0
     assert without_time(out) == without_time(tmp_path / "serial.json")
+    assert out.with_suffix(".proof").read_bytes() == (tmp_path / "serial.proof").read_bytes()
 
 
 def test_the_certificate_is_the_serial_one_for_a_mixture_too() -> None:
-    options: dict[str, Any] = {"eps": "1/64", "domain": (0, 1), "profile": "litert-ref,tflm"}
+    options: dict[str, Any] = {"eps": "1/64", "domain": (0, 1), "profile": "litert-ref,tflm", "bounds": "linear"}
     alone, spreaded = (ce.certify(MODEL, X[:9], Y[:9], **options, workers=n) for n in (0, 2))
     rest = [{k: v for k, v in c.record.items() if k not in ("created", "sha256")} for c in (alone, spreaded)]
-    assert rest[0] == rest[1]
+    assert rest[0] == rest[1] and alone.proof == spreaded.proof is not None
 
 
 dask = pytest.importorskip("distributed", reason="no distributed")
@@ -303,11 +369,11 @@ def address(cluster: Any) -> str:
 
 
 def test_a_cluster_is_a_serial_run(local: Any) -> None:
-    assert equal(Spread(Cluster(address(local)))(PROGRAM, REGION, MANY, LABELS), serial())
+    assert equal(decider(1, Cluster(address(local)))(PROGRAM, REGION, MANY, LABELS), serial())
 
 
 def test_a_worker_of_the_cluster_dies(local: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spread, "SLICE", 4)
+    monkeypatch.setattr(crew_module, "PROOF_SLICE", 4)
     victim = next(iter(local.workers.values())).pid
 
     def kill(done: int) -> None:
@@ -316,19 +382,17 @@ def test_a_worker_of_the_cluster_dies(local: Any, monkeypatch: pytest.MonkeyPatc
             os.kill(victim, signal.SIGKILL)
 
     killed: list[int] = []
-    found = Spread(Cluster(address(local)), progress=kill)(PROGRAM, REGION, MANY, LABELS)
-    assert equal(found, serial()) and killed
+    assert proof(Cluster(address(local)), progress=kill) == proof(Alone()) and killed
 
 
 def test_the_users_mistake_comes_back_from_a_cluster(local: Any) -> None:
-    with pytest.raises(DataError, match="domain"):
-        Spread(Cluster(address(local)))(PROGRAM, REGION, MANY * 2, LABELS)
+    ask_for_two_arithmetics(Cluster(address(local)))
 
 
 def test_workers_with_another_code_are_refused(local: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_module, "code_digest", lambda: "0.0.0 another")
     with pytest.raises(InstallError, match=r"of \d workers lack cactus-edge 0\.0\.0 another") as error:
-        Spread(Cluster(address(local)))(PROGRAM, REGION, MANY, LABELS)
+        decider(1, Cluster(address(local)))(PROGRAM, REGION, MANY, LABELS)
     assert "same version" in error.value.hint
 
 
@@ -345,7 +409,7 @@ def test_through_the_command_line(local: Any, tmp_path: Path, capsys: pytest.Cap
 
 def test_nobody_at_that_address() -> None:
     with pytest.raises(InputError, match="no Dask scheduler answers"):
-        Spread(Cluster("dask://127.0.0.1:9", connect_s=0.5))(PROGRAM, REGION, MANY, LABELS)
+        decider(1, Cluster("dask://127.0.0.1:9", connect_s=0.5))(PROGRAM, REGION, MANY, LABELS)
 
 
 def test_a_cluster_without_workers() -> None:
@@ -355,13 +419,13 @@ def test_a_cluster_without_workers() -> None:
         ) as empty,
         pytest.raises(InputError, match="has no worker"),
     ):
-        Spread(Cluster(address(empty), connect_s=0.5))(PROGRAM, REGION, MANY, LABELS)
+        decider(1, Cluster(address(empty), connect_s=0.5))(PROGRAM, REGION, MANY, LABELS)
 
 
 @pytest.mark.parametrize("what", ["workers", "scheduler"])
 def test_a_cluster_that_goes_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     """What came back is kept; the error says how to go on."""
-    monkeypatch.setattr(spread, "SLICE", 4)
+    monkeypatch.setattr(crew_module, "PROOF_SLICE", 4)
     monkeypatch.setattr(cluster_module, "POLL_S", 0.2)
     with dask.LocalCluster(
         n_workers=1, processes=False, protocol="tcp://", dashboard_address=":0", silence_logs=50
@@ -372,6 +436,6 @@ def test_a_cluster_that_goes_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
                 leaving.scale(0) if what == "workers" else leaving.close()
 
         with pytest.raises(InputError, match="cluster at dask") as error:
-            Spread(Cluster(address(leaving), patience_s=0.5), tmp_path, leave)(PROGRAM, REGION, MANY, LABELS)
+            proof(Cluster(address(leaving), patience_s=0.5), tmp_path, leave)
     assert "run the same command again" in error.value.hint
     assert list(tmp_path.glob("*/*.npz"))

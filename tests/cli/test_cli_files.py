@@ -335,12 +335,13 @@ def test_certify_tells_refuted_from_open(model: Path, data: Path, tmp_path: Path
 
 
 def test_certify_within_a_budget(model: Path, data: Path, tmp_path: Path, capsys: Shown) -> None:
-    """By nodes: every region is decided or says why not, the proof is accepted, and a second run writes the same one."""
+    """By nodes: every region is decided or says why not, the proof is accepted, and other processes write the same one."""
     pytest.importorskip("torch")
     proofs = []
-    for name in ("a.json", "b.json"):
-        made = tmp_path / name
-        assert main(["certify", str(model), f"--data={data}", "--eps=2", "--budget=9n", f"--out={made}"]) == 0
+    for workers in (0, 1):
+        made = tmp_path / f"{workers}.json"
+        files = [str(model), f"--data={data}", f"--out={made}"]
+        assert main(["certify", *files, "--eps=2", "--budget=9n", f"--workers={workers}"]) == 0
         shown = capsys.readouterr().out
         assert "decided by" in shown and ("open: " in shown) == ("open         0" not in shown)
         assert main(["verify", str(made), f"--model={model}", f"--data={data}"]) == 0
