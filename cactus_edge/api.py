@@ -279,7 +279,7 @@ def certify_files(
         row.get("conditional_on", ""),
         row.get("excluded", {}),
         proof,
-        certificate.refuted,
+        certificate.refuted if attack else None,
     )
 
 

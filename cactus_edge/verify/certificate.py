@@ -103,8 +103,7 @@ def certify_file(
     around, digest = region(asked.program, eps, domain, family, per_sample), hashlib.sha256(model).digest()
     proofs = None
     if find is not None:
-        programs = [asked.program, *(asked.programs if asked.several else ())]
-        proofs = b"".join(find(program, around, x, labels, digest) for program in programs)
+        proofs = b"".join(find(program, around, x, labels, digest) for program in asked.proved)
     proved = prove_claims(model, x, labels, around, asked, decide, form, proofs)
     record = {
         "format": FORMAT,
@@ -176,12 +175,13 @@ def prove_claims(
         each = _each(asked, region, x, labels, decision, decide) if asked.several else {}
     else:
         listed = split(proofs)
-        named = {p.profile.name: p for p in ([program, *asked.programs] if asked.several else [program])}
+        named = {p.profile.name: p for p in asked.proved}
         if set(listed) != set(named):
             raise CertificateError(f"the proofs are for {', '.join(listed)}, expected {', '.join(named)}")
         shown = {n: decided(p, region, x, labels, listed[n], digest.digest()) for n, p in named.items()}
         decision, against = shown[program.profile.name]
-        each = {n: _joined(decision, own) for n, (own, _) in shown.items()} if asked.several else {}
+        alone = (p.profile.name for p in asked.programs)
+        each = {name: _joined(decision, shown[name][0]) for name in alone} if asked.several else {}
         for name, own in each.items():
             if (own.certified & shown[name][1]).any():
                 raise InternalError("a sample is certified and has a counterexample", hint="please report this model")

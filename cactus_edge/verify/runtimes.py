@@ -67,6 +67,11 @@ class Runtimes:
         return mix(self.programs)
 
     @property
+    def proved(self) -> Sequence[Program]:
+        """What there are verdicts about: any mixture of them, and each of several by itself."""
+        return self.programs if len(self.programs) == 1 else [self.program, *self.programs]
+
+    @property
     def several(self) -> bool:
         return len(self.programs) > 1 or self.name == ALL
 

@@ -349,6 +349,7 @@ def test_several_profiles_have_a_proof_each() -> None:
     assert made.proof is not None
     assert set(split(made.proof)) == {"litert-xnnpack,tflm", "litert-xnnpack", "tflm"}
     assert recheck(made.to_bytes(), MODEL, X, Y, proof=made.proof).accepted
+    assert set(made.each) == {"litert-xnnpack", "tflm"}
     for name, own in made.each.items():
         assert not (made.decision.certified & ~own.certified).any(), name
     with pytest.raises(InputError, match="one for one arithmetic"):
