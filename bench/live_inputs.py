@@ -21,10 +21,10 @@ from cactus_edge.board import Options, bound_on_board, run_on_board
 from cactus_edge.device.firmware import build_firmware
 from cactus_edge.device.targets import load_target
 from cactus_edge.errors import UnsupportedError
+from cactus_edge.formats.c.blob import blob_digest
 from cactus_edge.formats.c.write import write_c
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.atoms import Program
-from cactus_edge.ir.blob import blob_digest
 from cactus_edge.ir.evaluate import quantised
 from cactus_edge.ir.lowering import lower
 from cactus_edge.resources import sha256

@@ -24,6 +24,20 @@ import_module("cactus_edge.verify")
 from cactus_edge.api import build, certify, verify  # noqa: E402
 from cactus_edge.api_boards import bench, flash, targets  # noqa: E402
 from cactus_edge.api_files import agree, convert, inspect, run  # noqa: E402
+from cactus_edge.api_radius import max_eps  # noqa: E402
 from cactus_edge.api_signing import sign  # noqa: E402
 
-__all__ = ["agree", "bench", "build", "certify", "convert", "flash", "inspect", "run", "sign", "targets", "verify"]
+__all__ = [
+    "agree",
+    "bench",
+    "build",
+    "certify",
+    "convert",
+    "flash",
+    "inspect",
+    "max_eps",
+    "run",
+    "sign",
+    "targets",
+    "verify",
+]

@@ -295,7 +295,7 @@ def certify_files(
         row.get("conditional_on", ""),
         row.get("excluded", {}),
         proof,
-        certificate.refuted,
+        certificate.refuted if attack or budget else None,
         summary(efforts) if efforts else (),
     )
 

@@ -304,9 +304,9 @@ def flash(firmware: Path | str, *, target: str, model: Path | str | None = None,
     """
     from cactus_edge.device.flash import flash
     from cactus_edge.device.targets import load_board
+    from cactus_edge.formats.c.blob import blob_digest
     from cactus_edge.formats.read import read_for
     from cactus_edge.ir.arithmetic import profile
-    from cactus_edge.ir.blob import blob_digest
 
     image, board = Path(firmware), load_board(target)
     source = Path(model) if model is not None else image.parent / "model.tflite"

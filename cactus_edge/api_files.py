@@ -207,8 +207,8 @@ def default_profile(data: bytes) -> str:
 
 def file_formats() -> dict[str, FileFormat]:
     """What can be certified, by the name that `verify.read.format_of` gives it."""
+    from cactus_edge.formats.c.certified import TFLITE
     from cactus_edge.formats.onnx.certified import ONNX
-    from cactus_edge.verify.runtimes import TFLITE
 
     return {form.name: form for form in (TFLITE, ONNX)}
 

@@ -48,7 +48,7 @@ def run_on_board(
     A difference is reported together with the first op that differs. Finished inputs stay in `folder`.
     """
     from cactus_edge.device.measure import bench
-    from cactus_edge.ir.blob import blob_digest, op_nodes
+    from cactus_edge.formats.c.blob import blob_digest, op_nodes
 
     graph = program.graph
 
@@ -84,8 +84,8 @@ def bound_on_board(
     """Bounds the decision around int8 inputs [N, *shape] on the board, and compares each verdict with `verify`'s by intervals."""
     from cactus_edge.device.connect import connect, require_digest
     from cactus_edge.device.live import bench_live
+    from cactus_edge.formats.c.blob import blob_digest
     from cactus_edge.formats.c.live import live_boxes, live_decider
-    from cactus_edge.ir.blob import blob_digest
 
     decider = live_decider(program)
     low, high = live_boxes(inputs, radius)

@@ -1,7 +1,7 @@
 """What a .tflite or .onnx file holds: its ops, what they cost, how large its sums get, which profiles can run it. numpy alone.
 
 Nothing is executed. Every number comes from the graph read back from the bytes (`formats.read`), the memory plan
-(`ir.plan`) and the overflow proof (`verify.overflow`).
+(`formats.c.plan`) and the overflow proof (`verify.overflow`).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import numpy as np
 from cactus_edge.comparison import C_PROFILE, Table
 from cactus_edge.errors import InstallError, ModelError
 from cactus_edge.formats.agree import RUNTIMES, Runtime
+from cactus_edge.formats.c.blob import build
+from cactus_edge.formats.c.plan import plan
 from cactus_edge.formats.onnx.tensorrt import read_tensorrt
 from cactus_edge.formats.read import AnyModel, graph_for, read_model
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import PROFILES, profile
-from cactus_edge.ir.blob import build
 from cactus_edge.ir.graph import Graph, Node, Tensor
 from cactus_edge.ir.lowering import lower
-from cactus_edge.ir.plan import plan
 from cactus_edge.ir.profile import Profile
 from cactus_edge.ir.tensorrt import TENSORRT
 from cactus_edge.report.table import Column
@@ -89,7 +89,7 @@ class Inspection:
     """What `inspect` found. Sizes in bytes.
 
     live_bytes: the largest sum of integer activations, and of the portable C's scratch, alive at one op: no memory plan with
-    the in-place rules of `ir.plan` can do with less. arena_bytes: what that plan takes. c_bytes: constants of the portable C,
+    the in-place rules of `formats.c.plan` can do with less. arena_bytes: what that plan takes. c_bytes: constants of the portable C,
     0 where `c_refusal` says why there is none.
     """
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from cactus_edge import assess
 from cactus_edge.board import Options, device_result, run_on_board
+from cactus_edge.formats.c.certified import TFLITE
 from cactus_edge.ir.arithmetic import profile as named_profile
 from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.lowering import lower
@@ -27,7 +28,6 @@ from cactus_edge.recipe import Recipe, load_recipe
 from cactus_edge.resources import sha256, write_atomic
 from cactus_edge.samples import write_samples
 from cactus_edge.steps import Result, Steps
-from cactus_edge.verify.runtimes import TFLITE
 from cactus_edge.verify.tflite_read import read_tflite
 from cactus_edge.version import __version__
 
@@ -236,9 +236,9 @@ class Chain:
     def agree(self, advance: Advance) -> Result:
         """Compares the file in the TFLM wheel, and the compiled C, with the interpreter, bit for bit."""
         from cactus_edge.formats.agree import agree
+        from cactus_edge.formats.c.blob import build as build_blob
         from cactus_edge.formats.c.host import agree_c
         from cactus_edge.formats.c.write import CSources
-        from cactus_edge.ir.blob import build as build_blob
 
         rng = np.random.default_rng(self.recipe.train.seed)
         noise = rng.integers(-128, 128, (AGREE_SAMPLES // 4, *self.test.x.shape[1:])).astype(np.int8)

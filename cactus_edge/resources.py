@@ -24,7 +24,7 @@ def data_path(*parts: str) -> Path:
     raise InternalError(f"the installation lacks {'/'.join(parts)}", hint="reinstall cactus-edge")
 
 
-SCHEMAS = ("certificate", "statement")
+SCHEMAS = ("certificate", "statement", "radii")
 """What is published as JSON Schema; `schemas/NAME-VERSION.json`, whose version is the one that the files themselves name."""
 
 

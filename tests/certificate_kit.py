@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from cactus_edge.formats.c.blob import to_blob
+from cactus_edge.formats.c.certified import TFLITE
 from cactus_edge.formats.tflite import write_tflite
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import profile
-from cactus_edge.ir.blob import to_blob
 from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.evaluate import evaluate
 from cactus_edge.ir.graph import Graph, Tensor
 from cactus_edge.resources import SCHEMAS, schema
 from cactus_edge.verify.certificate import certify_file
+from cactus_edge.verify.recheck import recheck as verify_recheck
 
 TFLM = profile("tflm")
 
@@ -57,7 +59,11 @@ def elf(loaded: bytes, trailing: bytes = b"") -> bytes:
 def issue(**changes: Any) -> bytes:
     """A certificate of MODEL around X."""
     options: dict[str, Any] = {"eps": "1/64", "domain": (0, 1), "profile": "tflm", "unit": "pixel", "created": "then"}
-    return certify_file(MODEL, X, Y, **(options | changes)).to_bytes()
+    return certify_file(MODEL, X, Y, **({"form": TFLITE} | options | changes)).to_bytes()
+
+
+recheck = functools.partial(verify_recheck, formats=(TFLITE,))
+"""With the image of firmware, as the verb has it."""
 
 
 @functools.cache

@@ -25,13 +25,13 @@ from strategies import MIDDLE, random_graph, random_inputs
 from tflite_edit import every_op_file
 
 from cactus_edge.errors import CertificateError, InputError, ModelError
+from cactus_edge.formats.c.plan import plan
 from cactus_edge.formats.read import read_model
 from cactus_edge.formats.tflite import write_tflite
 from cactus_edge.ir.arithmetic import PROFILES, profile
 from cactus_edge.ir.evaluate import run
 from cactus_edge.ir.graph import Graph
 from cactus_edge.ir.lowering import lower
-from cactus_edge.ir.plan import plan
 from cactus_edge.recipe import BUILT_IN, parse_recipe
 from cactus_edge.samples import read_inputs
 from cactus_edge.verify.certificate import certify_file, seal
@@ -359,6 +359,6 @@ def compared(data: bytes, runtimes: Sequence[str]) -> str:
 
 def tflm_blob(model: bytes) -> bytes:
     """The model's canonical blob."""
-    from cactus_edge.ir.blob import to_blob
+    from cactus_edge.formats.c.blob import to_blob
 
     return to_blob(read_tflite(model).graph, profile("tflm"))

@@ -24,6 +24,14 @@ def add_parser(verbs: Any) -> None:
         "one per channel or per feature",
     )
     p.add_argument(
+        "--max-eps",
+        action="store_true",
+        help="instead of one radius the largest certified and the smallest refuted one of every sample",
+    )
+    p.add_argument(
+        "--plot", type=Path, metavar="FILE.png|svg", help="with --max-eps: the share of samples against the radius"
+    )
+    p.add_argument(
         "--unit",
         choices=("data", "lsb"),
         default="data",
@@ -127,6 +135,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Certifies, writes the certificate, prints the verdict; or bounds chances, and writes and prints those."""
     if arguments.semantic:
         return _semantic(arguments)
+    if arguments.max_eps:
+        return _max_eps(arguments)
+    if arguments.plot is not None:
+        raise InputError("--plot is about radii", hint="--max-eps")
     from cactus_edge import api
     from cactus_edge.api_regions import Flags
     from cactus_edge.report.table import pairs
@@ -157,6 +169,32 @@ def run(arguments: argparse.Namespace) -> int:
     print(pairs(result.summary()))
     enough = arguments.require is None or 100 * result.certified >= arguments.require * result.total
     return GOOD if enough else NEGATIVE
+
+
+def _max_eps(arguments: argparse.Namespace) -> int:
+    """--require asks for the samples that are certified at any radius."""
+    from cactus_edge import api_radius
+    from cactus_edge.report.table import pairs
+
+    asked = ("eps", "noise", "patch", "brightness", "contrast", "pivot", "cells", "firmware")
+    if given := [name for name in asked if getattr(arguments, name)]:
+        raise InputError(
+            f"--max-eps finds l-inf radii, and --{given[0]} asks for a region", hint="one command for each"
+        )
+    found = api_radius.max_eps_files(
+        arguments.model,
+        arguments.data,
+        out=arguments.out,
+        plot=arguments.plot,
+        domain=arguments.domain,
+        profile=arguments.profile,
+        bounds=arguments.bounds,
+        workers=arguments.workers,
+        cluster=arguments.cluster,
+    )
+    print(pairs(found.summary()))
+    share = 100 * found.radii.certificate.decision.certified.mean()
+    return GOOD if arguments.require is None or share >= arguments.require else NEGATIVE
 
 
 def _semantic(arguments: argparse.Namespace) -> int:

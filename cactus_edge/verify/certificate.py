@@ -17,11 +17,9 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from cactus_edge.errors import CertificateError, InternalError, MismatchError, UnsupportedError
+from cactus_edge.errors import CertificateError, InternalError, MismatchError
 from cactus_edge.ir.arithmetic import profile_table_digest
 from cactus_edge.ir.atoms import Program
-from cactus_edge.ir.blob import to_blob
-from cactus_edge.ir.blob_format import PROFILE
 from cactus_edge.verify.check import decided
 from cactus_edge.verify.decide import RULE, Decision, certify
 from cactus_edge.verify.elf import find_blob
@@ -105,8 +103,7 @@ def certify_file(
     around, digest = region(asked.program, eps, domain, family, per_sample), hashlib.sha256(model).digest()
     proofs = None
     if find is not None:
-        programs = [asked.program, *(asked.programs if asked.several else ())]
-        proofs = b"".join(find(program, around, x, labels, digest) for program in programs)
+        proofs = b"".join(find(program, around, x, labels, digest) for program in asked.proved)
     proved = prove_claims(model, x, labels, around, asked, decide, form, proofs)
     record = {
         "format": FORMAT,
@@ -121,13 +118,15 @@ def certify_file(
     return Certificate(seal(record), proved.decision, proved.each, proved.facts, proofs, proved.refuted)
 
 
-def add_firmware(certificate: bytes, model: bytes, firmware: Sequence[tuple[str, bytes]]) -> bytes:
+def add_firmware(
+    certificate: bytes, model: bytes, firmware: Sequence[tuple[str, bytes]], form: FileFormat = TFLITE
+) -> bytes:
     """The certificate with more firmware images (target, ELF bytes) bound to it. Raises MismatchError as `certify_file` does."""
     record = decode(certificate)
     name, _, _ = question(record)
     match record:
         case {"model": {"sha256": digest}, "firmware": list() as listed} if digest == hashlib.sha256(model).hexdigest():
-            blob = _blob(runtimes(model, name, TFLITE))
+            blob = None if form.image is None else form.image(runtimes(model, name, form))
         case _:
             raise MismatchError("the certificate is about another model file")
     entries = [*listed, *(_firmware_entry(target, elf, blob) for target, elf in firmware)]
@@ -167,7 +166,7 @@ def prove_claims(
     """
     program = asked.program
     check_data(program, x, labels)
-    blob = _blob(asked)
+    blob = None if form.image is None else form.image(asked)
     facts = prove(program)
     digest = hashlib.sha256(model)
     against: Bools | None = None
@@ -176,12 +175,13 @@ def prove_claims(
         each = _each(asked, region, x, labels, decision, decide) if asked.several else {}
     else:
         listed = split(proofs)
-        named = {p.profile.name: p for p in ([program, *asked.programs] if asked.several else [program])}
+        named = {p.profile.name: p for p in asked.proved}
         if set(listed) != set(named):
             raise CertificateError(f"the proofs are for {', '.join(listed)}, expected {', '.join(named)}")
         shown = {n: decided(p, region, x, labels, listed[n], digest.digest()) for n, p in named.items()}
         decision, against = shown[program.profile.name]
-        each = {n: _joined(decision, own) for n, (own, _) in shown.items()} if asked.several else {}
+        alone = (p.profile.name for p in asked.programs)
+        each = {name: _joined(decision, shown[name][0]) for name in alone} if asked.several else {}
         for name, own in each.items():
             if (own.certified & shown[name][1]).any():
                 raise InternalError("a sample is certified and has a counterexample", hint="please report this model")
@@ -247,15 +247,6 @@ def _verdict(decision: Decision) -> dict[str, Any]:
     }
 
 
-def _blob(asked: Runtimes) -> bytes | None:
-    """What the portable runtime executes, where its profile is among those asked for and it has a kernel for every op."""
-    program = asked.under(PROFILE)
-    try:
-        return None if program is None else to_blob(program.graph, program.profile)
-    except UnsupportedError:
-        return None
-
-
 def question(record: Mapping[str, Any]) -> tuple[str, Mapping[str, Any], str]:
     """(profile name, region object for `families.read_region`, INTERVAL or PROOF). Raises CertificateError where one is missing."""
     profile, asked, bounds = record.get("profile"), record.get("region"), record.get("bounds")
@@ -318,9 +309,8 @@ def _no_float(text: str) -> NoReturn:
 def _firmware_entry(target: str, elf: bytes, blob: bytes | None) -> dict[str, str]:
     if blob is None:
         raise MismatchError(
-            f"the firmware for {target} computes profile {PROFILE!r}, the certificate is for another one or for a model that "
-            "the C runtime cannot run",
-            hint=f"certify with --profile {PROFILE}; cactus-edge inspect says what the C runtime lacks",
+            f"the firmware for {target} does not compute the certificate's profile, or cannot run the model",
+            hint="certify with --profile tflm; cactus-edge inspect says what the C runtime lacks",
         )
     if find_blob(elf, blob, f"the firmware for {target}") is None:
         raise MismatchError(

@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 from cactus_edge.errors import CactusError, InputError, InstallError, ModelError
 from cactus_edge.ir.arithmetic import profile_table_digest
-from cactus_edge.ir.blob_format import PROFILE
 from cactus_edge.verify.certificate import (
     PROOF,
     UNCHECKED,
@@ -36,6 +35,8 @@ from cactus_edge.verify.runtimes import TFLITE, FileFormat, Runtimes, runtimes
 State = Literal["ok", "failed", "not checked"]
 
 CONFIRMED = "what the runtime makes of the file"
+IMAGE = "model.blob_sha256"
+NO_IMAGE = "what firmware has to hold"
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,11 @@ def recheck(
         else:
             done = {c.name for c in checks}
             checks += [_compare(p, value, record, p) for p, value in _leaves(proved.claims).items() if p not in done]
-            checks += [Check(p, "failed", "no such field", _text(v)) for p, v in _unknown(proved.claims, record)]
-            checks += _firmware(record, firmware, proved.blob)
+            unread = () if form.image else (IMAGE,)
+            checks += [
+                Check(p, "failed", "no such field", _text(v)) for p, v in _unknown(proved.claims, record, unread)
+            ]
+            checks += _firmware(record, firmware, proved.blob) if form.image else _unbound(record, firmware)
             checks += _confirmed(form, model, named)
     else:
         checks.append(Check("the proof", "not checked", "", "not reached"))
@@ -158,9 +162,9 @@ def _confirmed(form: FileFormat, model: bytes, named: Runtimes) -> Iterator[Chec
         yield Check(CONFIRMED, "ok", "integer kernels", "integer kernels")
 
 
-def _unknown(claims: Mapping[str, Any], record: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _unknown(claims: Mapping[str, Any], record: Mapping[str, Any], unread: Sequence[str]) -> list[tuple[str, Any]]:
     """The fields that no certificate has: refused, since nobody would have checked them."""
-    known = {*_leaves(claims), *UNCHECKED, "format", "version", "firmware", "sha256"}
+    known = {*_leaves(claims), *UNCHECKED, *unread, "format", "version", "firmware", "sha256"}
     # A key that is written as a path would stand for the field that the path names.
     dotted = [(key, value) for key, value in record.items() if "." in key]
     return dotted + [(path, value) for path, value in _leaves(record).items() if path not in known]
@@ -177,6 +181,16 @@ def _leaves(record: Mapping[str, Any]) -> dict[str, Any]:
     return leaves
 
 
+def _unbound(record: Mapping[str, Any], firmware: bytes | None) -> Iterator[Check]:
+    """What the certificate says of firmware, where the format does not say what firmware has to hold."""
+    match record.get("model"):
+        case {"blob_sha256": digest}:
+            yield Check(IMAGE, "not checked", NO_IMAGE, _text(digest))
+    if record.get("firmware") or firmware is not None:
+        state: State = "not checked" if firmware is None else "failed"
+        yield Check("firmware", state, NO_IMAGE, _text(record.get("firmware")))
+
+
 def _firmware(record: Mapping[str, Any], firmware: bytes | None, blob: bytes | None) -> Iterator[Check]:
     """Each listed image names this model's blob; the given one is listed and holds the blob byte for byte where it is loaded."""
     entries = record.get("firmware")
@@ -186,7 +200,7 @@ def _firmware(record: Mapping[str, Any], firmware: bytes | None, blob: bytes | N
     if blob is None:
         if entries or firmware is not None:
             name = "firmware: computes the profile"
-            yield Check(name, "failed", f"profile {PROFILE}", _text(record.get("profile")))
+            yield Check(name, "failed", "a profile that firmware of ours computes", _text(record.get("profile")))
         return
     blob_digest = hashlib.sha256(blob).hexdigest()
     for i, entry in enumerate(entries):

@@ -30,13 +30,15 @@ class FileFormat:
 
     `read` raises ModelError for what it does not read, or what that profile's runtime would not. `confirm` asks the runtime
     itself what the bytes do not tell, such as whether it computes in integers: ModelError where it does not, InstallError where
-    it cannot be asked. trusted: whom that takes beside `ir`, `verify` and numpy ("": nobody).
+    it cannot be asked. trusted: whom that takes beside `ir`, `verify` and numpy ("": nobody). image: the bytes that firmware holds
+    to run the file under those profiles, None where no firmware of ours does; without it, nothing is said of firmware.
     """
 
     name: str
     read: Callable[[bytes, Profile], Graph]
     confirm: Callable[[bytes, Profile], None] = lambda data, profile: None
     trusted: str = ""
+    image: Callable[[Runtimes], bytes | None] | None = None
 
 
 def _read_tflite(data: bytes, profile: Profile) -> Graph:
@@ -45,7 +47,7 @@ def _read_tflite(data: bytes, profile: Profile) -> Graph:
 
 
 TFLITE = FileFormat("tflite", _read_tflite)
-"""The format whose bytes say everything."""
+"""The format whose bytes say everything. `formats.c.certified` has it with its image."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +65,11 @@ class Runtimes:
     def program(self) -> Program:
         """What any of them may compute."""
         return mix(self.programs)
+
+    @property
+    def proved(self) -> Sequence[Program]:
+        """What there are verdicts about: any mixture of them, and each of several by itself."""
+        return self.programs if len(self.programs) == 1 else [self.program, *self.programs]
 
     @property
     def several(self) -> bool:

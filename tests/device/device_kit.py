@@ -10,10 +10,10 @@ import numpy.typing as npt
 from cactus_edge.device.firmware import FirmwareReport
 from cactus_edge.device.protocol import Timeouts
 from cactus_edge.device.targets import Target
+from cactus_edge.formats.c.blob import op_nodes
 from cactus_edge.formats.c.write import CSources
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import profile
-from cactus_edge.ir.blob import op_nodes
 from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.evaluate import trace
 from cactus_edge.ir.graph import Graph, Tensor

@@ -11,8 +11,8 @@ import unicorn
 from unicorn import arm_const
 
 from cactus_edge.device.toolchain import compiler, link
+from cactus_edge.formats.c.blob_format import Blob
 from cactus_edge.formats.c.compiler import Compiler
-from cactus_edge.ir.blob_format import Blob
 from cactus_edge.resources import data_path
 from cactus_edge.verify.elf import read_elf
 

@@ -10,12 +10,12 @@ import numpy as np
 from strategies import IN_C, random_graph, random_inputs
 
 from cactus_edge.errors import UnsupportedError
+from cactus_edge.formats.c.blob import build
+from cactus_edge.formats.c.blob_format import Blob
 from cactus_edge.formats.c.live import live_boxes, live_decider
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.atoms import Program
-from cactus_edge.ir.blob import build
-from cactus_edge.ir.blob_format import Blob
 from cactus_edge.ir.evaluate import quantised, run
 from cactus_edge.ir.graph import Graph
 from cactus_edge.ir.lowering import lower

@@ -12,9 +12,9 @@ from strategies import IN_C, random_graph, random_inputs
 
 from cactus_edge.device.toolchain import CPUS, GCC, compiler, cpu_flags, link
 from cactus_edge.errors import InstallError, InternalError, TargetError, UnsupportedError
+from cactus_edge.formats.c.blob import build
 from cactus_edge.formats.c.compiler import STRICT, compile_c
 from cactus_edge.ir.arithmetic import profile
-from cactus_edge.ir.blob import build
 from cactus_edge.ir.evaluate import quantised, run
 from cactus_edge.ir.lowering import lower
 from cactus_edge.resources import data_path

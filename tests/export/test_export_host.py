@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from strategies import IN_C, graphs, inputs, random_graph, random_inputs
 
 from cactus_edge.errors import InternalError, MismatchError, UnsupportedError
+from cactus_edge.formats.c.blob import build
 from cactus_edge.formats.c.compiler import STRICT, compile_c, zig
 from cactus_edge.formats.c.host import CHECKED, HostRuntime, blob_program, compare
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import profile
-from cactus_edge.ir.blob import build
 from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.graph import Graph, Tensor
 from cactus_edge.resources import data_path

@@ -12,12 +12,12 @@ from live_kit import asked
 from strategies import IN_C, random_graph, random_inputs
 
 from cactus_edge.errors import InputError
+from cactus_edge.formats.c.blob import blob_digest
 from cactus_edge.formats.c.compiler import STRICT, compile_c, zig
 from cactus_edge.formats.c.host import CHECKED, agree_c, compare, compiled
 from cactus_edge.formats.c.write import KERNELS, CSources, write_c
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import profile
-from cactus_edge.ir.blob import blob_digest
 from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.graph import Graph, Tensor
 from cactus_edge.ir.inputs import QuantizeRule

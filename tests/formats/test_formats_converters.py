@@ -19,6 +19,7 @@ from cactus_edge.api_files import convert
 from cactus_edge.errors import MismatchError, ModelError, UnsupportedError
 from cactus_edge.formats import agree as agree_module
 from cactus_edge.formats.agree import agree
+from cactus_edge.formats.c.certified import TFLITE
 from cactus_edge.formats.read import read_model
 from cactus_edge.formats.tflite import read_tflite, write_tflite
 from cactus_edge.ir.arithmetic import profile
@@ -28,7 +29,7 @@ from cactus_edge.ir.ops import Padding2d
 from cactus_edge.verify import tflite_dilated, tflite_moves, tflite_ops
 from cactus_edge.verify.certificate import certify_file, encode
 from cactus_edge.verify.recheck import recheck
-from cactus_edge.verify.runtimes import TFLITE, runtimes
+from cactus_edge.verify.runtimes import runtimes
 
 RUNTIMES = ("tflm", "litert-ref", "litert-builtin", "litert-xnnpack")
 STORED = "does not look for"
@@ -168,11 +169,11 @@ def test_certified_and_checked_again(folder: Path, name: str, asked: str) -> Non
     labels = evaluate(read_tflite(data).graph, x, profile("tflm")).reshape(3, -1).argmax(1)
     if name == "unet-fixed":
         with pytest.raises(UnsupportedError, match="not one row of classes"):
-            certify_file(data, x, labels, eps="1", domain=None, profile=asked, unit="lsb")
+            certify_file(data, x, labels, eps="1", domain=None, profile=asked, unit="lsb", form=TFLITE)
         return
-    made = certify_file(data, x, labels, eps="1", domain=None, profile=asked, unit="lsb")
+    made = certify_file(data, x, labels, eps="1", domain=None, profile=asked, unit="lsb", form=TFLITE)
     assert b"blob_sha256" not in encode(made.record)
-    assert recheck(encode(made.record), data, x, labels).accepted
+    assert recheck(encode(made.record), data, x, labels, formats=(TFLITE,)).accepted
 
 
 def shifted(leave: Any) -> Any:

@@ -15,10 +15,10 @@ from tflite_edit import edited, operand, operator
 
 from cactus_edge.errors import MismatchError, ModelError, UnsupportedError
 from cactus_edge.formats.agree import RUNTIMES, agree
+from cactus_edge.formats.c.blob import to_blob
 from cactus_edge.formats.tflite import explicit_padding, read_tflite, write_tflite
 from cactus_edge.ir import ops, rules
 from cactus_edge.ir.arithmetic import PROFILES, profile
-from cactus_edge.ir.blob import to_blob
 from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.graph import Graph, Tensor
 from cactus_edge.ir.lowering import lower

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cactus_edge.errors import UnsupportedError
+from cactus_edge.formats.c.blob import to_blob
 from cactus_edge.ir import arith, ops, rules
 from cactus_edge.ir.arithmetic import PROFILES, profile, profile_table_digest
 from cactus_edge.ir.binary import FixedPointAddRule, FusedAddRule
-from cactus_edge.ir.blob import to_blob
 from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.graph import Graph, Tensor
 from cactus_edge.ir.lowering import lower

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
-from certificate_kit import BLOB, GRAPH, MODEL, X, Y, elf, issue, network
+from certificate_kit import BLOB, GRAPH, MODEL, TFLITE, X, Y, elf, issue, network, recheck
 
 from cactus_edge.errors import CertificateError, DataError, MismatchError
 from cactus_edge.formats.tflite import read_tflite, write_tflite
 from cactus_edge.verify import certificate as module
+from cactus_edge.verify import recheck as unbound
 from cactus_edge.verify.certificate import add_firmware, decode, encode, seal
 from cactus_edge.verify.decide import certify
-from cactus_edge.verify.recheck import Report, recheck
+from cactus_edge.verify.recheck import Report
 from cactus_edge.verify.regions import Region, exact
 
 CERTIFICATE = issue(firmware=[("board", elf(b"code" + BLOB))])
@@ -74,7 +74,7 @@ def test_the_flip_test_sees_a_missing_digest_check(monkeypatch: pytest.MonkeyPat
     """Without the digest and the canonical form, a changed unit (which nothing recomputes) would pass."""
     changed = CERTIFICATE.replace(b'"unit": "pixel"', b'"unit": "pixem"')
     assert failed(recheck(changed, MODEL, X, Y)) == {"the file is intact"}
-    monkeypatch.setattr(sys.modules[recheck.__module__], "encode", lambda record: changed)
+    monkeypatch.setattr(unbound, "encode", lambda record: changed)
     assert recheck(changed, MODEL, X, Y).accepted
 
 
@@ -181,6 +181,14 @@ def test_a_true_statement_about_another_radius_is_accepted() -> None:
     ).accepted
 
 
+def test_without_firmwares_image_nothing_is_said_of_firmware() -> None:
+    """`verify` alone: the verdicts are checked, what they say of a blob is not; and an image that was handed in is not waved through."""
+    report = unbound.recheck(CERTIFICATE, MODEL, X, Y)
+    assert report.accepted
+    assert {"model.blob_sha256", "firmware"} <= {c.name for c in report.checks if c.state == "not checked"}
+    assert failed(unbound.recheck(CERTIFICATE, MODEL, X, Y, firmware=elf(b"code" + BLOB))) == {"firmware"}
+
+
 def test_firmware_must_be_listed_and_hold_the_blob() -> None:
     good = elf(b"code" + BLOB)
     assert failed(recheck(CERTIFICATE, MODEL, X, Y, firmware=elf(b"Code" + BLOB))) == {"firmware: listed"}
@@ -200,11 +208,11 @@ def test_firmware_must_be_listed_and_hold_the_blob() -> None:
 
 def test_firmware_can_be_added_later() -> None:
     image = elf(b"later" + BLOB)
-    bound = add_firmware(issue(), MODEL, [("mcu", image)])
+    bound = add_firmware(issue(), MODEL, [("mcu", image)], TFLITE)
     assert recheck(bound, MODEL, X, Y, firmware=image).accepted
     assert "not checked" in {c.state for c in recheck(bound, MODEL, X, Y).checks if c.name == "firmware"}
     with pytest.raises(MismatchError, match="another model"):
-        add_firmware(issue(), write_tflite(network(1), metadata={}), [("mcu", image)])
+        add_firmware(issue(), write_tflite(network(1), metadata={}), [("mcu", image)], TFLITE)
 
 
 def test_recheck_sees_a_defect_in_the_prover() -> None:

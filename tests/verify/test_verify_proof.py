@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from brute import boxes, execute, inside, programs
-from certificate_kit import MODEL, TFLM, X, Y, issue
+from certificate_kit import MODEL, TFLITE, TFLM, X, Y, issue, recheck
 from proof_kit import record, slopes, wins
 from test_verify_certificate import failed, resealed
 from test_verify_mixture import mixtures
@@ -32,8 +32,7 @@ from cactus_edge.verify.certificate import certify_file
 from cactus_edge.verify.check import Checker
 from cactus_edge.verify.goal import Goal
 from cactus_edge.verify.proof import Leaf, Proof, Record, Robust, Split, Tighten, encode, parse, split
-from cactus_edge.verify.recheck import recheck
-from cactus_edge.verify.runtimes import TFLITE, runtimes
+from cactus_edge.verify.runtimes import runtimes
 
 Array = Any
 
@@ -229,7 +228,15 @@ def test_what_is_no_proof_is_refused(data: bytes) -> None:
 def shown(**options: Any) -> tuple[bytes, bytes]:
     """A certificate that rests on a proof, and that."""
     made = certify_file(
-        MODEL, X, Y, eps="1/16", domain=(0, 1), profile="tflm", created="then", find=partial(find, **options)
+        MODEL,
+        X,
+        Y,
+        form=TFLITE,
+        eps="1/16",
+        domain=(0, 1),
+        profile="tflm",
+        created="then",
+        find=partial(find, **options),
     )
     assert made.proof is not None
     return made.to_bytes(), made.proof
@@ -337,11 +344,12 @@ def test_an_unknown_method_is_no_certificate(name: Any) -> None:
 
 def test_several_profiles_have_a_proof_each() -> None:
     made = certify_file(
-        MODEL, X, Y, eps="1/32", domain=(0, 1), profile="tflm,litert-xnnpack", created="then", find=find
+        MODEL, X, Y, form=TFLITE, eps="1/32", domain=(0, 1), profile="tflm,litert-xnnpack", created="then", find=find
     )
     assert made.proof is not None
     assert set(split(made.proof)) == {"litert-xnnpack,tflm", "litert-xnnpack", "tflm"}
     assert recheck(made.to_bytes(), MODEL, X, Y, proof=made.proof).accepted
+    assert set(made.each) == {"litert-xnnpack", "tflm"}
     for name, own in made.each.items():
         assert not (made.decision.certified & ~own.certified).any(), name
     with pytest.raises(InputError, match="one for one arithmetic"):

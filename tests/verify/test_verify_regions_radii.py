@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from certificate_kit import GRAPH, MODEL, TFLM, X, Y, issue
+from certificate_kit import GRAPH, MODEL, TFLM, X, Y, issue, recheck
 
 from cactus_edge.errors import CertificateError, InputError, InternalError
 from cactus_edge.ir.lowering import lower
 from cactus_edge.verify import decide
 from cactus_edge.verify.certificate import decode, encode, seal
 from cactus_edge.verify.families import Patch, read_region
-from cactus_edge.verify.recheck import recheck
 from cactus_edge.verify.regions import Boxes, Region, box
 
 PROGRAM = lower(GRAPH, TFLM)

@@ -19,10 +19,10 @@ import numpy.typing as npt
 
 from cactus_edge.errors import InternalError, MismatchError
 from cactus_edge.formats.agree import Agreement, LayerDifference
+from cactus_edge.formats.c.blob import build, op_nodes
+from cactus_edge.formats.c.blob_format import Blob
 from cactus_edge.formats.c.compiler import STRICT, Compiler, compile_c, zig
 from cactus_edge.formats.c.write import CSources
-from cactus_edge.ir.blob import build, op_nodes
-from cactus_edge.ir.blob_format import Blob
 from cactus_edge.ir.evaluate import quantised, run, trace
 from cactus_edge.ir.graph import Graph
 from cactus_edge.ir.lowering import lower

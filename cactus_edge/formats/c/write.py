@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from cactus_edge.errors import InputError
-from cactus_edge.ir.blob import build
-from cactus_edge.ir.blob_format import Blob, Kind
+from cactus_edge.formats.c.blob import build
+from cactus_edge.formats.c.blob_format import Blob, Kind
 from cactus_edge.ir.evaluate import quantised, run
 from cactus_edge.ir.graph import Graph
 from cactus_edge.ir.lowering import lower

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The model blob: one array of little-endian 32-bit words that holds the whole network.
  *
- * Written by cactus_edge/ir/blob.py, whose table is the law; this header says the same in C. Its SHA-256 is what the
+ * Written by cactus_edge/formats/c/blob.py, whose table is the law; this header says the same in C. Its SHA-256 is what the
  * certificate names, so nothing that decides an output may live outside it.
  *
  *   words 0..15   ce_blob_header

@@ -13,10 +13,8 @@ from hypothesis import given, settings
 from strategies import IN_C, graphs
 
 from cactus_edge.errors import CactusError, ModelError, UnsupportedError
-from cactus_edge.ir import ops
-from cactus_edge.ir.arithmetic import PROFILES, profile
-from cactus_edge.ir.blob import blob_digest, build, op_nodes, to_blob
-from cactus_edge.ir.blob_format import (
+from cactus_edge.formats.c.blob import blob_digest, build, op_nodes, to_blob
+from cactus_edge.formats.c.blob_format import (
     COMMON,
     CONSTANTS,
     HEADER,
@@ -27,6 +25,8 @@ from cactus_edge.ir.blob_format import (
     Kind,
     parse,
 )
+from cactus_edge.ir import ops
+from cactus_edge.ir.arithmetic import PROFILES, profile
 from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.graph import Graph, Tensor, rename
 from cactus_edge.resources import data_path

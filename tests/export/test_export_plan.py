@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from strategies import graphs
 
+from cactus_edge.formats.c import plan as planning
+from cactus_edge.formats.c.plan import ALIGNMENT, plan, scratch_bytes
 from cactus_edge.ir import ops
-from cactus_edge.ir import plan as planning
 from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.graph import Graph, Tensor
-from cactus_edge.ir.plan import ALIGNMENT, plan, scratch_bytes
 
 BINARY = ops.Add | ops.Sub | ops.Mul
 

@@ -19,11 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.errors import InternalError, ModelError, UnsupportedError
-from cactus_edge.ir import ops
-from cactus_edge.ir.arith import INT8_MAX, INT8_MIN, INT32_MAX
-from cactus_edge.ir.atoms import Affine, Atom, Isotone, Monotone, Program, Softmax
-from cactus_edge.ir.binary import AddRule
-from cactus_edge.ir.blob_format import (
+from cactus_edge.formats.c.blob_format import (
     ARITHMETIC_TFLM,
     COMMON,
     CONSTANTS,
@@ -38,9 +34,13 @@ from cactus_edge.ir.blob_format import (
     Kind,
     parse,
 )
+from cactus_edge.formats.c.plan import Plan, plan
+from cactus_edge.ir import ops
+from cactus_edge.ir.arith import INT8_MAX, INT8_MIN, INT32_MAX
+from cactus_edge.ir.atoms import Affine, Atom, Isotone, Monotone, Program, Softmax
+from cactus_edge.ir.binary import AddRule
 from cactus_edge.ir.graph import Graph, Tensor
 from cactus_edge.ir.lowering import lower
-from cactus_edge.ir.plan import Plan, plan
 from cactus_edge.ir.profile import Profile
 from cactus_edge.ir.rules import Clamp, Requantise, RoundDivide, SoftmaxRule
 
