@@ -1,7 +1,7 @@
-"""Looks for members of a family with ranges that a label does not win: on a grid of the parameters, and by random ones.
+"""Looks for members of a family that a label does not win. Untrusted: `verify.counterexamples` replays what is found.
 
-Untrusted search: the grid is run on codes computed in doubles; what loses there counts only once `verify.counterexamples` has replayed
-the member of those exact parameters.
+Of ranges (`Tone`), parameters are tried on a grid and at random, on codes computed in doubles; of a patch, the windows where the
+gradient of the margin promises most. What eps or a patch leaves free is then searched by `attack`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cactus_edge.errors import CertificateError
+from cactus_edge.certify.attack import attack, margin_gradient
+from cactus_edge.errors import InternalError
 from cactus_edge.ir.atoms import Program
+from cactus_edge.ir.evaluate import run
 from cactus_edge.ir.ops import Codes, Int64
-from cactus_edge.verify.counterexamples import Parameters, refuted, strict_wins
-from cactus_edge.verify.families import Tone
-from cactus_edge.verify.regions import Region, real
+from cactus_edge.verify.counterexamples import Member, Parameters
+from cactus_edge.verify.families import Patch, Tone
+from cactus_edge.verify.regions import Float64, Region, points, real
 
 GRID = 257
 """Points in the grid of one range; of two ranges each has the square root of it."""
@@ -27,40 +29,45 @@ GRID = 257
 RANDOM = 64
 """Random points beside the grid."""
 
-TRIES = 4
-"""Members of one sample that are replayed exactly, of those that lose by the grid, before it counts as not found."""
+TRIES = 8
+"""Parameters of one sample around which `attack` searches: those that look worst."""
 
 
 def losing_members(
     program: Program, region: Region, x: npt.NDArray[Any], labels: Int64, samples: Iterable[int], *, seed: int = 0
-) -> dict[int, Parameters]:
-    """Parameters of a member that its label does not win strictly, for those of `samples` for which one is found.
+) -> dict[int, Member]:
+    """A member that its label does not win strictly, for those of `samples`, indices into x [N, *input shape], where one is found.
 
-    x [N, *input shape]; the region's family is a `Tone`. Deterministic by seed. Raises InputError for a program that is several.
+    The region has a family. Deterministic by seed.
     """
-    family = region.family
-    assert isinstance(family, Tone)
-    places = _places(family, np.random.default_rng(seed))
-    found = {}
+    rng = np.random.default_rng(seed)
+    family, found = region.family, {}
+    places = _places(family, rng) if isinstance(family, Tone) else []
     for i in samples:
-        codes = _near(program, region, family, x[i], places)
-        lost = np.flatnonzero(~strict_wins(program, codes, np.full(len(codes), labels[i])))
-        for k in lost[:: -(-len(lost) // TRIES) or 1]:
-            try:
-                refuted(program, region, x, labels, {i: places[k]})
-            except CertificateError:
-                continue  # a tie, which the exact member rounds the other way
-            found[i] = places[k]
-            break
+        match family:
+            case Tone():
+                margin = _margins(program, _near(program, region, family, x[i], places), int(labels[i]))
+                worst = [places[k] for k in np.argsort(margin, kind="stable")[:TRIES]]
+            case Patch():
+                worst = _promising(program, region, family, x[i], int(labels[i]))
+            case _:
+                raise InternalError(f"no members are known of a region of kind {region.kind}")
+        ends = [region.around(program, x[i], at) for at in worst]
+        lower, upper = (np.stack(side) for side in zip(*ends, strict=True))
+        start = np.repeat(points(program, x[i][None]), len(worst), 0)
+        tried = attack(program, lower, upper, np.full(len(worst), labels[i]), start=start, seed=seed)
+        for k in np.flatnonzero(tried.found)[:1]:
+            same = np.array_equal(tried.witness[k], lower[k])
+            found[i] = Member(worst[k], None if same else tried.witness[k])
     return found
 
 
 def _places(family: Tone, rng: np.random.Generator) -> list[Parameters]:
     """Parameters to try: a grid over the ranges with their ends, then random ones."""
     ranges = (family.brightness, family.contrast)
-    points = GRID if any(low == high for low, high in ranges) else round(GRID**0.5)
+    count = GRID if any(low == high for low, high in ranges) else round(GRID**0.5)
     axes = [
-        [low] if low == high else [low + (high - low) * k / (points - 1) for k in range(points)] for low, high in ranges
+        [low] if low == high else [low + (high - low) * k / (count - 1) for k in range(count)] for low, high in ranges
     ]
     drawn = rng.integers(0, 2**20, (RANDOM, 2), endpoint=True).tolist()
     random = [
@@ -71,10 +78,29 @@ def _places(family: Tone, rng: np.random.Generator) -> list[Parameters]:
 
 
 def _near(program: Program, region: Region, family: Tone, x: npt.NDArray[Any], places: list[Parameters]) -> Codes:
-    """The codes of the members of one sample at each of the places, but for rounding."""
+    """The codes of the members of one sample at each of the places, but for rounding and noise."""
     at = np.array(places, np.float64).reshape(-1, 2, *(1,) * x.ndim)
     value = real(program, x).astype(np.float64)
     pivot = value.mean() if family.pivot == "mean" else float(family.pivot)
     low, high = (float(end) for end in region.domain)
     moved = np.clip(at[:, 1] * (value - pivot) + pivot + at[:, 0], low, high)
     return program.quantize.apply(moved.astype(np.float32))
+
+
+def _margins(program: Program, codes: Codes, label: int) -> Int64:
+    """out_label - max of the others, int64 [M]."""
+    out = run(program, codes).reshape(len(codes), -1).astype(np.int64)
+    margins: Int64 = out[:, label] - np.delete(out, label, 1).max(1)
+    return margins
+
+
+def _promising(program: Program, region: Region, family: Patch, x: npt.NDArray[Any], label: int) -> list[Parameters]:
+    """The windows whose filling lowers the linearised margin most."""
+    start = points(program, x[None])
+    gradient = margin_gradient(program, start, np.array([label]))[0]
+    least, most = program.codes
+    gain: Float64 = np.maximum(gradient * (start[0] - float(least)), gradient * (start[0] - float(most)))
+    image = gain.reshape(*x.shape[:2], -1).sum(2)
+    windows = np.lib.stride_tricks.sliding_window_view(image, (family.height, family.width)).sum((2, 3))
+    best = np.argsort(-windows, axis=None, kind="stable")[:TRIES]
+    return [(Fraction(row), Fraction(column)) for row, column in (divmod(int(k), windows.shape[1]) for k in best)]

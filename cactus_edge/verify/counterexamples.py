@@ -1,8 +1,8 @@
-"""Counterexamples that a few exact numbers name, replayed and never believed.
+"""Counterexamples outside proof files, replayed and never believed: members of a family, and a perturbation for all samples.
 
-A member of a family with ranges is named by its parameters; a universal perturbation is one array that is added to every
-sample. What they make of a sample is computed here, run by the interpreter, and counted. (Counterexamples that are codes of a
-box stand in proof files.)
+A box of a family with ranges holds more than the family, so no point of it is evidence. A member is named by its exact
+parameters, and what they make of the sample is computed here; a universal perturbation is one array that is added to every
+sample. Both are run by the interpreter.
 """
 
 from __future__ import annotations
@@ -18,12 +18,22 @@ import numpy.typing as npt
 from cactus_edge.errors import CertificateError, InputError, InternalError
 from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.evaluate import run
+from cactus_edge.ir.graph import Tensor
 from cactus_edge.ir.ops import Codes, Int64
 from cactus_edge.verify.regions import Bools, Float64, Region, below, exact, float32_below, real
 
 Data = npt.NDArray[Any]
 Parameters = tuple[Fraction, ...]
 """Of a member, as `regions.Family.member` takes them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """codes [*input shape]: among those that the member at these parameters may become; None for the least of them."""
+
+    at: Parameters
+    codes: Codes | None = None
+
 
 STORED = np.dtype("<f8")
 
@@ -33,25 +43,26 @@ BATCH = 1024
 
 @dataclass(frozen=True, eq=False)
 class Witnesses:
-    """members: sample -> parameters of a member that its label does not win strictly. delta [*input shape]: in units of the data.
+    """members: sample -> a member that its label does not win strictly. delta [*input shape]: in units of the data.
 
     None: not looked for.
     """
 
-    members: Mapping[int, Parameters] | None = None
+    members: Mapping[int, Member] | None = None
     delta: Float64 | None = None
 
     def claims(self, program: Program, region: Region, x: Data, labels: Int64, certified: Bools) -> dict[str, Any]:
         """Their fields in a certificate, once each was replayed; `read_witnesses` reads them.
 
-        members: the parameters as fractions. universal: delta as the bytes of little-endian doubles in hex; at_most, the strict
-        wins that are left under it; at_least, what is left under any one perturbation of the ball: each certified sample is.
+        members: the parameters as fractions, and perhaps the codes as bytes in hex. universal: delta as the bytes of
+        little-endian doubles in hex; at_most, the strict wins that are left under it; at_least, those that are left under any
+        one perturbation of the ball, which all certified samples are.
         Raises as `refuted` and `under` do, InternalError for a sample that is certified and refuted.
         """
         found: dict[str, Any] = {}
         if self.members is not None:
             _require_open(certified, refuted(program, region, x, labels, self.members))
-            found["members"] = {str(i): [str(v) for v in at] for i, at in sorted(self.members.items())}
+            found["members"] = {str(i): _record(member) for i, member in sorted(self.members.items())}
         if self.delta is not None:
             wins = under(program, region, x, labels, self.delta)
             _require_open(certified, ~wins)
@@ -63,21 +74,34 @@ class Witnesses:
         return found
 
 
-def read_witnesses(record: Mapping[str, Any], shape: tuple[int, ...]) -> Witnesses:
-    """Those in a certificate's record, for inputs of this shape. Raises CertificateError for another form."""
+def read_witnesses(record: Mapping[str, Any], x: Tensor) -> Witnesses:
+    """Those in a certificate's record, for the input x. Raises CertificateError for another form."""
     members, delta = None, None
     try:
         match record:
-            case {"members": dict() as named}:
-                members = {int(i): tuple(exact(str(v), "a parameter") for v in at) for i, at in named.items()}
+            case {"members": dict() as listed}:
+                members = {int(i): _member(entry, x) for i, entry in listed.items()}
         match record:
             case {"universal": {"delta": str() as text}}:
-                delta = np.frombuffer(bytes.fromhex(text), STORED).astype(np.float64).reshape(shape)
-    except (TypeError, ValueError, InputError) as error:
-        raise CertificateError(
-            "the witnesses are no parameters of samples, or no perturbation of the inputs"
-        ) from error
+                delta = np.frombuffer(bytes.fromhex(text), STORED).astype(np.float64).reshape(x.shape)
+    except (KeyError, TypeError, ValueError, InputError) as error:
+        raise CertificateError("the counterexamples are no members of samples' families, or no perturbation") from error
     return Witnesses(members, delta)
+
+
+def _record(member: Member) -> dict[str, Any]:
+    if member.codes is None:
+        return {"at": [str(v) for v in member.at]}
+    stored = member.codes.astype(member.codes.dtype.newbyteorder("<"))
+    return {"at": [str(v) for v in member.at], "codes": stored.tobytes().hex()}
+
+
+def _member(entry: Mapping[str, Any], x: Tensor) -> Member:
+    at = tuple(exact(str(v), "a parameter") for v in entry["at"])
+    if "codes" not in entry:
+        return Member(at)
+    stored = np.frombuffer(bytes.fromhex(entry["codes"]), np.dtype(x.dtype).newbyteorder("<"))
+    return Member(at, stored.astype(x.dtype).reshape(x.shape))
 
 
 def _require_open(certified: Bools, lost: Bools) -> None:
@@ -104,20 +128,23 @@ def strict_wins(program: Program, codes: Codes, labels: Int64) -> Bools:
     return won
 
 
-def refuted(program: Program, region: Region, x: Data, labels: Int64, members: Mapping[int, Parameters]) -> Bools:
+def refuted(program: Program, region: Region, x: Data, labels: Int64, members: Mapping[int, Member]) -> Bools:
     """[N]: the samples of x [N, *input shape] whose label loses for one of `members`, each checked.
 
-    The member's codes are the least it may be rounded to. Raises CertificateError for one that is none.
+    Raises CertificateError for one that is none, InputError as `require_definite` does.
     """
     require_definite(program)
     found = np.zeros(len(labels), np.bool_)
-    for i, at in members.items():
+    for i, member in members.items():
         if not 0 <= i < len(labels):
-            raise CertificateError(f"a member of sample {i}, of which there are {len(labels)}")
+            raise CertificateError(f"a counterexample of sample {i}, of which there are {len(labels)}")
         try:
-            codes, _ = region.around(program, x[i], at)
+            least, most = region.around(program, x[i], member.at)
         except InputError as error:
             raise CertificateError(f"the counterexample of sample {i} is no member: {error.message}") from error
+        codes = least if member.codes is None else member.codes
+        if not ((least <= codes) & (codes <= most)).all():
+            raise CertificateError(f"the counterexample of sample {i} is not what the member may become")
         if strict_wins(program, codes[None], labels[i : i + 1])[0]:
             raise CertificateError(f"the counterexample of sample {i} is won by its label")
         found[i] = True

@@ -16,11 +16,12 @@ from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.builder import GraphBuilder
+from cactus_edge.ir.evaluate import run
 from cactus_edge.ir.graph import Tensor
 from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.mixture import mix
 from cactus_edge.verify import counterexamples
-from cactus_edge.verify.counterexamples import Witnesses, read_witnesses, refuted, strict_wins, under
+from cactus_edge.verify.counterexamples import Member, Witnesses, read_witnesses, refuted, strict_wins, under
 from cactus_edge.verify.decide import certify
 from cactus_edge.verify.families import Patch, tone
 from cactus_edge.verify.regions import Region, points, region
@@ -115,10 +116,60 @@ def test_members_that_lose_are_found_and_are_members(pivot: Any) -> None:
         members = losing_members(program, around, x, y, left)
         assert set(members) <= set(left.tolist())
         assert np.flatnonzero(refuted(program, around, x, y, members)).tolist() == sorted(members)
-        for b, c in members.values():
+        for b, c in (member.at for member in members.values()):
             assert abs(b) <= Fraction(1, 10) and Fraction(4, 5) <= c <= Fraction(6, 5)
         found, open_ = found + len(members), open_ + len(left) - len(members)
     assert found > 10 and open_ < found
+
+
+def image_net(seed: int) -> Program:
+    """A dense layer on 3 x 3 pixels of 6 values."""
+    rng = np.random.default_rng(seed)
+    build = GraphBuilder()
+    first = build.input(Tensor("x", (3, 3, 1), "int8", 1.0, 0))
+    flat = build.node(ops.Reshape(), [first], Tensor("flat", (9,), "int8", 1.0, 0))
+    weight = ops.freeze(rng.integers(-127, 128, (3, 9)), np.int8)
+    dense = ops.Dense(
+        weight, ops.freeze(np.zeros(3), np.int32), ops.freeze([np.float32(0.02)], np.float32), ops.Activation.NONE
+    )
+    return lower(build.finish(build.node(dense, [flat], Tensor("y", (3,), "int8", 1.0))), profile("tflm"))
+
+
+def test_patches_that_fool_are_found_and_are_patches() -> None:
+    """Against every filling of every window of 1 x 2 pixels."""
+    found = breakable = 0
+    for seed in range(6):
+        program = image_net(seed)
+        x = np.random.default_rng(seed).integers(0, 6, (8, 3, 3, 1)).astype(np.float32)
+        y = np.array([(run(program, points(program, v[None]))[0]).argmax() for v in x])
+        around = Region((Fraction(0),), (Fraction(0), Fraction(5)), Patch(1, 2))
+        members = losing_members(program, around, x, y, range(8))
+        assert np.flatnonzero(refuted(program, around, x, y, members)).tolist() == sorted(members)
+        claims = Witnesses(members).claims(program, around, x, y, np.zeros(8, np.bool_))
+        read = read_witnesses(claims, program.input_tensor).members
+        assert read is not None and Witnesses(read).claims(program, around, x, y, np.zeros(8, np.bool_)) == claims
+        for i in range(8):
+            filled = np.repeat(x[i][None], 3 * 2 * 36, 0)
+            for k, (row, column, *values) in enumerate(itertools.product(range(3), range(2), range(6), range(6))):
+                filled[k, row, column : column + 2, 0] = values
+            lost = ~strict_wins(program, points(program, filled), np.full(len(filled), y[i]))
+            breakable += int(lost.any())
+            found += int(i in members)
+            assert lost.any() or i not in members
+    assert breakable > 10 and found >= 0.9 * breakable
+
+
+def test_noise_around_a_member_is_searched_too() -> None:
+    program = net(3, 2)
+    x, y = samples(program, 40)
+    family = tone(("-0.02", "0.02"), cells=4)
+    counts = []
+    for eps in ("0", "1/20"):
+        around = region(program, eps, (0, 1), family)
+        members = losing_members(program, around, x, y, np.flatnonzero(certify(program, around, x, y).correct))
+        assert np.flatnonzero(refuted(program, around, x, y, members)).tolist() == sorted(members)
+        counts.append(len(members))
+    assert counts[0] < counts[1]
 
 
 def test_what_certificates_hold_is_read_and_replayed() -> None:
@@ -128,12 +179,15 @@ def test_what_certificates_hold_is_read_and_replayed() -> None:
     decision = certify(program, wide, x, y)
     members = losing_members(program, wide, x, y, np.flatnonzero(decision.correct & ~decision.certified))
     claims = Witnesses(members).claims(program, wide, x, y, decision.certified)
-    assert members and read_witnesses(claims, (3,)).members == members
+    again = Witnesses(read_witnesses(claims, program.input_tensor).members).claims(
+        program, wide, x, y, decision.certified
+    )
+    assert members and again == claims
     ball = region(program, "1/20", (0, 1))
     certified = certify(program, ball, x, y).certified
     delta = universal(program, ball, x, y)
     told = Witnesses(delta=delta).claims(program, ball, x, y, certified)
-    read = read_witnesses(told, (3,))
+    read = read_witnesses(told, program.input_tensor)
     assert read.delta is not None and np.array_equal(read.delta, delta) and read.members is None
     group = told["universal"]
     assert group["at_least"] == certified.sum() <= group["at_most"] == under(program, ball, x, y, delta).sum() < 30
@@ -146,16 +200,18 @@ def test_lies_are_refused() -> None:
     wide = region(program, 0, (0, 1), tone(("-0.1", "0.1"), cells=4))
     decision = certify(program, wide, x, y)
     members = losing_members(program, wide, x, y, np.flatnonzero(decision.correct & ~decision.certified))
-    some, at = next(iter(members.items()))
+    some, member = next(iter(members.items()))
+    b, c = member.at
     won = int(np.flatnonzero(decision.certified)[0])
     one = Fraction(1)
     for lie, said in (
-        ({won: at}, "won by its label"),
-        ({30: at}, "of which there are 30"),
-        ({-1: at}, "of which there are 30"),
-        ({some: (Fraction(1, 2), one)}, "no member"),
-        ({some: (at[0],)}, "no member"),
-        ({some: (at[0], Fraction(2))}, "no member"),
+        ({won: Member((b, c))}, "won by its label"),
+        ({30: member}, "of which there are 30"),
+        ({-1: member}, "of which there are 30"),
+        ({some: Member((Fraction(1, 2), one))}, "no member"),
+        ({some: Member((b,))}, "no member"),
+        ({some: Member((b, Fraction(2)))}, "no member"),
+        ({some: Member((b, c), np.full(3, -128, np.int8))}, "may become"),
     ):
         with pytest.raises(CertificateError, match=said):
             refuted(program, wide, x, y, lie)
@@ -165,14 +221,16 @@ def test_lies_are_refused() -> None:
         ball = region(program, "1/5", (0, 1))
         Witnesses(delta=universal(program, ball, x, y)).claims(program, ball, x, y, np.ones(30, np.bool_))
     for record in (
-        {"members": {"x": ["1", "1"]}},
-        {"members": {"1": ["1/0"]}},
+        {"members": {"x": {"at": ["1", "1"]}}},
+        {"members": {"1": {"at": ["1/0"]}}},
+        {"members": {"1": {"codes": "00"}}},
+        {"members": {"1": {"at": ["0", "1"], "codes": "0000"}}},
         {"members": {"1": 3}},
         {"universal": {"delta": "zz"}},
         {"universal": {"delta": "00" * 8}},
     ):
         with pytest.raises(CertificateError):
-            read_witnesses(record, (3,))
+            read_witnesses(record, program.input_tensor)
 
 
 def test_a_patch_is_no_universal_perturbation() -> None:
