@@ -15,11 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.certify.attack import attack, margin_gradient
+from cactus_edge.certify.universal import universal
 from cactus_edge.errors import InternalError
 from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.evaluate import run
 from cactus_edge.ir.ops import Codes, Int64
-from cactus_edge.verify.counterexamples import Member, Parameters
+from cactus_edge.verify.counterexamples import Member, Parameters, Witnesses, require_definite
+from cactus_edge.verify.decide import Decision
 from cactus_edge.verify.families import Patch, Tone
 from cactus_edge.verify.regions import Float64, Region, points, real
 
@@ -32,6 +34,29 @@ RANDOM = 64
 TRIES = 8
 """Parameters of one sample around which `attack` searches: those that look worst."""
 
+CHUNK, RESTARTS = 32, 3
+"""Samples attacked together, and how often."""
+
+
+def told(
+    program: Program,
+    region: Region,
+    x: npt.NDArray[Any],
+    labels: npt.NDArray[Any],
+    decision: Decision,
+    *,
+    members: bool = False,
+    delta: bool = False,
+) -> Witnesses:
+    """members: those that lose, for samples that are right and not certified; delta: a universal perturbation."""
+    require_definite(program)
+    y = labels.astype(np.int64)
+    left = np.flatnonzero(decision.correct & ~decision.certified).tolist()
+    return Witnesses(
+        losing_members(program, region, x, y, left) if members else None,
+        universal(program, region, x, y) if delta else None,
+    )
+
 
 def losing_members(
     program: Program, region: Region, x: npt.NDArray[Any], labels: Int64, samples: Iterable[int], *, seed: int = 0
@@ -41,25 +66,35 @@ def losing_members(
     The region has a family. Deterministic by seed.
     """
     rng = np.random.default_rng(seed)
-    family, found = region.family, {}
-    places = _places(family, rng) if isinstance(family, Tone) else []
-    for i in samples:
-        match family:
-            case Tone():
-                margin = _margins(program, _near(program, region, family, x[i], places), int(labels[i]))
-                worst = [places[k] for k in np.argsort(margin, kind="stable")[:TRIES]]
-            case Patch():
-                worst = _promising(program, region, family, x[i], int(labels[i]))
-            case _:
-                raise InternalError(f"no members are known of a region of kind {region.kind}")
-        ends = [region.around(program, x[i], at) for at in worst]
+    places = _places(region.family, rng) if isinstance(region.family, Tone) else []
+    found: dict[int, Member] = {}
+    left = list(samples)
+    for chunk in (left[k : k + CHUNK] for k in range(0, len(left), CHUNK)):
+        tries = [(i, at) for i in chunk for at in _worst(program, region, x[i], int(labels[i]), places)]
+        ends = [region.around(program, x[i], at) for i, at in tries]
         lower, upper = (np.stack(side) for side in zip(*ends, strict=True))
-        start = np.repeat(points(program, x[i][None]), len(worst), 0)
-        tried = attack(program, lower, upper, np.full(len(worst), labels[i]), start=start, seed=seed)
-        for k in np.flatnonzero(tried.found)[:1]:
-            same = np.array_equal(tried.witness[k], lower[k])
-            found[i] = Member(worst[k], None if same else tried.witness[k])
+        owner = np.array([i for i, _ in tries])
+        restarts = 0 if np.array_equal(lower, upper) else RESTARTS
+        start = points(program, x[owner])
+        tried = attack(program, lower, upper, labels[owner], start=start, restarts=restarts, seed=seed)
+        for k in np.flatnonzero(tried.found):
+            i, at = tries[k]
+            found.setdefault(i, Member(at, None if np.array_equal(tried.witness[k], lower[k]) else tried.witness[k]))
     return found
+
+
+def _worst(
+    program: Program, region: Region, x: npt.NDArray[Any], label: int, places: list[Parameters]
+) -> list[Parameters]:
+    """At most TRIES parameters of one sample x [*shape] that look worst; of ranges among `places`."""
+    match region.family:
+        case Tone() as family:
+            margins = _margins(program, _near(program, region, family, x, places), label)
+            return [places[k] for k in np.argsort(margins, kind="stable")[:TRIES]]
+        case Patch() as family:
+            return _promising(program, family, x, label)
+        case _:
+            raise InternalError(f"no members are known of a region of kind {region.kind}")
 
 
 def _places(family: Tone, rng: np.random.Generator) -> list[Parameters]:
@@ -94,7 +129,7 @@ def _margins(program: Program, codes: Codes, label: int) -> Int64:
     return margins
 
 
-def _promising(program: Program, region: Region, family: Patch, x: npt.NDArray[Any], label: int) -> list[Parameters]:
+def _promising(program: Program, family: Patch, x: npt.NDArray[Any], label: int) -> list[Parameters]:
     """The windows whose filling lowers the linearised margin most."""
     start = points(program, x[None])
     gradient = margin_gradient(program, start, np.array([label]))[0]

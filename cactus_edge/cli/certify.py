@@ -82,6 +82,11 @@ def add_parser(verbs: Any) -> None:
         help="look for counterexamples around what is not certified; they stand in the proof file",
     )
     p.add_argument(
+        "--universal",
+        action="store_true",
+        help="also look for one perturbation of the ball that undoes as many labels as possible at once",
+    )
+    p.add_argument(
         "--firmware",
         type=Path,
         action="append",
@@ -154,6 +159,7 @@ def run(arguments: argparse.Namespace) -> int:
         firmware=arguments.firmware,
         bounds=arguments.bounds,
         attack=arguments.attack,
+        universal=arguments.universal,
         workers=arguments.workers,
         cluster=arguments.cluster,
         out=arguments.out,
@@ -194,7 +200,7 @@ def _semantic(arguments: argparse.Namespace) -> int:
     from cactus_edge import api_semantic
     from cactus_edge.report.table import pairs
 
-    exact = ("eps", "noise", "patch", "brightness", "contrast", "pivot", "cells", "firmware", "attack")
+    exact = ("eps", "noise", "patch", "brightness", "contrast", "pivot", "cells", "firmware", "attack", "universal")
     given = [name for name in exact if getattr(arguments, name)]
     if given:
         raise InputError(f"--semantic stands alone, and --{given[0]} asks for proofs", hint="one command for each")

@@ -54,7 +54,7 @@ class Witnesses:
     def claims(self, program: Program, region: Region, x: Data, labels: Int64, certified: Bools) -> dict[str, Any]:
         """Their fields in a certificate, once each was replayed; `read_witnesses` reads them.
 
-        members: the parameters as fractions, and perhaps the codes as bytes in hex. universal: delta as the bytes of
+        counterexamples: the parameters as fractions, and perhaps the codes as bytes in hex. universal: delta as the bytes of
         little-endian doubles in hex; at_most, the strict wins that are left under it; at_least, those that are left under any
         one perturbation of the ball, which all certified samples are.
         Raises as `refuted` and `under` do, InternalError for a sample that is certified and refuted.
@@ -62,7 +62,7 @@ class Witnesses:
         found: dict[str, Any] = {}
         if self.members is not None:
             _require_open(certified, refuted(program, region, x, labels, self.members))
-            found["members"] = {str(i): _record(member) for i, member in sorted(self.members.items())}
+            found["counterexamples"] = {str(i): _record(member) for i, member in sorted(self.members.items())}
         if self.delta is not None:
             wins = under(program, region, x, labels, self.delta)
             _require_open(certified, ~wins)
@@ -79,7 +79,7 @@ def read_witnesses(record: Mapping[str, Any], x: Tensor) -> Witnesses:
     members, delta = None, None
     try:
         match record:
-            case {"members": dict() as listed}:
+            case {"counterexamples": dict() as listed}:
                 members = {int(i): _member(entry, x) for i, entry in listed.items()}
         match record:
             case {"universal": {"delta": str() as text}}:
@@ -161,7 +161,10 @@ def under(program: Program, region: Region, x: Data, labels: Int64, delta: Float
     if region.kind not in ("linf", "box"):
         raise InputError(f"a universal perturbation is one of a ball, and the region is of kind {region.kind}")
     radii = region.eps * delta.size if len(region.eps) == 1 else region.eps
-    if not all(abs(Fraction(d)) <= e for d, e in zip(delta.ravel().tolist(), radii, strict=True)):
+    inside = np.isfinite(delta).all() and all(
+        abs(Fraction(d)) <= e for d, e in zip(delta.ravel().tolist(), radii, strict=True)
+    )
+    if not inside:
         raise CertificateError("the universal perturbation is outside the ball")
     low, high = float32_below(region.domain[0]), -float32_below(-region.domain[1])
     won = np.zeros(len(x), np.bool_)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
+from certificate_kit import MODEL, X, Y, issue
 
-from cactus_edge.certify.members import losing_members
+from cactus_edge.certify.members import losing_members, told
 from cactus_edge.certify.universal import universal
 from cactus_edge.errors import CertificateError, InputError, InternalError
 from cactus_edge.ir import ops
@@ -21,9 +24,11 @@ from cactus_edge.ir.graph import Tensor
 from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.mixture import mix
 from cactus_edge.verify import counterexamples
+from cactus_edge.verify.certificate import decode, encode, seal
 from cactus_edge.verify.counterexamples import Member, Witnesses, read_witnesses, refuted, strict_wins, under
 from cactus_edge.verify.decide import certify
 from cactus_edge.verify.families import Patch, tone
+from cactus_edge.verify.recheck import recheck
 from cactus_edge.verify.regions import Region, points, region
 
 Array = Any
@@ -96,7 +101,7 @@ def test_perturbations_that_are_none() -> None:
     around = region(program, ["1/10", "1/5"], (0, 1))
     assert under(program, around, x, y, np.array([-0.1 + 1e-16, 0.2 - 1e-16])).shape == (5,)
     for outside in ([0.1, 0], [0, -0.21], [np.nan, 0]):
-        with pytest.raises((CertificateError, ValueError)):
+        with pytest.raises(CertificateError, match="outside the ball"):
             under(program, around, x, y, np.array(outside))
     with pytest.raises(InputError, match="kind tone"):
         under(program, region(program, 0, (0, 1), tone(("0", "0.1"), cells=1)), x, y, np.zeros(2))
@@ -186,10 +191,10 @@ def test_what_certificates_hold_is_read_and_replayed() -> None:
     ball = region(program, "1/20", (0, 1))
     certified = certify(program, ball, x, y).certified
     delta = universal(program, ball, x, y)
-    told = Witnesses(delta=delta).claims(program, ball, x, y, certified)
-    read = read_witnesses(told, program.input_tensor)
+    found = Witnesses(delta=delta).claims(program, ball, x, y, certified)
+    read = read_witnesses(found, program.input_tensor)
     assert read.delta is not None and np.array_equal(read.delta, delta) and read.members is None
-    group = told["universal"]
+    group = found["universal"]
     assert group["at_least"] == certified.sum() <= group["at_most"] == under(program, ball, x, y, delta).sum() < 30
     assert Witnesses().claims(program, ball, x, y, certified) == {}
 
@@ -221,11 +226,11 @@ def test_lies_are_refused() -> None:
         ball = region(program, "1/5", (0, 1))
         Witnesses(delta=universal(program, ball, x, y)).claims(program, ball, x, y, np.ones(30, np.bool_))
     for record in (
-        {"members": {"x": {"at": ["1", "1"]}}},
-        {"members": {"1": {"at": ["1/0"]}}},
-        {"members": {"1": {"codes": "00"}}},
-        {"members": {"1": {"at": ["0", "1"], "codes": "0000"}}},
-        {"members": {"1": 3}},
+        {"counterexamples": {"x": {"at": ["1", "1"]}}},
+        {"counterexamples": {"1": {"at": ["1/0"]}}},
+        {"counterexamples": {"1": {"codes": "00"}}},
+        {"counterexamples": {"1": {"at": ["0", "1"], "codes": "0000"}}},
+        {"counterexamples": {"1": 3}},
         {"universal": {"delta": "zz"}},
         {"universal": {"delta": "00" * 8}},
     ):
@@ -257,3 +262,61 @@ def scale_test() -> None:
 
 def test_beyond_the_domain() -> None:
     scale_test()
+
+
+WIDE = tone(("-1/2", "1/2"), cells=2)
+HELD = {
+    "counterexamples": issue(eps="0", family=WIDE, tell=partial(told, members=True)),
+    "universal": issue(eps="1/8", tell=partial(told, delta=True)),
+}
+
+
+def lie(kind: str, change: Callable[[dict[str, Any]], object]) -> set[str]:
+    """The checks that fail once a certificate was changed and sealed again."""
+    record = decode(HELD[kind])
+    change(record)
+    return {c.name for c in recheck(encode(seal(record)), MODEL, X, Y).checks if c.state == "failed"}
+
+
+def first(members: dict[str, Any]) -> dict[str, Any]:
+    entry: dict[str, Any] = next(iter(members.values()))
+    return entry
+
+
+def test_certificates_hold_them_and_a_recheck_replays_them() -> None:
+    for kind, source in HELD.items():
+        assert recheck(source, MODEL, X, Y).accepted
+        assert decode(source)[kind]
+        assert lie(kind, lambda record: None) == set()
+    group = decode(HELD["universal"])["universal"]
+    assert decode(HELD["universal"])["verdict"]["certified"] == group["at_least"] < group["at_most"] < 39
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "name"),
+    [
+        ("counterexamples", lambda r: first(r["counterexamples"]).update(at=["0", "1"]), "the proof"),
+        ("counterexamples", lambda r: first(r["counterexamples"]).update(at=["1", "1"]), "the proof"),
+        ("counterexamples", lambda r: first(r["counterexamples"]).update(at=["2/4", "1"]), None),
+        ("counterexamples", lambda r: first(r["counterexamples"]).update(codes="80" * 6), "the proof"),
+        ("counterexamples", lambda r: first(r["counterexamples"]).update(why="so"), None),
+        ("counterexamples", lambda r: r["counterexamples"].update({"40": {"at": ["0", "1"]}}), "the proof"),
+        ("counterexamples", lambda r: r["counterexamples"].update({"0.5": {"at": ["0", "1"]}}), "the proof"),
+        ("counterexamples", lambda r: r.update(counterexamples=[]), "counterexamples"),
+        ("universal", lambda r: r["universal"].update(at_most=1), "universal.at_most"),
+        ("universal", lambda r: r["universal"].update(at_least=39), "universal.at_least"),
+        ("universal", lambda r: r["universal"].update(delta="00" * 48), "universal.at_most"),
+        ("universal", lambda r: r["universal"].update(delta="00" * 40), "the proof"),
+        ("universal", lambda r: r["universal"].update(delta="ff" * 48), "the proof"),
+        ("universal", lambda r: r["universal"].update(sure=True), "universal.sure"),
+        ("universal", lambda r: r["region"].update(eps="1/128"), "the proof"),
+    ],
+)
+def test_sealed_lies_are_rejected(kind: str, change: Callable[[dict[str, Any]], object], name: str | None) -> None:
+    failed = lie(kind, change)
+    assert failed if name is None else name in failed
+
+
+def test_what_is_told_needs_one_arithmetic() -> None:
+    with pytest.raises(InputError, match="several"):
+        issue(eps="1/8", profile="litert-ref,tflm", tell=partial(told, delta=True))
