@@ -230,12 +230,13 @@ static void take_leaf(checker_t *c, reader_t *r)
     for (uint32_t i = 0; i < rows; i++) {
         take_row(c, r, inhabited);
     }
+    for (int64_t j = 0; inhabited && c->show && j < c->goal->classes; j++) {
+        printf("%lld%c", (long long)(j == c->label ? 0 : ce_most(c->goal->margins[j], 0)),
+               j + 1 < c->goal->classes ? ' ' : '\n');
+    }
     if (inhabited && !ce_won(c->goal, c->label)) {
         ce_reject("leaf %llu does not separate every class from label %lld", (unsigned long long)c->leaves,
                   (long long)c->label);
-    }
-    for (int64_t j = 0; inhabited && c->show && j < c->goal->classes; j++) {
-        printf("%lld%c", (long long)(j == c->label ? 0 : c->goal->margins[j]), j + 1 < c->goal->classes ? ' ' : '\n');
     }
 }
 
