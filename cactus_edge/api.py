@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -109,7 +110,8 @@ def certify(
     bounds: str = "interval",
     attack: bool = False,
     budget: str = "",
-    told: Callable[[Effort], None] = lambda one: None,
+    hear: Callable[[Effort], None] = lambda one: None,
+    universal: bool = False,
     threads: int = 0,
     workers: int = 0,
     cluster: str = "",
@@ -128,9 +130,12 @@ def certify(
     `Certificate.each` has what holds under each alone, which is more. bounds: "interval", or "linear", which also bounds by
     lines what intervals leave open: slower, and it certifies far more of a network that was not trained for intervals.
     attack: also look for counterexamples around what is not certified, under one profile that is no envelope. budget: "60s" or "500n",
-    of seconds or of parts of a region: each is searched by all means until it is decided or that is used up; `told` hears what
+    of seconds or of parts of a region: each is searched by all means until it is decided or that is used up; `hear` is told what
     did it, or what was reached. Needs torch, and OR-tools for the last of the means. With any of these the
-    certificate rests on a proof file, `Certificate.proof`. workers: processes that decide slices of the samples, 0 for threads of
+    certificate rests on a proof file, `Certificate.proof`; counterexamples of a `region` stand in the certificate itself.
+    universal: also look for the one perturbation of the ball under which the fewest of all labels still win; the certificate
+    holds it with what is left under it, at most, and under any one of them, at least.
+    workers: processes that decide slices of the samples, 0 for threads of
     this one; cluster: dask://HOST:PORT, an existing Dask cluster that does so. keep: the folder where their finished slices lie,
     found there by the same call after an interruption. None of these changes the result.
     """
@@ -139,9 +144,12 @@ def certify(
     from cactus_edge.api_files import default_profile, file_formats
     from cactus_edge.certify.complete import Budget
     from cactus_edge.certify.crew import crew, decider, finder
+    from cactus_edge.certify.members import told
     from cactus_edge.verify.certificate import certify_file
     from cactus_edge.verify.read import format_of
 
+    if universal and region is not None:
+        raise InputError("a universal perturbation is one of a ball: eps, without a region")
     if bounds not in get_args(Bounds):
         raise InputError(f"unknown bounds {bounds!r}", hint=" or ".join(get_args(Bounds)))
     data = content(model, "model")
@@ -149,6 +157,7 @@ def certify(
     by, lines = crew(workers, cluster), bounds != "interval"
     limit = Budget.parse(budget) if budget else None
     deciding = decider(threads or os.cpu_count() or 1, by, keep)
+    proving = lines or limit is not None or (attack and region is None)
     around = asked(data, x, y, eps, unit, region, noise, domain, profile, deciding)
     return certify_file(
         data,
@@ -162,9 +171,10 @@ def certify(
         notes=around.notes,
         firmware=firmware,
         decide=deciding,
-        find=finder(by, keep, lines=lines, falsify=attack, budget=limit, told=told)
-        if attack or lines or limit
+        find=finder(by, keep, lines=lines, falsify=attack and region is None, budget=limit, hear=hear)
+        if proving
         else None,
+        tell=partial(told, members=attack and region is not None, delta=universal) if attack or universal else None,
     )
 
 
@@ -180,6 +190,7 @@ class CertifyResult:
     conditional_on: str = ""
     excluded: Mapping[str, str] = field(default_factory=dict)
     proof: Path | None = None
+    universal: tuple[int, int] | None = None
     refuted: npt.NDArray[np.bool_] | None = None
     searched: Sequence[tuple[str, str]] = ()
 
@@ -223,6 +234,10 @@ class CertifyResult:
             against = self.decision.correct & self.refuted
             rows.insert(1, ("refuted", f"{self._counted(against)} of those right, by a counterexample, replayed"))
             rows.insert(2, ("open", self._counted(left)))
+        if self.universal is not None:
+            least, most = self.universal
+            rows.append(("universal", f"{least} labels at least win under any one perturbation added to all of them"))
+            rows.append(("", f"{most} at most: under the one that was found"))
         rows += self.searched
         if self.conditional_on:
             rows.append(("conditional on", self.conditional_on))
@@ -246,6 +261,7 @@ def certify_files(
     bounds: str = "interval",
     attack: bool = False,
     budget: str = "",
+    universal: bool = False,
     workers: int = 0,
     cluster: str = "",
 ) -> CertifyResult:
@@ -274,7 +290,8 @@ def certify_files(
         bounds=bounds,
         attack=attack,
         budget=budget,
-        told=efforts.append,
+        hear=efforts.append,
+        universal=universal,
         workers=workers,
         cluster=cluster,
         keep=keep,
@@ -284,7 +301,7 @@ def certify_files(
         write_atomic(proof, certificate.proof)
     write_atomic(out, certificate.to_bytes())
     shutil.rmtree(keep, ignore_errors=True)
-    d = certificate.decision
+    d, counted = certificate.decision, certificate.record.get("universal")
     row = certificate.record["profile"]
     return CertifyResult(
         out,
@@ -295,6 +312,7 @@ def certify_files(
         row.get("conditional_on", ""),
         row.get("excluded", {}),
         proof,
+        None if counted is None else (counted["at_least"], counted["at_most"]),
         certificate.refuted if attack or budget else None,
         summary(efforts) if efforts else (),
     )

@@ -9,6 +9,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from cactus_edge.formats.c.checker import CChecker
+from cactus_edge.formats.c.host import CHECKED
+
 hypothesis.settings.register_profile(
     "repeatable", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
@@ -56,3 +59,9 @@ def every_certificate_meets_its_schema() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Certificate, "to_bytes", to_bytes)
         yield
+
+
+@pytest.fixture(scope="session")
+def c_checker(tmp_path_factory: pytest.TempPathFactory) -> CChecker:
+    """The checker of proofs in C, optimised, trapping at undefined behaviour."""
+    return CChecker(tmp_path_factory.mktemp("checker"), CHECKED)

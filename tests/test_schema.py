@@ -18,6 +18,7 @@ from certificate_kit import BLOB, elf, issue, violations
 from onnx_kit import classifier, symmetric
 
 from cactus_edge.certify.find import find
+from cactus_edge.certify.members import told
 from cactus_edge.cli import main
 from cactus_edge.formats.onnx import write_onnx
 from cactus_edge.formats.onnx.certified import ONNX
@@ -40,9 +41,13 @@ KINDS = {
     "proof": lambda: issue(find=find),
     "radii": lambda: issue(eps=[Fraction(i, 255) for i in range(40)], per_sample=True, profile="litert-ref,tflm"),
     "tone": lambda: issue(family=tone(("-1/50", "1/50"), ("9/10", "11/10"), "mean", 4)),
+    "counterexamples": lambda: issue(
+        eps="1/64", family=tone(("-1/2", "1/2"), cells=2), tell=partial(told, members=True)
+    ),
+    "universal": lambda: issue(eps="1/8", tell=partial(told, delta=True)),
     "firmware": lambda: issue(firmware=[("board", elf(BLOB))], notes={"why": "test"}),
     "several": lambda: issue(profile="all"),
-    "counterexamples": lambda: issue(find=partial(find, falsify=True), eps="1/8"),
+    "refuted": lambda: issue(find=partial(find, falsify=True), eps="1/8"),
     "conditional-onnx": conditional,
 }
 
@@ -73,7 +78,7 @@ def at(record: Any, path: tuple[Any, ...]) -> Any:
 FREE = ("notes", "members", "excluded", "each", "counterexamples")
 """Objects whose keys are names; members and excluded and each hold one entry at least, or none."""
 
-OPTIONAL = ("blob_sha256", "format", "trusted", "conditional_on", "each", "counterexamples")
+OPTIONAL = ("blob_sha256", "format", "trusted", "conditional_on", "each", "counterexamples", "universal", "codes")
 
 
 def test_every_kind_meets_the_schema(record: dict[str, Any]) -> None:

@@ -145,11 +145,11 @@ def finder(
     lines: bool = True,
     falsify: bool = False,
     budget: Budget | None = None,
-    told: Callable[[Effort], None] = lambda one: None,
+    hear: Callable[[Effort], None] = lambda one: None,
 ) -> Find:
     """`find` by the crew, slice by slice whoever that is: the same bytes. keep: the folder of finished slices.
 
-    budget: `find_all` instead; `told` hears what each region took, of the first program that is asked about.
+    budget: `find_all` instead; `hear` is told what each region took, of the first program that is asked about.
     """
     spread = Spread(by, keep, progress)
     heard: list[Program] = []
@@ -163,7 +163,7 @@ def finder(
             heard.append(program)
             for part, f in zip(cut(x, labels, work.size), slices, strict=True):
                 for effort in json.loads(f["efforts"].tobytes()):
-                    told(Effort(**{**effort, "sample": effort["sample"] + part.start}))
+                    hear(Effort(**{**effort, "sample": effort["sample"] + part.start}))
         return joined(program, [f["proof"].tobytes() for f in slices])
 
     return found

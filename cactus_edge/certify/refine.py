@@ -16,7 +16,7 @@ from cactus_edge.verify.regions import Region
 MOST_BOXES = 256
 """Boxes of a sample up to which cells are doubled: with one range 256 cells, with two 16 of each."""
 
-IDLE = 3
+IDLE = 4
 """Doublings in a row that decide nothing more, after which it is given up."""
 
 Data = npt.NDArray[Any]

@@ -62,6 +62,10 @@ class Question:
     region: Region
     work: Work
 
+    def __reduce__(self) -> tuple[type[Question], tuple[Any, ...]]:
+        """Nothing that was computed travels: a worker's digest is that of its own code."""
+        return Question, (self.program, self.region, self.work)
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the question, in the code that answers it."""

@@ -89,6 +89,11 @@ def add_parser(verbs: Any) -> None:
         "decided or the seconds, or the nodes, are used; with nodes every run gives the same bytes",
     )
     p.add_argument(
+        "--universal",
+        action="store_true",
+        help="also look for one perturbation of the ball that undoes as many labels as possible at once",
+    )
+    p.add_argument(
         "--firmware",
         type=Path,
         action="append",
@@ -162,6 +167,7 @@ def run(arguments: argparse.Namespace) -> int:
         bounds=arguments.bounds,
         attack=arguments.attack,
         budget=arguments.budget,
+        universal=arguments.universal,
         workers=arguments.workers,
         cluster=arguments.cluster,
         out=arguments.out,
@@ -202,7 +208,19 @@ def _semantic(arguments: argparse.Namespace) -> int:
     from cactus_edge import api_semantic
     from cactus_edge.report.table import pairs
 
-    exact = ("eps", "noise", "patch", "brightness", "contrast", "pivot", "cells", "firmware", "attack", "budget")
+    exact = (
+        "eps",
+        "noise",
+        "patch",
+        "brightness",
+        "contrast",
+        "pivot",
+        "cells",
+        "firmware",
+        "attack",
+        "budget",
+        "universal",
+    )
     given = [name for name in exact if getattr(arguments, name)]
     if given:
         raise InputError(f"--semantic stands alone, and --{given[0]} asks for proofs", hint="one command for each")

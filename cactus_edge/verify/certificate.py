@@ -21,6 +21,7 @@ from cactus_edge.errors import CertificateError, InternalError, MismatchError
 from cactus_edge.ir.arithmetic import profile_table_digest
 from cactus_edge.ir.atoms import Program
 from cactus_edge.verify.check import decided
+from cactus_edge.verify.counterexamples import Witnesses
 from cactus_edge.verify.decide import RULE, Decision, certify
 from cactus_edge.verify.elf import find_blob
 from cactus_edge.verify.goal import Bools
@@ -50,6 +51,9 @@ INTERVAL, PROOF = "interval", "proof"
 
 Decide = Callable[[Program, Region, Data, Data], Decision]
 """`verify.decide.certify`, or what gives the same decision sooner."""
+
+Tell = Callable[[Program, Region, Data, Data, Decision], Witnesses]
+"""Counterexamples beside those of a proof file, or those that a certificate holds."""
 
 Find = Callable[[Program, Region, Data, Data, bytes], bytes]
 """A proof about the regions around the data, `verify.proof`; the last argument is the SHA-256 of the model file."""
@@ -88,13 +92,15 @@ def certify_file(
     created: str = "",
     decide: Decide = certify,
     find: Find | None = None,
+    tell: Tell | None = None,
 ) -> Certificate:
     """Reads `model`, of format `form`, from its bytes, decides the region of every sample, and writes down what was proved.
 
     profile: as in `runtimes`; of several, any mixture is decided, and each by itself. x [N, *input shape] float32 or float64 in
     sensor units, or int8 codes; labels integer [N]; eps, domain, family, per_sample as in `regions.region`. firmware: (target,
     ELF bytes) of images that hold the model's blob. created: a time stamp, by default now. decide: by intervals; find: instead by
-    whatever it finds proofs with, which are checked and become the certificate's proof file. Raises InputError, DataError,
+    whatever it finds proofs with, which are checked and become the certificate's proof file. tell: finds counterexamples of families, and
+    universal perturbations, which the certificate then holds. Raises InputError, DataError,
     ModelError, and MismatchError for a firmware without the model's blob.
     """
     asked = runtimes(model, profile, form)
@@ -104,7 +110,7 @@ def certify_file(
     proofs = None
     if find is not None:
         proofs = b"".join(find(program, around, x, labels, digest) for program in asked.proved)
-    proved = prove_claims(model, x, labels, around, asked, decide, form, proofs)
+    proved = prove_claims(model, x, labels, around, asked, decide, form, proofs, tell)
     record = {
         "format": FORMAT,
         "version": VERSION,
@@ -159,6 +165,7 @@ def prove_claims(
     decide: Decide,
     form: FileFormat = TFLITE,
     proofs: bytes | None = None,
+    tell: Tell | None = None,
 ) -> Proved:
     """Every claim of a certificate, from the bytes alone: with a proof file as that shows them, else by intervals.
 
@@ -186,7 +193,9 @@ def prove_claims(
             if (own.certified & shown[name][1]).any():
                 raise InternalError("a sample is certified and has a counterexample", hint="please report this model")
             against = against | shown[name][1]
+    told = Witnesses() if tell is None else tell(program, region, x, labels, decision)
     claims: dict[str, Any] = {
+        **told.claims(program, region, x, labels.astype(np.int64), decision.certified),
         "model": {
             "sha256": digest.hexdigest(),
             "graph_sha256": program.graph.digest(),
@@ -207,6 +216,8 @@ def prove_claims(
             **({} if against is None else {"refuted": int(against.sum()), "refuted_bits": bits(against)}),
         },
     }
+    if told.members is not None:
+        against = np.isin(np.arange(len(x)), list(told.members)) | (against if against is not None else False)
     return Proved(claims, decision, each, facts, blob, against)
 
 

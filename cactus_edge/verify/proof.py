@@ -225,7 +225,7 @@ def parse(data: bytes, program: Program) -> Proof:
         if zero or count > size + 2**17 or value >= len(program.values) or value <= max(slopes, default=-1):
             raise CertificateError(f"the slopes of value {value} are out of order or of another form")
         slopes[value] = Slope(q, reader.take(f"<{count}i"))
-    records = _Records(reader, program, sum(prod(program.values[v].shape) for v in slopes))
+    records = _Records(reader, program, sum(prod(program.values[v].shape) for v in slopes), samples)
     return Proof(digest, name, samples, slopes, list(records))
 
 
@@ -248,8 +248,8 @@ class _Reader:
 class _Records:
     """The records from the reader's position to the end of its data."""
 
-    def __init__(self, reader: _Reader, program: Program, elements: int) -> None:
-        self.reader, self.elements = reader, elements
+    def __init__(self, reader: _Reader, program: Program, elements: int, samples: int) -> None:
+        self.reader, self.elements, self.samples = reader, elements, samples
         self.shape = program.values[program.input].shape
         self.classes = program.output_tensor.size
         self.accumulators = {
@@ -261,7 +261,7 @@ class _Records:
         last = 0
         while self.reader.at < len(self.reader.data):
             sample, label, kind = self.reader.take("<IHB")
-            self._must(sample >= last, f"the record of sample {sample} stands after that of {last}")
+            self._must(last <= sample < self.samples, f"sample {sample} of {self.samples} stands after {last}")
             self._must(label < self.classes, f"label {label} of sample {sample}")
             last = sample
             lower, upper = self._codes(), self._codes()

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from cactus_edge.errors import CactusError, InputError, InstallError, ModelError
 from cactus_edge.ir.arithmetic import profile_table_digest
+from cactus_edge.ir.atoms import Program
 from cactus_edge.verify.certificate import (
     PROOF,
     UNCHECKED,
@@ -26,6 +27,7 @@ from cactus_edge.verify.certificate import (
     question,
     seal,
 )
+from cactus_edge.verify.counterexamples import Witnesses, read_witnesses
 from cactus_edge.verify.decide import certify
 from cactus_edge.verify.elf import find_blob
 from cactus_edge.verify.families import read_region
@@ -124,8 +126,9 @@ def recheck(
         try:
             decide = partial(certify, threads=threads, progress=progress)
             named = runtimes(model, name, form)
+            told = partial(_told, record)
             proved = prove_claims(
-                model, x, labels, read_region(asked), named, decide, form, proof if bounds == PROOF else None
+                model, x, labels, read_region(asked), named, decide, form, proof if bounds == PROOF else None, told
             )
         except CactusError as error:
             checks.append(Check("the proof", "failed", "one that can be recomputed", error.message))
@@ -142,6 +145,11 @@ def recheck(
         checks.append(Check("the proof", "not checked", "", "not reached"))
     checks += [Check(key, "not checked", why, _text(record.get(key))) for key, why in UNCHECKED.items()]
     return Report(tuple(checks), record)
+
+
+def _told(record: Mapping[str, Any], program: Program, *_: object) -> Witnesses:
+    """The counterexamples that the certificate itself holds: to be replayed."""
+    return read_witnesses(record, program.input_tensor)
 
 
 def _confirmed(form: FileFormat, model: bytes, named: Runtimes) -> Iterator[Check]:

@@ -133,7 +133,7 @@ class Region:
         x [N, *shape]: float32 or float64 in sensor units, or codes, which stand for scale * (q - zero_point). Sample n has the
         boxes n count .. (n + 1) count - 1. Raises as `ends` does.
         """
-        lower, upper, owner = self.ends(x if x.dtype != program.input_tensor.dtype else _real(program, x), part)
+        lower, upper, owner = self.ends(real(program, x), part)
         return program.quantize.lowest(lower), program.quantize.highest(upper), owner
 
     def ends(self, x: npt.NDArray[Any], part: slice = EVERY) -> tuple[Float32, Float32, Index]:
@@ -176,9 +176,9 @@ class Region:
 
         Exactly those, each feature by itself: for a family with ranges this is sharper than any box. Raises as `ends` does.
         """
-        x = (x if x.dtype != program.input_tensor.dtype else _real(program, x)).astype(np.float64)
         if self.per_sample:
             raise InternalError("which sample this is decides its eps")
+        x = real(program, x).astype(np.float64)
         self._check(x[None], 0)
         if self.family is None:
             exactly, free = [Fraction(v) for v in x.ravel().tolist()], None
@@ -274,6 +274,14 @@ class Boxes:
         return slots
 
 
+def real(program: Program, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """x in sensor units: codes stand for scale * (q - zero_point), exactly; anything else is in them already."""
+    if x.dtype != program.input_tensor.dtype:
+        return x
+    # A float32 scale times a 17-bit integer is a double: no rounding.
+    return program.quantize.scale * (x.astype(np.float64) - program.quantize.zero_point)
+
+
 def points(program: Program, x: npt.NDArray[Any]) -> Codes:
     """The samples themselves as codes of the program's input."""
     return quantised(program, x.astype(np.float32) if x.dtype == np.float64 else x)
@@ -344,11 +352,6 @@ def double_above(value: Fraction) -> float:
     """The least double >= value."""
     near = float(value)
     return near if Fraction(near) >= value else float(np.nextafter(near, np.inf))
-
-
-def _real(program: Program, x: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    # A float32 scale times a 17-bit integer is a double: no rounding.
-    return program.quantize.scale * (x.astype(np.float64) - program.quantize.zero_point)
 
 
 def _outside(x: Float64, first: int, low: np.float32, high: np.float32, domain: tuple[Fraction, Fraction]) -> DataError:

@@ -278,11 +278,26 @@ def test_a_users_mistake_comes_back_as_one() -> None:
         decider(1, Processes(1))(PROGRAM, REGION, outside, LABELS)
 
 
-def test_no_worker_outlives_its_work() -> None:
+def test_workers_stay_for_the_next_question_and_no_longer() -> None:
+    by = Processes(2)
+    assert proof(by) == proof(Alone())
+    first = children()
+    assert 1 <= len(first) <= 2, "one may have done all the work before the other was there"
+    assert equal(decider(1, by)(PROGRAM, REGION, MANY, LABELS), serial())
+    assert set(first) <= set(children())
+    os.kill(first[0], signal.SIGKILL)
+    assert equal(decider(1, by)(PROGRAM, REGION, MANY, LABELS), serial())
+    assert first[0] not in children()
+    del by
+    assert children() == []
+
+
+def test_no_worker_outlives_work_that_is_given_up() -> None:
     answers = Processes(2).answers(Question(PROGRAM, REGION, WORK), cut(MANY, LABELS, 1))
     next(answers)
-    assert len(children()) == 2
+    assert children()
     answers.close()  # type: ignore[attr-defined]
+    del answers
     assert children() == []
 
 
@@ -292,7 +307,7 @@ def children() -> list[int]:
     if not lists:
         pytest.skip("no list of child processes here")
     found = [int(p) for one in lists for p in one.read_text().split()]
-    return [p for p in found if b"serve()" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    return sorted(p for p in found if b"serve()" in Path(f"/proc/{p}/cmdline").read_bytes())
 
 
 @pytest.mark.parametrize("workers", [-1, 100_000])
@@ -304,7 +319,9 @@ def test_a_number_of_workers_that_is_none(workers: int) -> None:
 def test_workers_or_a_cluster() -> None:
     with pytest.raises(InputError, match="exclude"):
         crew(2, "dask://localhost:8786")
-    assert isinstance(crew(), Alone) and crew(3) == Processes(3) and crew(0, "dask://h:1") == Cluster("dask://h:1")
+    assert isinstance(crew(), Alone) and crew(0, "dask://h:1") == Cluster("dask://h:1")
+    three = crew(3)
+    assert isinstance(three, Processes) and three.workers == 3
 
 
 def files(folder: Path, copies: int) -> list[str]:
@@ -321,7 +338,7 @@ def without_time(path: Path) -> list[str]:
 
 def test_ctrl_c_and_the_same_command_again(tmp_path: Path) -> None:
     """In a real process, by a real signal: code 130, no process left, slices kept; then the rest alone is decided."""
-    command = files(tmp_path, 100)
+    command = files(tmp_path, 40)
     out, parts = tmp_path / "c.json", tmp_path / "c.json.parts"
     running = subprocess.Popen(
         [sys.executable, "-m", "cactus_edge", *command, f"--out={out}", "--workers=2"],

@@ -90,6 +90,24 @@ def test_regions(case: str, image_model: Path, images: Path, tmp_path: Path, cap
     assert said in capsys.readouterr().out
 
 
+def test_attacks_on_families(image_model: Path, images: Path, tmp_path: Path, capsys: Shown) -> None:
+    """The counterexamples stand in the certificate, which needs no proof file."""
+    for options in (["--patch=2"], ["--brightness=-0.03,0.1"], ["--contrast=0.9,1.2", "--eps=0.005"]):
+        record = certified(image_model, images, tmp_path / "cert.json", "--attack", *options)
+        assert set(record["counterexamples"]) == {"1", "2"} and record["verdict"]["certified"] == 2
+        shown = capsys.readouterr().out
+        assert "refuted      2 of 4 (50.00%) of those right" in shown and "open         0 of 4" in shown
+        assert record["bounds"] == "interval"
+
+
+def test_one_perturbation_for_all(image_model: Path, images: Path, tmp_path: Path, capsys: Shown) -> None:
+    """What is too bright and what is too dark cannot both be undone by one perturbation."""
+    record = certified(image_model, images, tmp_path / "cert.json", "--eps", "0.06", "--universal")
+    assert (record["universal"]["at_least"], record["universal"]["at_most"]) == (2, 3)
+    shown = capsys.readouterr().out
+    assert "2 labels at least" in shown and "3 at most" in shown
+
+
 def test_the_cells_are_as_few_as_certify_most(image_model: Path, images: Path, tmp_path: Path) -> None:
     ranges = ["--brightness", "-0.03,0.03", "--contrast", "0.97,1.03", "--pivot", "0.5"]
     found = certified(image_model, images, tmp_path / "cert.json", *ranges)
@@ -174,6 +192,8 @@ def test_noise_files_that_cannot_be_used(text: str, said: str, tmp_path: Path) -
         (["--eps=1/16,1/8,1/4"], "3 values of eps for 32 features"),
         (["--noise=nowhere.toml"], "nowhere.toml"),
         (["--eps=nowhere.npz"], "nowhere.npz"),
+        (["--patch=2", "--universal"], "is one of a ball"),
+        (["--patch=2", "--attack", "--profile=litert-ref,tflm"], "several"),
         (["--semantic=blur", "--eps=1"], "asks for proofs"),
         (["--semantic=swirl"], "is no transform"),
         (["--semantic=blur", "--confidence=2"], "between 0 and 1"),

@@ -59,6 +59,15 @@ class CChecker:
         done = self._run(("--profile", profile) if profile else (), model, proof)
         return Answer(STATES[done.returncode], (done.stderr or done.stdout).decode(errors="replace").strip())
 
+    def margins(self, model: bytes, proof: bytes) -> tuple[State, list[tuple[int, ...]]]:
+        """The answer on a proof file, and by how much each leaf that a point can be in separates the label from each class.
+
+        Up to the first leaf that does not separate all; a margin below 1 and the label's own are given as 0.
+        """
+        done = self._run(("--margins",), model, proof)
+        lines = done.stdout.decode(errors="replace").splitlines()
+        return STATES[done.returncode], [tuple(map(int, line.split())) for line in lines if ":" not in line]
+
     def bounds(self, model: bytes, lower: Int8, upper: Int8) -> tuple[Int32, Int32]:
         """(lo, hi) int32 [N, S], all values' elements in their order, over boxes lower <= x <= upper, codes [N, ...]."""
         count = len(lower)

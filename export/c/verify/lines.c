@@ -155,7 +155,7 @@ static int64_t single(const ce_lines *lines, int64_t i, int64_t k, int64_t low, 
     const ce_rule *rule = &lines->step->rule;
     const int64_t constant = ce_constant_of(rule, i), p = ce_p(lines, 0, i), g = group_of(lines, i);
     const int64_t first = ce_apply(rule, constant, low), last = ce_apply(rule, constant, high);
-    const int64_t rise = ce_up(CE_FULL - k, lines->q);
+    const int64_t rise = ce_up((1 << ONE) - k, lines->q);
     if (above) {
         const int64_t at_low = ce_up(first, lines->q + ONE) - k * p * low;
         const int64_t steps = ce_most((first + 1) * rise, last * rise) - k * lines->least[g];

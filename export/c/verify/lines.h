@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Lines above and below a rule over a box, for slopes that a proof proposes: whatever they are, the intercepts make the lines sound.
  *
- * With U = 2^(Q+7) a line of slope k p / U is wanted, k from 0 to 128 for each element, p and Q constants of the rule.
+ * With U = 2^(Q+7) a line of slope k p / U is wanted, k from 0 to 255 for each element, p and Q constants of the rule.
  * One argument: with t_K = min {a : R(a) >= K}, U R(x) - k p x is largest at the lower end or at a t_K, and least at the upper end
  * or at a t_K - 1; D_K = p t_K - K 2^Q makes both linear in K but for the least and the largest D_K.
  * Two arguments: s = p1 x1 + p2 x2, and R 2^Q is at most s plus the largest such excess over all pairs of codes, clamped. */
@@ -10,7 +10,7 @@
 
 #include "interval.h"
 
-enum { CE_MOST_Q = 40, CE_FULL = 128 };
+enum { CE_MOST_Q = 40 };
 
 /* |p| is below it. */
 #define CE_MOST_P ((int64_t)1 << 20)

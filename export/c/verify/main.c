@@ -3,7 +3,8 @@
  *
  * An independent second checker beside cactus_edge/verify. Exit code 0: every record holds; 1: one does not; 2: model, profile or
  * operator is none that this program knows. Without --profile every proof of the file has to be for tflm.
- * --bounds MODEL BOXES instead writes the ends of every element of every value over each box, i8 lower [E], i8 upper [E]: i32 least
+ * --margins also prints by how much each leaf separates each class.
+ * --bounds MODEL BOXES instead writes the ends of every element of every value over each box (i8 lower [E], i8 upper [E]): i32 least
  * [all elements], then i32 most. */
 #include <stdio.h>
 #include <stdlib.h>
@@ -77,7 +78,7 @@ static int print_bounds(const ce_program *program, ce_bytes boxes)
     return CE_ACCEPTED;
 }
 
-static int check(ce_bytes model, ce_bytes file, bool only_ours)
+static int check(ce_bytes model, ce_bytes file, bool only_ours, bool show)
 {
     char hex[65];
     size_t at = 0, ours = 0, others = 0;
@@ -102,7 +103,7 @@ static int check(ce_bytes model, ce_bytes file, bool only_ours)
     const ce_graph graph = ce_read_tflite(model);
     const ce_program program = ce_lower(&graph);
     ce_goal goal = ce_goal_of(&program, &graph);
-    const ce_counts counts = ce_check_proof(&found, &program, &goal);
+    const ce_counts counts = ce_check_proof(&found, &program, &goal, show);
     printf("profile: %s\nmodel: sha256 %s\n", PROFILE, hex);
     printf("records: %llu robust, %llu refuted, %llu open\n", (unsigned long long)counts.robust,
            (unsigned long long)counts.refuted, (unsigned long long)counts.open);
@@ -114,8 +115,9 @@ int main(int argc, char **argv)
 {
     const bool profile = argc == 5 && strcmp(argv[1], "--profile") == 0;
     const bool bounds = argc == 4 && strcmp(argv[1], "--bounds") == 0;
-    if (!profile && !bounds && argc != 3) {
-        ce_refuse("usage: %s [--profile " PROFILE "] MODEL.tflite PROOF", argc > 0 ? argv[0] : "ce-verify");
+    const bool margins = argc == 4 && strcmp(argv[1], "--margins") == 0;
+    if (!profile && !bounds && !margins && argc != 3) {
+        ce_refuse("usage: %s [--profile " PROFILE " | --margins] MODEL.tflite PROOF", argc > 0 ? argv[0] : "ce-verify");
     }
     if (profile && strcmp(argv[2], PROFILE) != 0) {
         ce_refuse("profile %s is none that this program knows: it knows " PROFILE, argv[2]);
@@ -126,5 +128,5 @@ int main(int argc, char **argv)
         const ce_program program = ce_lower(&graph);
         return print_bounds(&program, file);
     }
-    return check(model, file, profile);
+    return check(model, file, profile, margins);
 }

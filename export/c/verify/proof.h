@@ -34,7 +34,8 @@ typedef struct {
 /* The proof at `*at`, which moves behind it. Rejects what is none. */
 ce_proof ce_next_proof(ce_bytes file, size_t *at);
 
-/* Checks every record; rejects the proof at the first that does not hold. */
-ce_counts ce_check_proof(const ce_proof *proof, const ce_program *program, ce_goal *goal);
+/* Checks every record; rejects the proof at the first that does not hold. show: prints the margins of each leaf that a point can be
+ * in, class by class, those below 1 and the label's own as 0. */
+ce_counts ce_check_proof(const ce_proof *proof, const ce_program *program, ce_goal *goal, bool show);
 
 #endif
