@@ -37,14 +37,14 @@ from _networks import DENSE, Network, Twin, built, dense, images, threads
 # isort: split
 import numpy as np
 import torch
-from cactus_edge.certify.linear import Linear
-from cactus_edge.verify.proof import Record, Robust
 
 from cactus_edge.certify.interval import certify, quickest
+from cactus_edge.certify.linear import Linear
 from cactus_edge.certify.tiles import TILE
 from cactus_edge.process import settle
 from cactus_edge.verify import decide
 from cactus_edge.verify.decide import Decider
+from cactus_edge.verify.proof import Record, Robust
 from cactus_edge.verify.regions import Boxes, Index, region
 
 INTERVALS = {"mnist": "1/10"}
