@@ -236,8 +236,8 @@ def _one_corner(real: Any) -> Any:
 
 
 def _middle(real: Any) -> Any:
-    def difference(self: Any, i: Array, y: Array, j: Array, bounds: Any) -> Array:
-        return real(self, i, y, j, ((bounds[0] + bounds[1]) // 2,) * 2)
+    def difference(self: Any, pairs: Any, bounds: Any) -> Array:
+        return real(self, pairs, ((bounds[0] + bounds[1]) // 2,) * 2)
 
     return difference
 
