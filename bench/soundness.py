@@ -1,6 +1,6 @@
 """Random networks x regions x profiles, and no execution that contradicts a bound or a verdict; rules broken on purpose are noticed.
 
-    python bench/soundness.py [--graphs 12000] [--tiny 520] [--processes 2] [--fresh]
+    python bench/soundness.py [--graphs 10400] [--tiny 520] [--processes 2] [--fresh]
     python bench/soundness.py --reproduce 1234 [--tiny-one]    # one network, with its traceback
 
 The networks, regions and the oracle are tests/soundness_kit.py's: every profile and the mixture of all in turn, regions from a
@@ -71,14 +71,16 @@ def noticed(name: str) -> Row:
 
 def digest() -> str:
     """The code that decides what a number means, and what is examined."""
-    paths = [ROOT / "tests" / f"{name}.py" for name in ("soundness_kit", "brute", "strategies", "graph_parts")]
+    paths = [
+        ROOT / "tests" / f"{name}.py" for name in ("soundness_kit", "proof_kit", "brute", "strategies", "graph_parts")
+    ]
     paths += [p for folder in ("ir", "verify") for p in sorted((ROOT / "cactus_edge" / folder).glob("*.py"))]
     return hashlib.sha256(b"".join(p.read_bytes() for p in paths)).hexdigest()
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--graphs", type=int, default=12_000, help="random networks")
+    parser.add_argument("--graphs", type=int, default=10_400, help="random networks")
     parser.add_argument("--tiny", type=int, default=520, help="tiny networks whose regions are enumerated")
     parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--fresh", action="store_true", help="examine again what is recorded")
@@ -96,9 +98,9 @@ def main() -> int:
                 end = min(first + size, count)
                 key = f"{'tiny' if tiny else 'random'} {first} to {end - 1}"
                 row = results.row(key, code, partial(examined, pool, first, end, tiny))
-                total[tiny] += Counter({k: v for k, v in row.items() if isinstance(v, int)})
+                total[tiny].update({k: v for k, v in row.items() if isinstance(v, int)})
     faults = {n: results.row(f"fault: {n}", code, partial(noticed, n)) for n in soundness_kit.FAULTS}
-    columns = ("networks", "regions", "executions", "decided", "certified", "attacked", "violations")
+    columns = ("networks", "regions", "executions", "certified", "attacked", "sums", "proofs found", "violations")
     lines = [[kind, *(f"{total[tiny][c]:,}" for c in columns)] for kind, tiny in (("random", False), ("tiny", True))]
     print(table([["networks", *columns], *lines]))
     print(table([["broken rule", "noticed at network"], *([n, str(r["noticed_at"])] for n, r in faults.items())]))

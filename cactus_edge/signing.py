@@ -42,7 +42,8 @@ def statement(certificate: bytes) -> dict[str, Any]:
     """The in-toto statement about a certificate file. Raises CertificateError where the file is none of ours.
 
     Subjects: "certificate", "model", "proof" where there is one, and "firmware: TARGET" for each listed image, each with its
-    SHA-256. The predicate has the certificate's question and how many samples it counts as right and as certified.
+    SHA-256. The predicate has the certificate's question and how many samples it counts as right, certified and, with a proof,
+    refuted.
     """
     record = decode(certificate)
     name, region, bounds = question(record)
@@ -70,7 +71,7 @@ def statement(certificate: bytes) -> dict[str, Any]:
             "bounds": bounds,
             "rule": rule,
             "data": {"sha256": data, "samples": samples},
-            "verdict": {"correct": correct, "certified": certified},
+            "verdict": {"correct": correct, "certified": certified, **_refuted(record)},
         },
     }
 
@@ -81,6 +82,14 @@ def _proof(record: Mapping[str, Any]) -> list[tuple[str, str]]:
             return [("proof", digest)]
         case _:
             return []
+
+
+def _refuted(record: Mapping[str, Any]) -> dict[str, int]:
+    match record:
+        case {"verdict": {"refuted": int() as refuted}}:
+            return {"refuted": refuted}
+        case _:
+            return {}
 
 
 def _image(entry: Any) -> tuple[str, str]:

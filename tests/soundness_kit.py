@@ -1,7 +1,8 @@
 """Random networks under every profile, random regions around random samples, and what no execution may contradict.
 
-`examine` is the oracle: bounds of every value, verdicts and margins, against executions of the definition (in every way that a
-profile leaves open), corners and an attack, or every point of the region where there are few. FAULTS are rules broken on purpose,
+`examine` is the oracle: intervals, linear bounds with any slopes, multipliers and tightenings, verdicts, margins and whatever
+proofs the checker accepts, found or random, trees included; against executions of the definition (in every way that a profile
+leaves open), corners and an attack, or every point of the region where there are few. FAULTS are rules broken on purpose,
 each of which it has to notice. The tests run a few numbers, `bench/soundness.py` ten thousand and more.
 """
 
@@ -17,12 +18,14 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import proof_kit
 from brute import UNCONDITIONAL, Array, boxes, execute, inside, symmetric, with_rules
 from graph_parts import RngChoices
 from strategies import ENDS, MIDDLE, RARE, make_graph
 from tinyengine_kit import translated_graph
 
 from cactus_edge.certify.attack import attack
+from cactus_edge.certify.linear import Linear
 from cactus_edge.errors import InternalError, UnsupportedError
 from cactus_edge.ir import linear
 from cactus_edge.ir.arithmetic import PROFILES
@@ -32,11 +35,18 @@ from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.mixture import mix
 from cactus_edge.ir.profile import Profile
 from cactus_edge.ir.tensorrt import TENSORRT
-from cactus_edge.verify import decide as decide_module
+from cactus_edge.verify import check as check_module
+from cactus_edge.verify import goal as goal_module
 from cactus_edge.verify import interval as interval_module
+from cactus_edge.verify import lines as lines_module
+from cactus_edge.verify import relax as relax_module
 from cactus_edge.verify import tail as tail_module
+from cactus_edge.verify.check import Checker
 from cactus_edge.verify.decide import Decider
 from cactus_edge.verify.interval import propagate
+from cactus_edge.verify.lines import INTERCEPT, Pair, Single
+from cactus_edge.verify.proof import Robust
+from cactus_edge.verify.relax import Multipliers, Relaxation, Rows
 
 ROWS: tuple[Profile | None, ...] = (*PROFILES.values(), None)
 """Every profile, and None: the mixture of all that run the network."""
@@ -159,7 +169,7 @@ def examine(number: int, *, tiny: bool = False, bounded: Bounded = lambda p: p) 
             for value, (low, high) in zip(values, known, strict=True):
                 assert (value >= low[i]).all() and (value <= high[i]).all(), f"{wrong}: leaves its interval"
     seen += _verdicts(wrong, program, faulty, rng, (lo, x, hi), runs)
-    return seen
+    return seen + _lines(wrong, program, faulty, rng, (lo, x, hi), runs)
 
 
 def _verdicts(
@@ -189,6 +199,76 @@ def _verdicts(
         assert not (found & certified).any(), f"{wrong}: an attack wins where it is certified"
         seen["attacked"] = int(certified.sum())
     return seen
+
+
+ROWS_EACH, WIDE = 3, 600
+"""Random sums bounded per region, and elements of a value above which it is not tightened here."""
+
+
+def _lines(
+    wrong: str,
+    program: Program,
+    faulty: Program,
+    rng: np.random.Generator,
+    around: tuple[Array, Array, Array],
+    runs: list[list[list[Array]]],
+) -> Counter[str]:
+    lo, x, hi = around
+    try:
+        checker, finder = Checker(faulty, proof_kit.slopes(rng, faulty)), Linear(faulty)
+    except UnsupportedError:
+        return Counter()
+    n, accumulators = len(lo), proof_kit.accumulators(faulty)
+    hints = checker.hints(rng.integers(0, 160, (n, 1, 2, checker.elements)).astype(np.uint8))
+    tightened = {v for v in accumulators if rng.random() < 0.5 and np.prod(program.values[v].shape) <= WIDE}
+    relaxation = checker.relaxation
+    known, empty = relaxation.forward(lo, hi, tighten=lambda value, _: hints if value in tightened else None)
+    assert not empty.any(), f"{wrong}: a region has no point"
+    value = int(rng.choice([program.output, *accumulators, len(program.values) - 1]))
+    shape = program.values[value].shape
+    rows = rng.integers(-3, 4, (n, ROWS_EACH, *shape)) * (rng.random((n, ROWS_EACH, *shape)) < 0.3 + 0.7 * rng.random())
+    multipliers = {v: _multipliers(rng, program, v, n) for v in accumulators if rng.random() < 0.5}
+    least = relaxation.lower(value, rows, known, hints, multipliers)
+    for i, of_box in enumerate(runs):
+        for values in of_box:
+            for v, (low, high) in enumerate(known):
+                assert (values[v] >= low[i]).all() and (values[v] <= high[i]).all(), (
+                    f"{wrong}: leaves a tightened bound"
+                )
+            sums = values[value].reshape(len(values[value]), -1) @ rows[i].reshape(ROWS_EACH, -1).T
+            assert (sums >= least[i]).all(), f"{wrong}: a sum below its linear bound"
+    split = int(rng.choice([program.input, *accumulators]))
+    element = int(rng.integers(np.prod(program.values[split].shape)))
+    for i, of_box in enumerate(runs):
+        at = of_box[0][split].reshape(len(of_box[0][split]), -1)[:, element]
+        threshold = int(rng.choice(at))
+        for above in (False, True):
+            cut = [(low[i : i + 1].copy(), high[i : i + 1].copy()) for low, high in known]
+            check_module._cut(cut, 0, ((split, element, threshold, above),))
+            leaf, empty = relaxation.forward(*cut[program.input], cut)
+            there = (at >= threshold) == above
+            assert not (empty[0] and there.any()), f"{wrong}: a part that has points is taken for empty"
+            for v, (low, high) in enumerate(leaf):
+                inside_leaf = of_box[0][v][there]
+                assert (inside_leaf >= low).all() and (inside_leaf <= high).all(), f"{wrong}: leaves its part's bound"
+    labels = execute(rng, program, x)[program.output].reshape(n, -1).argmax(1)
+    guessed = [proof_kit.record(rng, checker, lo[i], hi[i], int(labels[i])) for i in range(n)]
+    found = finder.records(lo, hi, np.arange(n), labels)
+    held = np.stack([checker.holds(guessed), finder.checker.holds(found)])
+    claimed = np.array([[isinstance(r.verdict, Robust) for r in records] for records in (guessed, found)])
+    for i, label in enumerate(labels):
+        for values in runs[i] if (held & claimed)[:, i].any() else ():
+            assert _margin(values[program.output], int(label)) >= 1, f"{wrong}: loses where a proof is accepted"
+    return Counter({"sums": least.size, "random proofs": n, "random proofs accepted": int(held[0].sum())}) + Counter(
+        {"proofs found": int(claimed[1].sum()), "found and refused": int((claimed & ~held)[1].sum())}
+    )
+
+
+def _multipliers(rng: np.random.Generator, program: Program, value: int, n: int) -> Multipliers:
+    """One for each row."""
+    box, row = (a.ravel() for a in np.meshgrid(np.arange(n), np.arange(ROWS_EACH), indexing="ij"))
+    element = rng.integers(0, np.prod(program.values[value].shape), len(box))
+    return Multipliers(box, row, element, rng.integers(-(2**20), 2**20, len(box)), rng.integers(8, 40, len(box)))
 
 
 def _margin(out: Array, label: int) -> int:
@@ -235,9 +315,37 @@ def _one_corner(real: Any) -> Any:
     return bounds
 
 
+def _no_price(real: Any) -> Any:
+    def shift(self: Any, value: int, by: Any, bounds: Any) -> None:
+        constant = self.constant.copy()
+        real(self, value, by, bounds)
+        self.constant = constant
+
+    return shift
+
+
+def _lowest_end(real: Any) -> Any:
+    """Of max(mu l, mu u) only mu l."""
+    return lambda self, value, by, bounds: real(self, value, by, (bounds[0],) * 2)
+
+
+def _free_rounding(real: Any) -> Any:
+    def rounded(self: Any, a: Array, e: Array, bounds: Any) -> Any:
+        constant = self.constant.copy()
+        kept = real(self, a >> 12 << 12, e, bounds)
+        self.constant = constant
+        return kept
+
+    return rounded
+
+
+def _gap(real: Any) -> Any:
+    return lambda known, n, path: real(known, n, tuple((v, e, t + above, above) for v, e, t, above in path))
+
+
 def _middle(real: Any) -> Any:
-    def difference(self: Any, i: Array, y: Array, j: Array, bounds: Any) -> Array:
-        return real(self, i, y, j, ((bounds[0] + bounds[1]) // 2,) * 2)
+    def difference(self: Any, pairs: Any, bounds: Any) -> Array:
+        return real(self, pairs, ((bounds[0] + bounds[1]) // 2,) * 2)
 
     return difference
 
@@ -257,8 +365,26 @@ FAULTS: Mapping[str, Fault] = {
     ),
     "a tie taken for a win": _patched(Decider, "margins", lambda real: lambda self, *a: real(self, *a) + 1),
     "a fused margin without its radius": _patched(tail_module.Tail, "difference", _middle),
+    "a multiplier without its price": _patched(Rows, "shift", _no_price),
+    "a multiplier's price at the wrong end": _patched(Rows, "shift", _lowest_end),
+    "rounding of coefficients that is not paid": _patched(Rows, "rounded", _free_rounding),
+    "a lost sign in a layer's adjoint": _patched(
+        relax_module, "_adjoint", lambda real: lambda linear, a: real(linear, np.abs(a))
+    ),
+    "a line above one step too low": _patched(
+        Single, "above", lambda real: lambda self, k, args: real(self, k, args) - (1 << INTERCEPT)
+    ),
+    "a line below one step too high": _patched(
+        Single, "below", lambda real: lambda self, k, args: real(self, k, args) + (1 << INTERCEPT)
+    ),
+    "a sum's line above one step too low": _patched(
+        Pair, "above", lambda real: lambda self, k, args: real(self, k, args) - (1 << INTERCEPT)
+    ),
+    "the worst threshold forgotten": _patched(lines_module, "_extreme", lambda real: lambda *a: real(*a) // 2),
+    "a linear bound one too high": _patched(Relaxation, "lower", lambda real: lambda self, *a: real(self, *a) + 1),
+    "a split whose threshold is on neither side": _patched(check_module, "_cut", _gap),
     "a softmax that always separates": _patched(
-        decide_module, "softmax_separates", lambda real: lambda e, winner: np.ones(e.shape, np.bool_)
+        goal_module, "softmax_separates", lambda real: lambda e, winner: np.ones(e.shape, np.bool_)
     ),
     "the first of several rules for all": _patched(
         interval_module, "step_bounds", lambda real: lambda atom, args: real(example(atom), args), choices=True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import shutil
@@ -100,6 +101,23 @@ def test_what_was_signed_is_accepted_and_names_every_file(desk: Desk, capsys: Sh
     assert all(len(s["digest"]["sha256"]) == 64 for s in payload["subject"])
     assert payload["predicate"]["region"]["eps"] == "1/64"
     assert payload["predicate"]["verdict"]["certified"] == decode(desk.cert.read_bytes())["verdict"]["certified"]
+
+
+def test_a_proof_is_a_subject(desk: Desk, tmp_path: Path) -> None:
+    made = ce.certify(MODEL, X, Y, eps="1/16", domain=(0, 1), bounds="linear", attack=True)
+    assert made.proof is not None
+    desk.cert.write_bytes(made.to_bytes())
+    shown = tmp_path / "cert.proof"
+    shown.write_bytes(made.proof)
+    assert ce.sign(desk.cert, desk.model, key=desk.private, proof=shown).subjects == ("certificate", "model", "proof")
+    assert main(desk.verify()) == 0
+    about = statement(desk.cert.read_bytes())
+    assert about["subject"][2]["digest"]["sha256"] == hashlib.sha256(made.proof).hexdigest()
+    assert about["predicate"]["verdict"]["refuted"] > 0 and about["predicate"]["bounds"] == "proof"
+    shown.write_bytes(made.proof + b"\0")
+    with pytest.raises(MismatchError, match="proof"):
+        ce.sign(desk.cert, desk.model, key=desk.private, proof=shown)
+    assert main(desk.verify()) == 1
 
 
 def test_the_envelope_is_what_the_standard_says(desk: Desk) -> None:

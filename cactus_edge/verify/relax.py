@@ -45,6 +45,7 @@ from cactus_edge.verify.interval import Bounds, full_range, step_bounds
 from cactus_edge.verify.lines import INTERCEPT, ONE, Lines, Slope, lines
 
 Bools = npt.NDArray[np.bool_]
+Float64 = npt.NDArray[np.float64]
 
 GRAIN = 24
 """Constants are integers of 2^-24 steps of the sum that is bounded."""
@@ -99,10 +100,21 @@ class Rows:
     valid: Bools
     pending: dict[int, tuple[Int64, Int64]] = field(default_factory=dict)
 
-    def add(self, terms: Int64, e: Int64) -> None:
-        """Adds the sum of terms [N, R, *shape] 2^-e, each rounded down to a grain."""
-        grains, fit = _grains(terms.reshape(*e.shape, -1), e[..., None])
-        self._add(np.where(fit, grains, 0).sum(2), np.asarray(fit.all(2)))
+    def add(self, terms: Int64, e: Int64, most: Float64 | float = np.inf) -> None:
+        """Adds the sum of terms [N, R, *shape] 2^-e, each rounded down to a grain. Overwrites terms.
+
+        most: a bound on their magnitude, [N, R] or one number, with which they may not have to be looked at for it.
+        """
+        flat = terms.reshape(*e.shape, -1)
+        down, up = np.clip(e - GRAIN, 0, 63), np.clip(GRAIN - e, 0, 63)
+        fit = np.ones_like(self.valid)
+        if (most >= np.ldexp(TERM / 2, e - GRAIN)).any():
+            low, high = flat.min(2, initial=0), flat.max(2, initial=0)
+            limit = np.where(up < 63, TERM >> np.minimum(up, 62), 0)
+            fit = (-(low >> down) <= limit) & (high >> down <= limit)
+        if down.any():
+            np.right_shift(flat, down[..., None], out=flat)
+        self._add(flat.sum(2) << up, fit)
 
     def _add(self, grains: Int64, fit: Bools) -> None:
         self.valid &= fit
@@ -110,22 +122,26 @@ class Rows:
         self.valid &= np.abs(self.constant) <= TOTAL
         self.constant[~self.valid] = 0
 
-    def least(self, a: Int64, e: Int64, bounds: Bounds) -> None:
-        """Replaces <a, v> 2^-e by its minimum over the bounds of v, [N, *shape]."""
+    def least(self, a: Int64, e: Int64, bounds: Bounds, most: Float64 | float = np.inf) -> None:
+        """Replaces <a, v> 2^-e by its minimum over the bounds of v, [N, *shape]. most: as in `add`, of a."""
         low, high = bounds
-        self.add(np.where(a > 0, low[:, None], high[:, None]) * a, e)
+        terms = np.where(a > 0, low[:, None], high[:, None])
+        terms *= a
+        self.add(terms, e, most * _magnitude(low, high))
 
     def rounded(self, a: Int64, e: Int64, bounds: Bounds) -> tuple[Int64, Int64]:
         """(a, e) with at most BITS bits, rounded to nearest, halves up; what that may lower the sum by is taken off."""
-        axes = tuple(range(2, a.ndim))
-        top = np.maximum(a.max(axes, initial=0), -a.min(axes, initial=0))
+        flat = a.reshape(*e.shape, -1)
+        top = np.maximum(flat.max(2, initial=0), -flat.min(2, initial=0))
         # Magnitudes below 2^54 and no other power of two nearby: the exponent of the double is the bit length.
         t = np.maximum(np.frexp(top.astype(np.float64))[1].astype(np.int64) - BITS, 0)
         if not t.any():
             return a, e
-        shift = _over(t, a)
-        kept = (a + ((1 << shift) >> 1)) >> shift
-        self.least(a - (kept << shift), e, bounds)
+        shift, half = _over(t, a), (1 << t) >> 1
+        kept = a + _over(half, a)
+        kept >>= shift
+        lost = kept << shift
+        self.least(np.subtract(a, lost, out=lost), e, bounds, half.astype(np.float64))
         return kept, e - t
 
     def give(self, value: int, a: Int64, e: Int64, bounds: Bounds) -> None:
@@ -314,14 +330,19 @@ class Relaxation:
                 between = self.lines[step.out]
                 args = [(known[v][0][:, None], known[v][1][:, None]) for v in step.args]
                 k_below, k_above = hints[step.out]
-                up = a > 0
-                intercept = np.where(up, between.below(k_below, args), between.above(k_above, args))
-                near = (np.abs(intercept) < MULTIPLIER) | (a == 0)
-                state.valid &= near.reshape(*e.shape, -1).all(2)
-                state.add(a * np.where(near, intercept, 0), e + INTERCEPT)
-                sloped = a * np.where(up, k_below, k_above)
+                up, below, above = a > 0, between.below(k_below, args), between.above(k_above, args)
+                furthest = _magnitude(below, above)
+                terms = np.where(up, below, above)
+                if furthest >= MULTIPLIER:
+                    near = (np.abs(terms) < MULTIPLIER) | (a == 0)
+                    state.valid &= near.reshape(*e.shape, -1).all(2)
+                    terms[~near] = 0
+                terms *= a
+                state.add(terms, e + INTERCEPT, 2.0**BITS * min(furthest, MULTIPLIER))
                 for argument, p in zip(step.args, between.p, strict=True):
-                    state.give(argument, sloped * p, e + between.q + ONE, known[argument])
+                    sloped = np.where(up, k_below * p, k_above * p)
+                    sloped *= a
+                    state.give(argument, sloped, e + between.q + ONE, known[argument])
             case _:
                 state.least(a, e, bounds)
 
@@ -335,6 +356,11 @@ def _grains(terms: Int64, e: Int64) -> tuple[Int64, Bools]:
     small = np.abs(terms) <= np.where(up < 63, TERM >> np.minimum(up, 62), 0)
     grains = np.where(small, terms, 0) << np.where(up < 63, up, 0)
     return np.where(up > 0, grains, terms >> down), np.where(up > 0, small, np.abs(terms >> down) <= TERM)
+
+
+def _magnitude(*parts: Int64) -> float:
+    """The largest magnitude in these."""
+    return max(float(max(part.max(initial=0), -part.min(initial=0))) for part in parts)
 
 
 def samples_at_once(program: Program) -> int:

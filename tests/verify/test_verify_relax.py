@@ -163,13 +163,18 @@ def lost_sign(patch: pytest.MonkeyPatch) -> None:
 
 def lost_bias(patch: pytest.MonkeyPatch) -> None:
     real = Rows.add
-    patch.setattr(Rows, "add", lambda self, terms, e: real(self, np.maximum(terms, 0), e))
+    patch.setattr(Rows, "add", lambda self, terms, e, *most: real(self, np.maximum(terms, 0), e, *most))
 
 
 def upward(patch: pytest.MonkeyPatch) -> None:
-    real = module._grains
+    real = Rows.add
     patch.setattr(module, "GRAIN", 0)
-    patch.setattr(module, "_grains", lambda terms, e: (-real(-terms, e)[0], real(terms, e)[1]))
+
+    def add(self: Rows, terms: Array, e: Array, *most: Any) -> None:
+        unit = 1 << np.clip(e, 0, 40)
+        real(self, terms + unit.reshape(*e.shape, *(1,) * (terms.ndim - 2)) - 1, e, *most)
+
+    patch.setattr(Rows, "add", add)
 
 
 def largest_tap(patch: pytest.MonkeyPatch) -> None:
@@ -273,6 +278,27 @@ def test_a_term_is_rounded_down_to_a_grain_or_refused(e: int) -> None:
         exact = (term << (24 - e)) if e < 24 else term >> (e - 24)
         assert bool(fits[0]) == (abs(exact) <= module.TERM)
         assert not fits[0] or int(grains[0]) == exact
+
+
+@pytest.mark.parametrize("bits", [3, 30, 44, 45, 61])
+def test_sums_are_those_of_their_terms_rounded_one_by_one(bits: int) -> None:
+    """However it is shown that every term fits."""
+    rng = np.random.default_rng(bits)
+    e = rng.integers(-5, 60, (6, 50))
+    terms = rng.integers(-(2**bits), 2**bits, (6, 50, 4)) >> rng.integers(0, bits, (6, 50, 1))
+    edge = np.where(
+        e < module.GRAIN,
+        module.TERM >> np.clip(module.GRAIN - e, 0, 62),
+        module.TERM << np.clip(e - module.GRAIN, 0, 18),
+    )
+    terms[:, ::7, 0] = edge[:, ::7]
+    terms[:, 1::7, 0] = -edge[:, 1::7] - rng.integers(0, 2, edge[:, 1::7].shape)
+    grains, fits = module._grains(terms, e[..., None])
+    for most in (np.inf, np.abs(terms).max(2).astype(np.float64), 2.0**62):
+        state = Rows(np.zeros(e.shape, np.int64), np.ones(e.shape, np.bool_))
+        state.add(terms.copy(), e, most)
+        assert np.array_equal(state.valid, fits.all(2))
+        assert np.array_equal(state.constant, np.where(fits.all(2), np.where(fits, grains, 0).sum(2), 0))
 
 
 def test_weights_whose_products_are_not_exact_are_bounded_by_their_result() -> None:
