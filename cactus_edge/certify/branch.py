@@ -1,8 +1,9 @@
 """Branch and bound: splits a region until lines separate every class in each part, or a point is found that the label loses.
 
-A part is split at the knee of a rule, where its clamp begins: that of the accumulator whose relaxation costs the worst class most
-(in the spirit of BaBSR: Bunel et al., JMLR 2020, section 6). Children inherit their parent's slopes and multipliers. A part
-without knees is searched once more, for longer, then split in the middle of an input. Parts with the largest gap come first. For
+A part is split at a threshold of a rule, at the knee where its clamp begins, or between its last few steps: that of the accumulator
+whose relaxation costs the worst class most (in the spirit of BaBSR: Bunel et al., JMLR 2020, section 6). Children inherit their
+parent's slopes and multipliers. A part without such a threshold is searched once more, for longer, then split in the middle of
+an input. Parts with the largest gap come first. For
 every worst line the corner where it is least is tried as an input. All is deterministic but for `stop`, which may end it anywhere.
 """
 
@@ -18,7 +19,7 @@ from cactus_edge.certify.attack import strict_win
 from cactus_edge.certify.bound import Bounder, Found, Part
 from cactus_edge.ir.atoms import Affine
 from cactus_edge.ir.evaluate import run
-from cactus_edge.ir.ops import Codes
+from cactus_edge.ir.ops import Codes, Int64
 from cactus_edge.verify.lines import INTERCEPT, ONE, Single
 from cactus_edge.verify.proof import DEEPEST, NO_SHEET, Bytes, Leaf, Robust, Row, Split, Tighten, Tree
 
@@ -27,6 +28,9 @@ TOGETHER = 16
 
 STEPS, POLISH = 16, 120
 """Steps of the search for slopes and multipliers of a part, and of one without knees."""
+
+FEW = 3
+"""Steps of a rule's result within a part up to which a split between any two of them may gain something."""
 
 FLAT = 1.5
 """Steps of a rule's result by which a clamp has to reach into the bounds for a knee."""
@@ -129,7 +133,7 @@ class Branching:
         """Chooses each node's split; returns those that need one. What lines were made of is not kept."""
         smooth = []
         for node in nodes:
-            node.cut = self._knee(node.part, node.part.worst)
+            node.cut = self._threshold(node.part, node.part.worst)
             if node.cut is None:
                 smooth.append(node)
         if smooth:
@@ -142,12 +146,13 @@ class Branching:
                 found.coefficients = {}
         return [node for node in nodes if node.part.gap]
 
-    def _knee(self, part: Part, line: Found) -> Cut | None:
-        """The knee of a rule of accumulators within the part whose relaxation costs the line most.
+    def _threshold(self, part: Part, line: Found) -> Cut | None:
+        """The threshold of a rule of accumulators at which a split of the part gains most for the line.
 
-        Where the sum has a > 0 of the rule, the line below it counts. Around the lower knee t of a clamp that lies as far off as
+        Where the sum has a > 0 of the rule, the line below it counts. At the lower knee t of a clamp that lies as far off as
         the part's ends allow, s m (t - l) or (1 - s) m (u - t), whichever is less; the line above it, for a < 0, is off by its
-        height above the knee. At an upper knee the two are exchanged.
+        height above the knee. At an upper knee the two are exchanged. A rule with few levels left is a step or two, which no line
+        comes close to: there the line's distance from the step counts, shared by the levels.
         """
         best: Cut | None = None
         for step in self._rules:
@@ -159,28 +164,30 @@ class Branching:
             low, high = (b[None] for b in part.known[step.args[0]])
             k_below, k_above = (line.sheet[side, at].astype(np.int64).reshape(low.shape) for side in (0, 1))
             first, last = rule.lowest(low), rule.highest(high)
-            p = np.maximum(rule.p[0], 1)
-            m = rule.p[0] * 2.0**-rule.q
+            p, m = np.maximum(rule.p[0], 1), rule.p[0] * 2.0**-rule.q
             below = rule.below(k_below, [(low, high)]) * 2.0**-INTERCEPT
             above = rule.above(k_above, [(low, high)]) * 2.0**-INTERCEPT
             s, t = k_below / 2**ONE, k_above / 2**ONE
             for upper, level in ((False, first + 1), (True, last)):
+                # At or a little above the threshold itself.
                 knee = -(-((level << rule.q) + rule.most) // p)
                 inside = (knee > low) & (knee <= high) & (last > first) & (rule.p[0] > 0)
+                over, under = t * m * knee + above - (level - 1), level - (s * m * knee + below)
                 if upper:
-                    inside &= m * (high - knee) > FLAT
+                    flat = m * (high - knee) > FLAT
                     touching = np.minimum(t * m * (high - knee), (1 - t) * m * (knee - low))
-                    apart = last - (s * m * knee + below)
-                    cost = np.where(a > 0, apart, touching)
+                    cost = np.where(a > 0, under, touching)
                 else:
-                    inside &= m * (knee - low) > FLAT
+                    flat = m * (knee - low) > FLAT
                     touching = np.minimum(s * m * (knee - low), (1 - s) * m * (high - knee))
-                    apart = t * m * knee + above - first
-                    cost = np.where(a < 0, apart, touching)
-                score = np.where(inside, np.abs(a) * cost, 0.0).ravel()
+                    cost = np.where(a < 0, over, touching)
+                levels = np.maximum(last - first, 1)
+                few = np.where(levels <= FEW, np.where(a > 0, under, over) / levels, 0.0)
+                score = np.where(inside, np.abs(a) * np.where(flat, np.maximum(cost, few), few), 0.0).ravel()
                 i = int(score.argmax())
                 if score[i] > (best.score if best is not None else 0.0):
-                    best = Cut(float(score[i]), step.args[0], i, int(knee.ravel()[i]))
+                    exact = _first(rule, i, int(level.ravel()[i]), low, int(knee.ravel()[i]))
+                    best = Cut(float(score[i]), step.args[0], i, exact)
         return best
 
     def _half(self, part: Part, line: Found) -> Cut | None:
@@ -191,6 +198,16 @@ class Branching:
         score = (slope + 1e-9 * (1 + slope.max(initial=0.0))) * (high - low)
         i = int(score.argmax())
         return Cut(float(score[i]), self.program.input, i, int((low[i] + high[i]) // 2 + 1)) if score[i] > 0 else None
+
+
+def _first(rule: Single, element: int, level: int, low: Int64, reached: int) -> int:
+    """The least accumulator above low [1, *shape] at which the rule's element is at `level` for sure; `reached` is one."""
+    under, over = int(low.ravel()[element]), reached
+    while over - under > 1:
+        middle = (under + over) // 2
+        good = rule.lowest(np.full_like(low, middle)).ravel()[element] >= level
+        under, over = (under, middle) if good else (middle, over)
+    return over
 
 
 def proof_of(part: Part) -> Robust:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 STEEPEST = 1 << ONE
 """k of the rule's own slope."""
 
-RATE, MULTIPLIER_RATE, DECAY = 0.15, 0.1, 0.97
+RATE, MULTIPLIER_RATE, DECAY = 0.2, 0.3, 0.97
 """Steps of Adam: of slopes; of multipliers, relative to their row's coefficients; the factor by which both shrink each step."""
 
 ONES = 1000
