@@ -134,6 +134,8 @@ def refuted(program: Program, region: Region, x: Data, labels: Int64, members: M
     Raises CertificateError for one that is none, InputError as `require_definite` does.
     """
     require_definite(program)
+    if region.family is None:
+        raise CertificateError(f"members of a family, in a region of kind {region.kind}, which has none")
     found = np.zeros(len(labels), np.bool_)
     for i, member in members.items():
         if not 0 <= i < len(labels):
