@@ -35,6 +35,7 @@ class Goal:
     """
 
     def __init__(self, program: Program) -> None:
+        self.definite = program.definite
         self.softmaxes, self.logits = _logits(program)
         self.classes = program.output_tensor.size
         _check_end(program, self.softmaxes)
@@ -59,6 +60,26 @@ class Goal:
         won[np.arange(len(labels)), labels] = True
         return won
 
+    def right(self, low: Int64, high: Int64, labels: Int64) -> Bools:
+        """[N]: whether the label wins strictly at points whose logits are bounded by low, high [N, classes].
+
+        Of one function both are the logits themselves, and the softmax is computed; else it is only bounded.
+        """
+        rows = np.arange(len(labels))
+        if self.softmaxes and not self.definite:
+            won = self.won(low[rows, labels][:, None] - high, labels)
+        else:
+            for softmax in self.softmaxes:
+                low = high = softmax.apply(low)
+            won = low[rows, labels][:, None] > high
+            won[rows, labels] = True
+        return every(won)
+
+
+def every(rows: Bools) -> Bools:
+    """Whether a whole row [N, K] holds, [N]."""
+    return np.asarray(rows.all(1))
+
 
 def _logits(program: Program) -> tuple[tuple[AnySoftmaxRule, ...], int]:
     """Every rule of the softmax that writes the program's output, if one does, and the value that decides: its input, else the output."""
@@ -74,23 +95,27 @@ def _check_end(program: Program, softmaxes: tuple[AnySoftmaxRule, ...]) -> None:
     tensor = program.output_tensor
     if tensor.size < 2:
         raise UnsupportedError(f"the output {tensor.name!r} has {tensor.size} element; a decision needs two classes")
-    for softmax in softmaxes:
-        match softmax:
-            case SoftmaxRule(e):
-                top = float(INT32_MAX)
-            case FloatSoftmaxRule(e):
-                top = 1
-            case ScaledSoftmaxRule(e):
-                top = float(e.max())
-            case TableSoftmaxRule(e):
-                top = 65535
-            case _:
-                assert_never(softmax)
-        if tensor.shape[-1] != tensor.size:
-            raise UnsupportedError(f"softmax over rows of {tensor.shape}: the output is not one row of classes")
-        if not ((np.diff(e) >= 0).all() and (e >= 0).all() and e[-1] == top):
-            raise UnsupportedError("the softmax's table of exponentials is not monotone")
+    if softmaxes and tensor.shape[-1] != tensor.size:
+        raise UnsupportedError(f"softmax over rows of {tensor.shape}: the output is not one row of classes")
+    if not all(map(_rises, softmaxes)):
+        raise UnsupportedError("the softmax's table of exponentials is not monotone")
     least, most = tensor.codes
     codes = np.arange(least, most + 1).astype(tensor.dtype)
     if program.float_output and not (np.diff(dequantize(codes, tensor.scale, tensor.zero_point)) > 0).all():
         raise UnsupportedError(f"the output {tensor.name!r} has codes that dequantise to equal floats: wins may tie")
+
+
+def _rises(softmax: AnySoftmaxRule) -> bool:
+    """Whether its exponentials are non-negative and non-decreasing, up to the one that `softmax` takes for the winner's."""
+    match softmax:
+        case SoftmaxRule(e):
+            top = float(INT32_MAX)
+        case FloatSoftmaxRule(e):
+            top = 1
+        case ScaledSoftmaxRule(e):
+            top = float(e.max())
+        case TableSoftmaxRule(e):
+            top = 65535
+        case _:
+            assert_never(softmax)
+    return bool((np.diff(e) >= 0).all() and (e >= 0).all() and e[-1] == top)
