@@ -235,8 +235,10 @@ class Profile:
         """
         if self.rules.get("Graph") == ("tinyengine",):
             check_translated(graph)
-        if self.rules.get("Tensor") != ("symmetric",):
-            return
+        if self.rules.get("Tensor") == ("symmetric",):
+            self._require_symmetric(graph)
+
+    def _require_symmetric(self, graph: Graph) -> None:
         for tensor in graph.tensors:
             if tensor.dtype == "int8":
                 check_range(tensor.scale, tensor.name)

@@ -45,18 +45,7 @@ class Goal:
         """[N, classes]: whether lower bounds of the logit margins imply out_y > out_j at the output; True at j = y."""
         won = margins >= 1
         for softmax in self.softmaxes:
-            behind = 255 - np.clip(margins, 0, 255)
-            match softmax:
-                case SoftmaxRule(exponentials):
-                    won &= softmax_separates(exponentials[behind], INT32_MAX)
-                case FloatSoftmaxRule(table):
-                    won &= float_softmax_separates(table[behind])
-                case ScaledSoftmaxRule(scaled):
-                    won &= float_softmax_separates(scaled[behind] / scaled[-1].astype(np.float64))
-                case TableSoftmaxRule(table16):
-                    won &= table_softmax_separates(table16[behind])
-                case _:
-                    assert_never(softmax)
+            won &= _separates(softmax, 255 - np.clip(margins, 0, 255))
         won[np.arange(len(labels)), labels] = True
         return won
 
@@ -103,6 +92,21 @@ def _check_end(program: Program, softmaxes: tuple[AnySoftmaxRule, ...]) -> None:
     codes = np.arange(least, most + 1).astype(tensor.dtype)
     if program.float_output and not (np.diff(dequantize(codes, tensor.scale, tensor.zero_point)) > 0).all():
         raise UnsupportedError(f"the output {tensor.name!r} has codes that dequantise to equal floats: wins may tie")
+
+
+def _separates(softmax: AnySoftmaxRule, behind: Int64) -> Bools:
+    """[N, K]: whether its output of the winner exceeds those whose exponentials are bounded by the entries `behind`."""
+    match softmax:
+        case SoftmaxRule(exponentials):
+            return softmax_separates(exponentials[behind], INT32_MAX)
+        case FloatSoftmaxRule(table):
+            return float_softmax_separates(table[behind])
+        case ScaledSoftmaxRule(scaled):
+            return float_softmax_separates(scaled[behind] / scaled[-1].astype(np.float64))
+        case TableSoftmaxRule(table16):
+            return table_softmax_separates(table16[behind])
+        case _:
+            assert_never(softmax)
 
 
 def _rises(softmax: AnySoftmaxRule) -> bool:
