@@ -23,6 +23,7 @@ from cactus_edge.ir.atoms import (
     Monotone,
     PadWith,
     Program,
+    Rearrangement,
     ReshapeTo,
     Softmax,
     Step,
@@ -161,22 +162,11 @@ def _expand(b: _Builder, index: int, node: Node) -> None:
             _average(at, op)
         case ops.MaxPool() as op:
             _maximum(at, op)
-        case ops.Mean(axes, keep_dims) | ops.Sum(axes, keep_dims):
-            axis_sum = linear.AxisSum(x.shape, axes, keep_dims)
-            image_channels = x.shape[2] if len(x.shape) == 3 and axes == (0, 1) and keep_dims else 0
-            at.summed(axis_sum, at.profile.reduce(at.kind, x, out, axis_sum.count, image_channels))
-        case ops.Pad(pads):
+        case ops.Mean() | ops.Sum() as op:
+            _reduction(at, op)
+        case ops.Pad() | ops.Concat() | ops.Reshape() | ops.Transpose() | ops.Slice() | ops.ResizeNearest() as op:
             at.profile.rule(at.kind)
-            at.result(Gather(PadWith(pads, out.zero_point)))
-        case ops.Concat(axis):
-            at.profile.rule(at.kind)
-            at.result(Gather(Join(axis)))
-        case ops.Reshape():
-            at.profile.rule(at.kind)
-            at.result(Gather(ReshapeTo(out.shape)))
-        case ops.Transpose() | ops.Slice() | ops.ResizeNearest() as op:
-            at.profile.rule(at.kind)
-            at.result(Gather(Take(source_index(op, x.shape, out.shape))))
+            at.result(Gather(_rearrangement(op, x, out)))
         case ops.ResizeBilinear() as op:
             _interpolation(at, op)
         case ops.LeakyRelu() | ops.HardSwish() | ops.Logistic() | ops.Tanh() as op:
@@ -245,6 +235,26 @@ def _average(at: _At, op: ops.AvgPool) -> None:
         at.summed(pool, RoundDivide(pool.reach(), *clamp))
     else:
         raise UnsupportedError("an average of another scale or zero point than its input's: this runtime divides codes")
+
+
+def _reduction(at: _At, op: ops.Mean | ops.Sum) -> None:
+    x, axis_sum = at.x, linear.AxisSum(at.x.shape, op.axes, op.keep_dims)
+    image_channels = x.shape[2] if len(x.shape) == 3 and op.axes == (0, 1) and op.keep_dims else 0
+    at.summed(axis_sum, at.profile.reduce(at.kind, x, at.out, axis_sum.count, image_channels))
+
+
+def _rearrangement(
+    op: ops.Pad | ops.Concat | ops.Reshape | ops.Transpose | ops.Slice | ops.ResizeNearest, x: Tensor, out: Tensor
+) -> Rearrangement:
+    match op:
+        case ops.Pad(pads):
+            return PadWith(pads, out.zero_point)
+        case ops.Concat(axis):
+            return Join(axis)
+        case ops.Reshape():
+            return ReshapeTo(out.shape)
+        case _:
+            return Take(source_index(op, x.shape, out.shape))
 
 
 def _maximum(at: _At, op: ops.MaxPool) -> None:

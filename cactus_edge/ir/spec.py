@@ -129,18 +129,8 @@ def _check_node(graph: Graph, index: int, node: Node) -> None:
             _expect_shape(out, (*_image(out)[:2], _image(x)[2]))
         case ops.Relu() | ops.Relu6() | ops.HardSwish() | ops.Requantize() | ops.Quantize() | ops.Dequantize():
             _expect_shape(out, x.shape)
-        case ops.LeakyRelu(alpha):
-            _expect_shape(out, x.shape)
-            if not (math.isfinite(alpha) and float(np.float32(alpha)) == alpha):
-                raise ModelError(f"alpha {alpha!r}, expected a finite float32")
-        case ops.Logistic():
-            _expect_shape(out, x.shape)
-            _expect_quantised(out, 1 / 256, -128)
-        case ops.Tanh():
-            _expect_shape(out, x.shape)
-            _expect_quantised(out, 1 / 128, 0)
-        case ops.Softmax(beta):
-            _check_softmax(beta, x, out)
+        case ops.LeakyRelu() | ops.Logistic() | ops.Tanh() | ops.Softmax() as op:
+            _check_function(op, x, out)
         case _:
             assert_never(node.op)
 
@@ -231,13 +221,24 @@ def _check_join(axis: int, inputs: list[Tensor], out: Tensor) -> None:
     _expect_shape(out, (*shape[:axis], sum(t.shape[axis] for t in inputs), *shape[axis + 1 :]))
 
 
-def _check_softmax(beta: float, x: Tensor, out: Tensor) -> None:
+def _check_function(op: ops.LeakyRelu | ops.Logistic | ops.Tanh | ops.Softmax, x: Tensor, out: Tensor) -> None:
     _expect_shape(out, x.shape)
-    if not x.shape:
-        raise ModelError("a softmax needs at least one axis besides the batch")
-    if not (math.isfinite(beta) and beta > 0):
-        raise ModelError(f"beta {beta}, expected a finite number above zero")
-    _expect_quantised(out, 1 / 256, -128)
+    match op:
+        case ops.LeakyRelu(alpha):
+            if not (math.isfinite(alpha) and float(np.float32(alpha)) == alpha):
+                raise ModelError(f"alpha {alpha!r}, expected a finite float32")
+        case ops.Logistic():
+            _expect_quantised(out, 1 / 256, -128)
+        case ops.Tanh():
+            _expect_quantised(out, 1 / 128, 0)
+        case ops.Softmax(beta):
+            if not x.shape:
+                raise ModelError("a softmax needs at least one axis besides the batch")
+            if not (math.isfinite(beta) and beta > 0):
+                raise ModelError(f"beta {beta}, expected a finite number above zero")
+            _expect_quantised(out, 1 / 256, -128)
+        case _:
+            assert_never(op)
 
 
 def _check_affine(
