@@ -65,13 +65,14 @@ class Witnesses:
             found["counterexamples"] = {str(i): _record(member) for i, member in sorted(self.members.items())}
         if self.delta is not None:
             wins = under(program, region, x, labels, self.delta)
-            _require_open(certified, ~wins)
-            found["universal"] = {
-                "delta": self.delta.astype(STORED).tobytes().hex(),
-                "at_least": int(certified.sum()),
-                "at_most": int(wins.sum()),
-            }
+            found["universal"] = _universal(self.delta, certified, wins)
         return found
+
+
+def _universal(delta: Float64, certified: Bools, wins: Bools) -> dict[str, Any]:
+    _require_open(certified, ~wins)
+    stored = delta.astype(STORED).tobytes().hex()
+    return {"delta": stored, "at_least": int(certified.sum()), "at_most": int(wins.sum())}
 
 
 def read_witnesses(record: Mapping[str, Any], x: Tensor) -> Witnesses:
