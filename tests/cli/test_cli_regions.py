@@ -74,7 +74,7 @@ CASES: dict[str, tuple[list[str], dict[str, Any], int, str]] = {
         ["--brightness=0,0.01", "--contrast=0.5,2", "--pivot", "mean", "--cells", "3"],
         {"cells": 3, "pivot": "mean"},
         4,
-        "(3 cells each)",
+        "(cells: 3)",
     ),
     "a list": (["--eps", "0.04,1/25"], {"kind": "box", "eps": ["1/25"] * 32}, 3, "each of 32 features"),
 }
