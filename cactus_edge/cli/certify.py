@@ -201,6 +201,7 @@ def _max_eps(arguments: argparse.Namespace) -> int:
         domain=arguments.domain,
         profile=arguments.profile,
         bounds=arguments.bounds,
+        budget=arguments.budget,
         workers=arguments.workers,
         cluster=arguments.cluster,
     )
