@@ -113,8 +113,9 @@ def max_eps(
 ) -> Radii:
     """The largest l-inf radius that is certified for each row of x [N, *shape] with label y [N], and the smallest refuted.
 
-    step: radii are multiples of it; by default the scale of the model's input, as an exact fraction. budget: for each sample at each
-    radius that is tried between what the quick means leave. The others: as in `certify`. Raises as that does, InternalError where a proof and a counterexample contradict each other.
+    step: radii are multiples of it; by default the scale of the model's input, as an exact fraction. budget: of each sample at
+    each radius that is tried between what the quick means leave. The others: as in `certify`. Raises as that does, InternalError
+    where a proof and a counterexample contradict each other.
     """
     import os
 
