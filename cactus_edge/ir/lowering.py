@@ -172,14 +172,12 @@ def _expand(b: _Builder, index: int, node: Node) -> None:
         case ops.LeakyRelu() | ops.HardSwish() | ops.Logistic() | ops.Tanh() as op:
             at.profile.check_size(at.kind, out.size)
             at.result(Table(code_table(op, at.profile.rule(at.kind), x, out)))
-        case ops.Relu():
+        case ops.Relu() | ops.Requantize():
             at.profile.check_size(at.kind, out.size)
-            at.rescaled(activation_range(ops.Activation.RELU, out))
+            activation = ops.Activation.RELU if isinstance(node.op, ops.Relu) else ops.Activation.NONE
+            at.rescaled(activation_range(activation, out))
         case ops.Relu6():
             _relu6(at)
-        case ops.Requantize():
-            at.profile.check_size(at.kind, out.size)
-            at.rescaled(activation_range(ops.Activation.NONE, out))
         case ops.Softmax(beta):
             at.result(Softmax(at.profile.softmax(at.kind, beta, x.scale, x.shape[-1])))
         case ops.Quantize() | ops.Dequantize():

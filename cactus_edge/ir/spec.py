@@ -112,21 +112,14 @@ def _check_node(graph: Graph, index: int, node: Node) -> None:
             _check_pool(op, x, out)
         case ops.Mean(axes, keep_dims) | ops.Sum(axes, keep_dims):
             _check_reduction(axes, keep_dims, x, out)
-        case ops.Pad(pads):
-            _check_pads(pads, x, out)
-        case ops.Concat(axis):
-            _check_join(axis, inputs, out)
         case ops.Reshape():
             _expect_like(x, out)
             if x.size != out.size:
                 raise ModelError(f"reshapes {x.shape} to {out.shape}")
-        case ops.Transpose(perm):
-            _check_transpose(perm, x, out)
-        case ops.Slice() as op:
-            _check_slice(op, x, out)
-        case ops.ResizeNearest() | ops.ResizeBilinear():
-            _expect_like(x, out)
-            _expect_shape(out, (*_image(out)[:2], _image(x)[2]))
+        case (
+            ops.Pad() | ops.Concat() | ops.Transpose() | ops.Slice() | ops.ResizeNearest() | ops.ResizeBilinear() as op
+        ):
+            _check_move(op, inputs, out)
         case ops.Relu() | ops.Relu6() | ops.HardSwish() | ops.Requantize() | ops.Quantize() | ops.Dequantize():
             _expect_shape(out, x.shape)
         case ops.LeakyRelu() | ops.Logistic() | ops.Tanh() | ops.Softmax() as op:
@@ -199,6 +192,28 @@ def _check_reduction(axes: tuple[int, ...], keep_dims: bool, x: Tensor, out: Ten
     if not axes or list(axes) != sorted(set(axes)) or not (axes[0] >= 0 and axes[-1] < len(x.shape)):
         raise ModelError(f"axes {axes} of a sample of shape {x.shape}, expected increasing ones within it")
     _expect_shape(out, AxisSum(x.shape, axes, keep_dims).out_shape)
+
+
+def _check_move(
+    op: ops.Pad | ops.Concat | ops.Transpose | ops.Slice | ops.ResizeNearest | ops.ResizeBilinear,
+    inputs: list[Tensor],
+    out: Tensor,
+) -> None:
+    x = inputs[0]
+    match op:
+        case ops.Pad(pads):
+            _check_pads(pads, x, out)
+        case ops.Concat(axis):
+            _check_join(axis, inputs, out)
+        case ops.Transpose(perm):
+            _check_transpose(perm, x, out)
+        case ops.Slice():
+            _check_slice(op, x, out)
+        case ops.ResizeNearest() | ops.ResizeBilinear():
+            _expect_like(x, out)
+            _expect_shape(out, (*_image(out)[:2], _image(x)[2]))
+        case _:
+            assert_never(op)
 
 
 def _check_pads(pads: tuple[tuple[int, int], ...], x: Tensor, out: Tensor) -> None:
