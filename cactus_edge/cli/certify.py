@@ -192,7 +192,7 @@ def _max_eps(arguments: argparse.Namespace) -> int:
     from cactus_edge import api_radius
     from cactus_edge.report.table import pairs
 
-    _alone(arguments, "max-eps", *REGION, "firmware", "attack", "budget", "universal")
+    _alone(arguments, "max-eps", *REGION, "firmware", "attack", "universal")
     found = api_radius.max_eps_files(
         arguments.model,
         arguments.data,

@@ -298,6 +298,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     for option, words in (
         (["--eps=1/16"], "--eps"),
         ([f"--plot={tmp_path}/p.gif"], ".png"),
+        (["--budget=soon"], "60s or 500n"),
         ([f"--out={tmp_path}"], "--out"),
     ):
         assert main([*command, *option]) == 2
