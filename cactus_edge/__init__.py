@@ -5,6 +5,8 @@ The verbs of the command line are functions here; each imports what it needs whe
     import cactus_edge as ce
     built = ce.build("digits", target="mcu")
     certificate = ce.certify("model.tflite", x, y, eps="1/16", profile="tflm")
+    from cactus_edge.verify.families import Patch, tone
+    certificate = ce.certify("model.tflite", x, y, region=tone(brightness=("-0.1", "0.1")))
     report = ce.verify("certificate.json", "model.tflite", "test.npz")
     outputs = ce.run("model.tflite", x, y, profile="tflm")
 """

@@ -327,14 +327,16 @@ def verify(
     firmware: bytes | str | Path | None = None,
     key: str | Path | Sequence[str | Path] = (),
     signature: bytes | str | Path | None = None,
+    with_c: bool = False,
 ) -> Report:
     """Re-checks a certificate against the bytes of the model, the samples and the firmware. numpy alone; onnxruntime, where
     it is installed, is asked whether it computes an .onnx file in integers.
 
     Everything that can be recomputed is; `Report.accepted` is the verdict. proof: the proof file of a certificate that has one, by
     default the one beside it. key: PEM files of public keys, each of which has to have signed the certificate in the envelope
-    `signature`, by default the one beside it; that needs `cactus-edge[sign]`. Raises CertificateError and ModelError for input
-    that cannot be read at all.
+    `signature`, by default the one beside it; that needs `cactus-edge[sign]`. with_c: the proof file is also checked by the
+    independent checker in C, which a compiler is needed for. Raises CertificateError and ModelError for input that cannot be
+    read at all, InstallError for what is missing.
     """
     from cactus_edge.api_files import file_formats
     from cactus_edge.api_signing import signatures
@@ -350,7 +352,12 @@ def verify(
     source = content(certificate, "certificate")
     keys = [key] if isinstance(key, str | Path) else list(key)
     signed = signatures(certificate, source, keys, signature)
-    report = recheck(source, content(model, "model"), x, y, proof=shown, firmware=elf, formats=formats)
+    read = content(model, "model")
+    report = recheck(source, read, x, y, proof=shown, firmware=elf, formats=formats)
+    if with_c:
+        from cactus_edge.formats.c.checker import second_check
+
+        signed = (second_check(read, shown), *signed)
     return replace(report, checks=(*report.checks, *signed))
 
 

@@ -105,6 +105,7 @@ def max_eps(
     profile: str = "",
     domain: tuple[Exact, Exact] | None = None,
     bounds: str = "interval",
+    budget: str = "",
     threads: int = 0,
     workers: int = 0,
     cluster: str = "",
@@ -112,14 +113,16 @@ def max_eps(
 ) -> Radii:
     """The largest l-inf radius that is certified for each row of x [N, *shape] with label y [N], and the smallest refuted.
 
-    step: radii are multiples of it; by default the scale of the model's input, as an exact fraction. The others: as in `certify`.
-    Raises as that does, InternalError where a proof and a counterexample contradict each other.
+    step: radii are multiples of it; by default the scale of the model's input, as an exact fraction. budget: of each sample at
+    each radius that is tried between what the quick means leave. The others: as in `certify`. Raises as that does, InternalError
+    where a proof and a counterexample contradict each other.
     """
     import os
 
     from cactus_edge.api import Bounds
     from cactus_edge.api_files import default_profile, file_formats
     from cactus_edge.certify import radius
+    from cactus_edge.certify.complete import Budget
     from cactus_edge.certify.crew import crew, decider, finder
     from cactus_edge.verify.certificate import certify_file
     from cactus_edge.verify.read import format_of
@@ -139,11 +142,12 @@ def max_eps(
             f"the step of the radii is {unit}, expected at least a {MOST_STEPS}th of the domain [{whole[0]}, {whole[1]}], "
             "and at most all of it"
         )
-    by, lines, digest = crew(workers, cluster), bounds != "interval", bytes.fromhex(sha256(data))
+    limit = Budget.parse(budget) if budget else None
+    by, proving, digest = crew(workers, cluster), bounds != "interval" or limit is not None, bytes.fromhex(sha256(data))
     decide = decider(threads or os.cpu_count() or 1, by, keep)
     search = radius.Search(program, radius.Scale(unit, whole), x)
     proofs = radius.Proofs(search, y, digest)
-    if lines:
+    if proving:
         search.prove(
             proofs.by(finder(by, keep, lines=False))
         )  # first what costs little: lines begin where intervals end
@@ -152,6 +156,8 @@ def max_eps(
         search.prove(radius.by_intervals(decide, search, y))
     if program.definite:
         search.refute(proofs.by(finder(by, keep, lines=False, falsify=True)))
+    if limit is not None:
+        search.prove(proofs.by(finder(by, keep, budget=limit)))
 
     def certificate(steps: Any, proof: bytes | None) -> Certificate:
         return certify_file(
@@ -174,7 +180,7 @@ def max_eps(
             ),
         )
 
-    shown = certificate(search.certified, proofs.certified() if lines else None)
+    shown = certificate(search.certified, proofs.certified() if proving else None)
     if (shown.decision.certified != (search.certified != radius.NONE)).any():
         raise InternalError("the radii that were found are not those that are certified")
     refuted = radius.refuted_steps(search)
@@ -210,6 +216,7 @@ def max_eps_files(
     domain: str = "",
     profile: str = "",
     bounds: str = "interval",
+    budget: str = "",
     workers: int = 0,
     cluster: str = "",
 ) -> Written:
@@ -231,7 +238,16 @@ def max_eps_files(
     keep = out.with_name(f"{out.name}.parts")
     ends = two_ends(domain, "domain", "--domain 0,1") if domain else None
     radii = max_eps(
-        model, x, y, profile=profile, domain=ends, bounds=bounds, workers=workers, cluster=cluster, keep=keep
+        model,
+        x,
+        y,
+        profile=profile,
+        domain=ends,
+        bounds=bounds,
+        budget=budget,
+        workers=workers,
+        cluster=cluster,
+        keep=keep,
     )
     files = [("certificate", out), ("report", report)]
     certificates = [(out, radii.certificate)]

@@ -170,7 +170,7 @@ def described(record: Mapping[str, Any]) -> str:
         case {"brightness": [b0, b1], "contrast": [c0, c1], "pivot": pivot, "cells": cells}:
             ranges = [f"brightness {b0} to {b1}"] if b0 != b1 else []
             ranges += [f"contrast {c0} to {c1} around {pivot}"] if c0 != c1 else []
-            family = f"{' and '.join(ranges)} ({cells} cells each)"
+            family = f"{' and '.join(ranges) or 'brightness 0'} (cells: {cells})"
         case _:
             return eps
     return family if region["eps"] == "0" else f"{family}, with {eps}"

@@ -1,7 +1,7 @@
 """How far each sample can be certified: brackets between the largest radius that was proved and the smallest that was refuted.
 
-Radii are whole steps, by default of the input's quantisation: between two of them no code changes for data on the sensor's
-grid, so a bracket of one step is the answer. Bisection only chooses what to try. Nothing rests on a proof at one radius
+Radii are whole steps, by default of the input's quantisation: with each step a feature gains one code on either side, so that a
+bracket of one step is as exact as the codes are. Bisection only chooses what to try. Nothing rests on a proof at one radius
 holding at a smaller one: every radius that is reported as certified was proved itself, and every one reported as refuted holds
 a counterexample.
 """

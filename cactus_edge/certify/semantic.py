@@ -25,7 +25,7 @@ from cactus_edge.errors import InputError, InstallError
 from cactus_edge.ir import atoms
 from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.evaluate import run
-from cactus_edge.verify.regions import Exact, check_data, exact, points
+from cactus_edge.verify.regions import Exact, check_data, exact, points, real
 
 Real = npt.NDArray[np.float64]
 
@@ -123,14 +123,12 @@ def estimate(
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Estimate:
-    """The bound for each sample of x [N, *input shape], float in units of the data, by ESTIMATES x `samples` draws each.
+    """The bound for each sample of x [N, *input shape], as `Region.boxes` takes it, by ESTIMATES x `samples` draws each.
 
     Deterministic by seed, and a sample's draws do not depend on the others. Raises DataError or InputError for unusable data, or
     a program that is not one function.
     """
     y = check_data(program, x, labels)
-    if x.dtype.kind != "f":
-        raise InputError(f"the data are {x.dtype} codes; transforms are applied to values in units of the sensor")
     if not program.definite:
         raise InputError(
             f"an estimate runs one arithmetic, and {program.profile.name} is several or an envelope",
@@ -139,12 +137,13 @@ def estimate(
     if not 1 <= samples <= 10**6:
         raise InputError(f"{samples} samples, expected 1 to 1000000")
     low, high = (float(exact(end, "an end of the domain")) for end in domain)
+    values = real(program, x)
     count = ESTIMATES * samples
     correct, losses = np.zeros(len(y), np.bool_), np.zeros(len(y), np.int64)
     logs, risk = np.zeros(len(y)), np.ones(len(y))
     for i in range(len(y)):
-        drawn = transform.draw(x[i].astype(np.float64), count, (low, high), np.random.default_rng([seed, i]))
-        p = probabilities(program, np.concatenate([x[i][None].astype(np.float32), drawn.astype(np.float32)]))
+        drawn = transform.draw(values[i].astype(np.float64), count, (low, high), np.random.default_rng([seed, i]))
+        p = probabilities(program, np.concatenate([values[i][None].astype(np.float32), drawn.astype(np.float32)]))
         won = p[:, y[i]] > np.delete(p, y[i], 1).max(1)
         correct[i], losses[i] = won[0], count - int(won[1:].sum())
         if won[0]:

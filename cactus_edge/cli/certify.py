@@ -177,16 +177,22 @@ def run(arguments: argparse.Namespace) -> int:
     return GOOD if enough else NEGATIVE
 
 
+REGION = ("eps", "noise", "patch", "brightness", "contrast", "pivot", "cells")
+"""The flags that say what may change."""
+
+
+def _alone(arguments: argparse.Namespace, flag: str, *others: str) -> None:
+    """Raises InputError where one of `others` is given beside --flag, which has no use for it."""
+    if given := next((name.replace("_", "-") for name in others if getattr(arguments, name)), None):
+        raise InputError(f"--{flag} has no use for --{given}", hint="one command for each")
+
+
 def _max_eps(arguments: argparse.Namespace) -> int:
     """--require asks for the samples that are certified at any radius."""
     from cactus_edge import api_radius
     from cactus_edge.report.table import pairs
 
-    asked = ("eps", "noise", "patch", "brightness", "contrast", "pivot", "cells", "firmware")
-    if given := [name for name in asked if getattr(arguments, name)]:
-        raise InputError(
-            f"--max-eps finds l-inf radii, and --{given[0]} asks for a region", hint="one command for each"
-        )
+    _alone(arguments, "max-eps", *REGION, "firmware", "attack", "universal")
     found = api_radius.max_eps_files(
         arguments.model,
         arguments.data,
@@ -195,6 +201,7 @@ def _max_eps(arguments: argparse.Namespace) -> int:
         domain=arguments.domain,
         profile=arguments.profile,
         bounds=arguments.bounds,
+        budget=arguments.budget,
         workers=arguments.workers,
         cluster=arguments.cluster,
     )
@@ -208,22 +215,8 @@ def _semantic(arguments: argparse.Namespace) -> int:
     from cactus_edge import api_semantic
     from cactus_edge.report.table import pairs
 
-    exact = (
-        "eps",
-        "noise",
-        "patch",
-        "brightness",
-        "contrast",
-        "pivot",
-        "cells",
-        "firmware",
-        "attack",
-        "budget",
-        "universal",
-    )
-    given = [name for name in exact if getattr(arguments, name)]
-    if given:
-        raise InputError(f"--semantic stands alone, and --{given[0]} asks for proofs", hint="one command for each")
+    proofs = ("firmware", "attack", "budget", "universal", "max_eps", "plot", "workers", "cluster")
+    _alone(arguments, "semantic", *REGION, *proofs)
     report = api_semantic.semantic_files(
         arguments.model,
         arguments.data,

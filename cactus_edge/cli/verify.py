@@ -37,6 +37,11 @@ def add_parser(verbs: Any) -> None:
     p.add_argument(
         "--signature", type=Path, metavar="cert.dsse.json", help="the envelope (default: beside the certificate)"
     )
+    p.add_argument(
+        "--with-c",
+        action="store_true",
+        help="also check the proof file with the independent checker in C99, compiled here (profile tflm)",
+    )
     p.set_defaults(run=run)
 
 
@@ -53,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
         firmware=arguments.firmware,
         key=arguments.key,
         signature=arguments.signature,
+        with_c=arguments.with_c,
     )
     print(table(("check", "result", "detail"), [(c.name, c.state, c.detail) for c in report.checks]))
     print("accepted" if report.accepted else "REJECTED")

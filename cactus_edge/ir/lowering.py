@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 import numpy as np
@@ -23,6 +23,7 @@ from cactus_edge.ir.atoms import (
     Monotone,
     PadWith,
     Program,
+    Rearrangement,
     ReshapeTo,
     Softmax,
     Step,
@@ -31,11 +32,12 @@ from cactus_edge.ir.atoms import (
     Value,
 )
 from cactus_edge.ir.binary import Extreme
-from cactus_edge.ir.graph import Graph, Node
+from cactus_edge.ir.graph import Graph, Node, Tensor
 from cactus_edge.ir.linear import Linear
 from cactus_edge.ir.profile import Profile, of_type
 from cactus_edge.ir.rules import (
     Clamp,
+    Elementwise,
     Requantise,
     RoundDivide,
     activation_range,
@@ -109,128 +111,178 @@ def lower(graph: Graph, profile: Profile) -> Program:
     )
 
 
+@dataclass(frozen=True)
+class _At:
+    """A node with what its steps are made of: its first input x, its output, its arguments' values, and its kind to the profile."""
+
+    builder: _Builder
+    index: int
+    inputs: tuple[int, ...]
+    args: tuple[int, ...]
+    x: Tensor
+    out: Tensor
+    kind: str
+
+    @property
+    def profile(self) -> Profile:
+        return self.builder.profile
+
+    def result(self, atom: Atom, *args: int) -> None:
+        """The last step of the node; args: the values that it reads, by default the node's own."""
+        self.builder.result(atom, args or self.args, self.index)
+
+    def accumulator(self, atom: Affine) -> int:
+        return self.builder.accumulator(atom, self.args, self.index)
+
+    def summed(self, linear_part: Linear, rule: Elementwise) -> None:
+        """`rule` of a sum of codes."""
+        self.result(Monotone(rule), self.accumulator(Affine(linear_part, 0, np.zeros(1, np.int64))))
+
+    def rescaled(self, clamp: tuple[int, int]) -> None:
+        """The input's codes, in the output's scale."""
+        x, out = self.x, self.out
+        rule = self.profile.requantise(self.kind, x.scale, 1.0, out.scale, out.zero_point, clamp, x.zero_point)
+        self.result(Monotone(rule))
+
+
 def _expand(b: _Builder, index: int, node: Node) -> None:
     """Appends the steps of one node."""
-    profile = b.profile
+    x, out = b.graph.tensors[node.inputs[0]], b.graph.tensors[node.output]
     args = tuple(b.of_tensor[i] for i in node.inputs)
-    x = b.graph.tensors[node.inputs[0]]
-    kind = profile.kind(node.op, x)
-    out = b.graph.tensors[node.output]
+    at = _At(b, index, node.inputs, args, x, out, b.profile.kind(node.op, x))
     match node.op:
         case ops.Conv2d() | ops.DepthwiseConv2d() | ops.TransposeConv2d() | ops.Dense() as op:
-            profile.check_weight(kind, op.weight)
-            if isinstance(op, ops.TransposeConv2d):
-                profile.check_stride(kind, op.weight.shape[1:3], op.stride)
-            if isinstance(op, ops.Dense) and op.weight.shape[1] != x.size:
-                profile.rule(of_type("DenseRows", x))
-            clamp = profile.clamp(kind, op.activation, out)
-            rule = profile.requantise(kind, x.scale, op.weight_scale, out.scale, out.zero_point, clamp)
-            limit = INT32_MAX if op.bias.dtype == np.int32 else WIDE_MAX
-            linear_part = linear_map(op, x.shape, out.shape)
-            affine = Affine(linear_part, -x.zero_point, op.bias.astype(np.int64), limit)
-            ends = profile.ends(kind, op, x, out, clamp)
-            scaled = Monotone(rule) if ends is None else Between(ends[0], rule, ends[1])
-            b.result(scaled, (b.accumulator(affine, args, index),), index)
-        case ops.Add(activation) | ops.Sub(activation) | ops.Mul(activation):
-            y = b.graph.tensors[node.inputs[1]]
-            same = len({_origin(b.graph, i) for i in node.inputs}) == 1
-            profile.check_operands(kind, x.shape, y.shape, same)
-            scales, zero_points = (x.scale, y.scale), (x.zero_point, y.zero_point)
-            clamp = profile.clamp(kind, activation, out)
-            if isinstance(node.op, ops.Mul):
-                product = profile.mul(kind, scales, zero_points, out.scale, out.zero_point, clamp)
-                b.result(Isotone(product, (0, 0)), args, index)
-            else:
-                sign = -1 if isinstance(node.op, ops.Sub) else 1
-                total = profile.add(kind, scales, zero_points, sign, out.scale, out.zero_point, clamp)
-                b.result(Isotone(total, (1, sign)), args, index)
+            _affine(at, op)
+        case ops.Add() | ops.Sub() | ops.Mul() as op:
+            _arithmetic(at, op)
         case ops.Maximum() | ops.Minimum():
-            profile.rule(kind)
-            b.result(Isotone(Extreme(isinstance(node.op, ops.Maximum)), (1, 1)), args, index)
-        case ops.AvgPool(kernel, stride, padding, activation):
-            pool = linear.WindowSum(_image(x.shape), kernel, stride, padding)
-            clamp = profile.clamp(kind, activation, out)
-            in_float = profile.rule(kind) == ("float32_sum",)
-            if in_float and (kernel, padding) != (x.shape[:2], ops.NO_PADDING):
-                average = FloatAverage(pool, x.scale, x.zero_point, out.scale, out.zero_point, *clamp)
-                b.result(average, args, index)
-                return
-            if in_float:
-                # ONNX Runtime takes a window that is the image for a global average, which sums codes.
-                mean = profile.reduce("Mean", x, out, math.prod(kernel), x.shape[2])
-                divided = Monotone(replace(mean, lo=clamp[0], hi=clamp[1]))
-            elif x.quantised_like(out):
-                divided = Monotone(RoundDivide(pool.reach(), *clamp))
-            else:
-                raise UnsupportedError(
-                    "an average of another scale or zero point than its input's: this runtime divides codes"
-                )
-            b.result(divided, (b.accumulator(Affine(pool, 0, np.zeros(1, np.int64)), args, index),), index)
-        case ops.MaxPool(kernel, stride, padding, activation):
-            profile.rule(kind)
-            maximum = Max(kernel, stride, padding)
-            if activation is ops.Activation.NONE:
-                b.result(maximum, args, index)
-            else:
-                lo, hi = profile.clamp(kind, activation, out)
-                inner = b.value(out.shape, None, f"{out.name}.max")
-                b.steps.append(Step(maximum, args, inner, index))
-                b.result(Monotone(Clamp(lo, hi)), (inner,), index)
-        case ops.Mean(axes, keep_dims) | ops.Sum(axes, keep_dims):
-            axis_sum = linear.AxisSum(x.shape, axes, keep_dims)
-            acc = b.accumulator(Affine(axis_sum, 0, np.zeros(1, np.int64)), args, index)
-            image_channels = x.shape[2] if len(x.shape) == 3 and axes == (0, 1) and keep_dims else 0
-            b.result(Monotone(profile.reduce(kind, x, out, axis_sum.count, image_channels)), (acc,), index)
-        case ops.Pad(pads):
-            profile.rule(kind)
-            b.result(Gather(PadWith(pads, out.zero_point)), args, index)
-        case ops.Concat(axis):
-            profile.rule(kind)
-            b.result(Gather(Join(axis)), args, index)
-        case ops.Reshape():
-            profile.rule(kind)
-            b.result(Gather(ReshapeTo(out.shape)), args, index)
-        case ops.Transpose() | ops.Slice() | ops.ResizeNearest() as op:
-            profile.rule(kind)
-            b.result(Gather(Take(source_index(op, x.shape, out.shape))), args, index)
-        case ops.ResizeBilinear(aligned, centred):
-            (rule_id,) = profile.rule(kind)
-            rows, columns = (
-                interpolation(rule_id, n, m, aligned, centred) for n, m in zip(x.shape[:2], out.shape[:2], strict=True)
-            )
-            weights = Affine(linear.Interpolation(rows, columns, x.shape[2]), 0, np.zeros(1, np.int64))
-            b.result(Monotone(_interpolated(rule_id)), (b.accumulator(weights, args, index),), index)
+            at.profile.rule(at.kind)
+            at.result(Isotone(Extreme(isinstance(node.op, ops.Maximum)), (1, 1)))
+        case ops.AvgPool() as op:
+            _average(at, op)
+        case ops.MaxPool() as op:
+            _maximum(at, op)
+        case ops.Mean() | ops.Sum() as op:
+            _reduction(at, op)
+        case ops.Pad() | ops.Concat() | ops.Reshape() | ops.Transpose() | ops.Slice() | ops.ResizeNearest() as op:
+            at.profile.rule(at.kind)
+            at.result(Gather(_rearrangement(op, x, out)))
+        case ops.ResizeBilinear() as op:
+            _interpolation(at, op)
         case ops.LeakyRelu() | ops.HardSwish() | ops.Logistic() | ops.Tanh() as op:
-            profile.check_size(kind, out.size)
-            b.result(Table(code_table(op, profile.rule(kind), x, out)), args, index)
-        case ops.Relu():
-            profile.check_size(kind, out.size)
-            clamp = activation_range(ops.Activation.RELU, out)
-            rule = profile.requantise(kind, x.scale, 1.0, out.scale, out.zero_point, clamp, x.zero_point)
-            b.result(Monotone(rule), args, index)
+            at.profile.check_size(at.kind, out.size)
+            at.result(Table(code_table(op, at.profile.rule(at.kind), x, out)))
+        case ops.Relu() | ops.Requantize():
+            at.profile.check_size(at.kind, out.size)
+            activation = ops.Activation.RELU if isinstance(node.op, ops.Relu) else ops.Activation.NONE
+            at.rescaled(activation_range(activation, out))
         case ops.Relu6():
-            clamp = activation_range(ops.Activation.RELU6, out)
-            if x.quantised_like(out):
-                profile.rule(kind)
-                b.result(Monotone(Clamp(*clamp)), args, index)
-            elif profile.rule(kind) == ("clamp",):
-                raise UnsupportedError(
-                    "RELU6 with different input and output scales: this runtime only clamps, others rescale"
-                )
-            else:
-                rule = profile.requantise(kind, x.scale, 1.0, out.scale, out.zero_point, clamp, x.zero_point)
-                b.result(Monotone(rule), args, index)
-        case ops.Requantize():
-            profile.check_size(kind, out.size)
-            clamp = activation_range(ops.Activation.NONE, out)
-            rule = profile.requantise(kind, x.scale, 1.0, out.scale, out.zero_point, clamp, x.zero_point)
-            b.result(Monotone(rule), args, index)
+            _relu6(at)
         case ops.Softmax(beta):
-            b.result(Softmax(profile.softmax(kind, beta, x.scale, x.shape[-1])), args, index)
+            at.result(Softmax(at.profile.softmax(at.kind, beta, x.scale, x.shape[-1])))
         case ops.Quantize() | ops.Dequantize():
             raise UnsupportedError("a float island inside the graph")
         case _:
             assert_never(node.op)
+
+
+def _affine(at: _At, op: ops.Conv2d | ops.DepthwiseConv2d | ops.TransposeConv2d | ops.Dense) -> None:
+    profile, kind, x, out = at.profile, at.kind, at.x, at.out
+    profile.check_weight(kind, op.weight)
+    if isinstance(op, ops.TransposeConv2d):
+        profile.check_stride(kind, op.weight.shape[1:3], op.stride)
+    if isinstance(op, ops.Dense) and op.weight.shape[1] != x.size:
+        profile.rule(of_type("DenseRows", x))
+    clamp = profile.clamp(kind, op.activation, out)
+    rule = profile.requantise(kind, x.scale, op.weight_scale, out.scale, out.zero_point, clamp)
+    limit = INT32_MAX if op.bias.dtype == np.int32 else WIDE_MAX
+    affine = Affine(linear_map(op, x.shape, out.shape), -x.zero_point, op.bias.astype(np.int64), limit)
+    ends = profile.ends(kind, op, x, out, clamp)
+    scaled = Monotone(rule) if ends is None else Between(ends[0], rule, ends[1])
+    at.result(scaled, at.accumulator(affine))
+
+
+def _arithmetic(at: _At, op: ops.Add | ops.Sub | ops.Mul) -> None:
+    profile, graph, x, out = at.profile, at.builder.graph, at.x, at.out
+    y = graph.tensors[at.inputs[1]]
+    same = len({_origin(graph, i) for i in at.inputs}) == 1
+    profile.check_operands(at.kind, x.shape, y.shape, same)
+    scales, zero_points = (x.scale, y.scale), (x.zero_point, y.zero_point)
+    clamp = profile.clamp(at.kind, op.activation, out)
+    if isinstance(op, ops.Mul):
+        product = profile.mul(at.kind, scales, zero_points, out.scale, out.zero_point, clamp)
+        at.result(Isotone(product, (0, 0)))
+    else:
+        sign = -1 if isinstance(op, ops.Sub) else 1
+        total = profile.add(at.kind, scales, zero_points, sign, out.scale, out.zero_point, clamp)
+        at.result(Isotone(total, (1, sign)))
+
+
+def _average(at: _At, op: ops.AvgPool) -> None:
+    profile, x, out = at.profile, at.x, at.out
+    pool = linear.WindowSum(_image(x.shape), op.kernel, op.stride, op.padding)
+    clamp = profile.clamp(at.kind, op.activation, out)
+    in_float = profile.rule(at.kind) == ("float32_sum",)
+    if in_float and (op.kernel, op.padding) != (x.shape[:2], ops.NO_PADDING):
+        at.result(FloatAverage(pool, x.scale, x.zero_point, out.scale, out.zero_point, *clamp))
+    elif in_float:
+        # ONNX Runtime takes a window that is the image for a global average, which sums codes.
+        mean = profile.reduce("Mean", x, out, math.prod(op.kernel), x.shape[2])
+        at.summed(pool, replace(mean, lo=clamp[0], hi=clamp[1]))
+    elif x.quantised_like(out):
+        at.summed(pool, RoundDivide(pool.reach(), *clamp))
+    else:
+        raise UnsupportedError("an average of another scale or zero point than its input's: this runtime divides codes")
+
+
+def _reduction(at: _At, op: ops.Mean | ops.Sum) -> None:
+    x, axis_sum = at.x, linear.AxisSum(at.x.shape, op.axes, op.keep_dims)
+    image_channels = x.shape[2] if len(x.shape) == 3 and op.axes == (0, 1) and op.keep_dims else 0
+    at.summed(axis_sum, at.profile.reduce(at.kind, x, at.out, axis_sum.count, image_channels))
+
+
+def _rearrangement(
+    op: ops.Pad | ops.Concat | ops.Reshape | ops.Transpose | ops.Slice | ops.ResizeNearest, x: Tensor, out: Tensor
+) -> Rearrangement:
+    match op:
+        case ops.Pad(pads):
+            return PadWith(pads, out.zero_point)
+        case ops.Concat(axis):
+            return Join(axis)
+        case ops.Reshape():
+            return ReshapeTo(out.shape)
+        case _:
+            return Take(source_index(op, x.shape, out.shape))
+
+
+def _maximum(at: _At, op: ops.MaxPool) -> None:
+    at.profile.rule(at.kind)
+    atom = Max(op.kernel, op.stride, op.padding)
+    if op.activation is ops.Activation.NONE:
+        at.result(atom)
+        return
+    lo, hi = at.profile.clamp(at.kind, op.activation, at.out)
+    inner = at.builder.value(at.out.shape, None, f"{at.out.name}.max")
+    at.builder.steps.append(Step(atom, at.args, inner, at.index))
+    at.result(Monotone(Clamp(lo, hi)), inner)
+
+
+def _interpolation(at: _At, op: ops.ResizeBilinear) -> None:
+    (rule_id,) = at.profile.rule(at.kind)
+    sizes = zip(at.x.shape[:2], at.out.shape[:2], strict=True)
+    rows, columns = (interpolation(rule_id, n, m, op.align_corners, op.half_pixel_centers) for n, m in sizes)
+    at.summed(linear.Interpolation(rows, columns, at.x.shape[2]), _interpolated(rule_id))
+
+
+def _relu6(at: _At) -> None:
+    clamp = activation_range(ops.Activation.RELU6, at.out)
+    if at.x.quantised_like(at.out):
+        at.profile.rule(at.kind)
+        at.result(Monotone(Clamp(*clamp)))
+    elif at.profile.rule(at.kind) == ("clamp",):
+        raise UnsupportedError("RELU6 with different input and output scales: this runtime only clamps, others rescale")
+    else:
+        at.rescaled(clamp)
 
 
 def _interpolated(rule: str) -> RoundDivide | Requantise:

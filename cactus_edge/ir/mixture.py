@@ -28,9 +28,11 @@ def mix(programs: Sequence[Program]) -> Program:
     """
     if len({p.graph.digest() for p in programs}) != 1:
         raise ValueError("a mixture is made of programs of one graph")
+    return _joined(programs) if len(programs) > 1 else programs[0]
+
+
+def _joined(programs: Sequence[Program]) -> Program:
     first, *rest = programs
-    if not rest:
-        return first
     if any((p.values, p.input, p.output) != (first.values, first.input, first.output) for p in rest):
         raise InternalError(f"the programs of {first.graph.outputs} have different values")
     names = ",".join(p.profile.name for p in programs)

@@ -91,3 +91,12 @@ def fraction8(kind: str, s_in: float, s_out: float) -> int:
 def round_half_away_f32(value: np.float32) -> int:
     """trunc(f32(value +- 1/2)): C's spelling of rounding, whose sum is itself rounded."""
     return int(np.trunc(value + np.float32(math.copysign(0.5, value))))
+
+
+def float_multipliers(kind: str, values: Float64) -> Float64:
+    """`values`, once a rule on floats takes them. Raises UnsupportedError where it was not shown to."""
+    if kind == "Mul" and values.min() < 2.0**-16:
+        raise UnsupportedError(f"Mul: a multiplier of {values.min():.3g}, expected one from 2^-16 on")
+    if not (values < FLOAT_LIMIT).all():
+        raise UnsupportedError(f"{kind}: a multiplier of {values.max():.3g}, expected one below {FLOAT_LIMIT}")
+    return values

@@ -35,6 +35,7 @@ from cactus_edge.ir.multipliers import (
     FLOAT_LIMIT,
     REAL_MULTIPLIERS,
     WIDE_SHIFT,
+    float_multipliers,
     fraction8,
     round_half_away_f32,
     shift_in_range,
@@ -217,11 +218,7 @@ class Profile:
             return Requantise(family, np.array([multiplier]), np.array([23]), z_out, *clamp, input_zero_point)
         values = REAL_MULTIPLIERS[real](s_in, np.atleast_1d(np.asarray(s_weight, np.float64)), s_out)
         if family in FLOAT_REQUANTISE:
-            if kind == "Mul" and values.min() < 2.0**-16:
-                raise UnsupportedError(f"Mul: a multiplier of {values.min():.3g}, expected one from 2^-16 on")
-            if not (values < FLOAT_LIMIT).all():
-                raise UnsupportedError(f"{kind}: a multiplier of {values.max():.3g}, expected one below {FLOAT_LIMIT}")
-            return FloatRequantise(family, values, z_out, *clamp, input_zero_point)
+            return FloatRequantise(family, float_multipliers(kind, values), z_out, *clamp, input_zero_point)
         if SIXTEEN_BITS in marks and 255**2 * values.max() > 2**15 - 256:
             raise UnsupportedError(
                 f"{kind}: a multiplier of {values.max():.3g}, with which {self.runtime} leaves its 16 bits"
@@ -238,8 +235,10 @@ class Profile:
         """
         if self.rules.get("Graph") == ("tinyengine",):
             check_translated(graph)
-        if self.rules.get("Tensor") != ("symmetric",):
-            return
+        if self.rules.get("Tensor") == ("symmetric",):
+            self._require_symmetric(graph)
+
+    def _require_symmetric(self, graph: Graph) -> None:
         for tensor in graph.tensors:
             if tensor.dtype == "int8":
                 check_range(tensor.scale, tensor.name)

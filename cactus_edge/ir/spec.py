@@ -95,34 +95,13 @@ def _check_node(graph: Graph, index: int, node: Node) -> None:
     _check_dtypes(graph, index, node.op, inputs, out)
     match node.op:
         case ops.Conv2d() as op:
-            h, w, c = _image(x)
-            o, kh, kw, i = _rank(op.weight, 4)
-            if i == 0 or c % i or o % (c // i):
-                raise ModelError(f"weight {op.weight.shape} does not fit {c} input channels")
-            _check_affine(op, o, kh * kw * i, x, out)
-            _check_window((h, w), (kh, kw), op, o, out, op.dilation)
+            _check_conv(op, x, out)
         case ops.DepthwiseConv2d() as op:
-            h, w, c = _image(x)
-            kh, kw, o = _rank(op.weight, 3)
-            if o % c:
-                raise ModelError(f"{o} output channels are no multiple of {c} input channels")
-            _check_affine(op, o, kh * kw, x, out)
-            _check_window((h, w), (kh, kw), op, o, out, op.dilation)
+            _check_depthwise(op, x, out)
         case ops.TransposeConv2d() as op:
-            h, w, c = _image(x)
-            o, kh, kw, i = _rank(op.weight, 4)
-            if i != c:
-                raise ModelError(f"weight {op.weight.shape} does not fit {c} input channels")
-            _check_affine(op, o, kh * kw * i, x, out)
-            # The convolution back, from the output to the input.
-            _check_window(_image(out)[:2], (kh, kw), op, c, x, (1, 1))
-            _expect_shape(out, (*_image(out)[:2], o))
+            _check_transposed(op, x, out)
         case ops.Dense() as op:
-            o, i = _rank(op.weight, 2)
-            if i not in (x.size, *x.shape[-1:]):
-                raise ModelError(f"weight {op.weight.shape} does not fit an input of shape {x.shape}")
-            _check_affine(op, o, i, x, out)
-            _expect_shape(out, (o,) if i == x.size else (*x.shape[:-1], o))
+            _check_dense(op, x, out)
         case ops.Add() | ops.Sub() | ops.Mul():
             _expect_shape(out, _broadcast(x.shape, inputs[1].shape))
         case ops.Maximum() | ops.Minimum():
@@ -130,65 +109,21 @@ def _check_node(graph: Graph, index: int, node: Node) -> None:
                 _expect_like(operand, out)
             _expect_shape(out, _broadcast(x.shape, inputs[1].shape))
         case ops.AvgPool() | ops.MaxPool() as op:
-            h, w, c = _image(x)
-            if isinstance(op, ops.MaxPool):
-                _expect_like(x, out)
-            _check_window((h, w), op.kernel, op, c, out, (1, 1))
-            _check_average(op, out)
-            _every_window_reads((h, w), op)
+            _check_pool(op, x, out)
         case ops.Mean(axes, keep_dims) | ops.Sum(axes, keep_dims):
-            if not axes or list(axes) != sorted(set(axes)) or not (axes[0] >= 0 and axes[-1] < len(x.shape)):
-                raise ModelError(f"axes {axes} of a sample of shape {x.shape}, expected increasing ones within it")
-            _expect_shape(out, AxisSum(x.shape, axes, keep_dims).out_shape)
-        case ops.Pad(pads):
-            if len(pads) != len(x.shape) or any(a < 0 or b < 0 for a, b in pads):
-                raise ModelError(f"pads {pads} do not fit shape {x.shape}")
-            _expect_like(x, out)
-            _expect_shape(out, tuple(n + a + b for n, (a, b) in zip(x.shape, pads, strict=True)))
-        case ops.Concat(axis):
-            if not 0 <= axis < len(x.shape):
-                raise ModelError(f"axis {axis} of a sample of shape {x.shape}")
-            for other in inputs:
-                _expect_like(other, out)
-                if len(other.shape) != len(x.shape) or any(
-                    a != axis and n != m for a, (n, m) in enumerate(zip(other.shape, x.shape, strict=True))
-                ):
-                    raise ModelError(f"joins shapes {x.shape} and {other.shape} along axis {axis}")
-            _expect_shape(out, (*x.shape[:axis], sum(t.shape[axis] for t in inputs), *x.shape[axis + 1 :]))
+            _check_reduction(axes, keep_dims, x, out)
         case ops.Reshape():
             _expect_like(x, out)
             if x.size != out.size:
                 raise ModelError(f"reshapes {x.shape} to {out.shape}")
-        case ops.Transpose(perm):
-            _expect_like(x, out)
-            if sorted(perm) != list(range(len(x.shape))):
-                raise ModelError(f"permutation {perm} of {len(x.shape)} axes")
-            _expect_shape(out, tuple(x.shape[a] for a in perm))
-        case ops.Slice() as op:
-            _expect_like(x, out)
-            _check_slice(op, x, out)
-        case ops.ResizeNearest() | ops.ResizeBilinear():
-            _expect_like(x, out)
-            _expect_shape(out, (*_image(out)[:2], _image(x)[2]))
+        case (
+            ops.Pad() | ops.Concat() | ops.Transpose() | ops.Slice() | ops.ResizeNearest() | ops.ResizeBilinear() as op
+        ):
+            _check_move(op, inputs, out)
         case ops.Relu() | ops.Relu6() | ops.HardSwish() | ops.Requantize() | ops.Quantize() | ops.Dequantize():
             _expect_shape(out, x.shape)
-        case ops.LeakyRelu(alpha):
-            _expect_shape(out, x.shape)
-            if not (math.isfinite(alpha) and float(np.float32(alpha)) == alpha):
-                raise ModelError(f"alpha {alpha!r}, expected a finite float32")
-        case ops.Logistic():
-            _expect_shape(out, x.shape)
-            _expect_quantised(out, 1 / 256, -128)
-        case ops.Tanh():
-            _expect_shape(out, x.shape)
-            _expect_quantised(out, 1 / 128, 0)
-        case ops.Softmax(beta):
-            _expect_shape(out, x.shape)
-            if not x.shape:
-                raise ModelError("a softmax needs at least one axis besides the batch")
-            if not (math.isfinite(beta) and beta > 0):
-                raise ModelError(f"beta {beta}, expected a finite number above zero")
-            _expect_quantised(out, 1 / 256, -128)
+        case ops.LeakyRelu() | ops.Logistic() | ops.Tanh() | ops.Softmax() as op:
+            _check_function(op, x, out)
         case _:
             assert_never(node.op)
 
@@ -205,6 +140,120 @@ def _check_dtypes(graph: Graph, index: int, op: ops.Op, inputs: list[Tensor], ou
     # Else a program would end in what the DEQUANTIZE reads, and not in the model's output.
     if isinstance(op, ops.Dequantize) and graph.nodes[index].output != graph.outputs[0]:
         raise ModelError(f"dequantises {out.name!r}, which is not the model's output")
+
+
+def _check_conv(op: ops.Conv2d, x: Tensor, out: Tensor) -> None:
+    h, w, c = _image(x)
+    o, kh, kw, i = _rank(op.weight, 4)
+    if i == 0 or c % i or o % (c // i):
+        raise ModelError(f"weight {op.weight.shape} does not fit {c} input channels")
+    _check_affine(op, o, kh * kw * i, x, out)
+    _check_window((h, w), (kh, kw), op, o, out, op.dilation)
+
+
+def _check_depthwise(op: ops.DepthwiseConv2d, x: Tensor, out: Tensor) -> None:
+    h, w, c = _image(x)
+    kh, kw, o = _rank(op.weight, 3)
+    if o % c:
+        raise ModelError(f"{o} output channels are no multiple of {c} input channels")
+    _check_affine(op, o, kh * kw, x, out)
+    _check_window((h, w), (kh, kw), op, o, out, op.dilation)
+
+
+def _check_transposed(op: ops.TransposeConv2d, x: Tensor, out: Tensor) -> None:
+    _, _, c = _image(x)
+    o, kh, kw, i = _rank(op.weight, 4)
+    if i != c:
+        raise ModelError(f"weight {op.weight.shape} does not fit {c} input channels")
+    _check_affine(op, o, kh * kw * i, x, out)
+    # The convolution back, from the output to the input.
+    _check_window(_image(out)[:2], (kh, kw), op, c, x, (1, 1))
+    _expect_shape(out, (*_image(out)[:2], o))
+
+
+def _check_dense(op: ops.Dense, x: Tensor, out: Tensor) -> None:
+    o, i = _rank(op.weight, 2)
+    if i not in (x.size, *x.shape[-1:]):
+        raise ModelError(f"weight {op.weight.shape} does not fit an input of shape {x.shape}")
+    _check_affine(op, o, i, x, out)
+    _expect_shape(out, (o,) if i == x.size else (*x.shape[:-1], o))
+
+
+def _check_pool(op: ops.AvgPool | ops.MaxPool, x: Tensor, out: Tensor) -> None:
+    h, w, c = _image(x)
+    if isinstance(op, ops.MaxPool):
+        _expect_like(x, out)
+    _check_window((h, w), op.kernel, op, c, out, (1, 1))
+    _check_average(op, out)
+    _every_window_reads((h, w), op)
+
+
+def _check_reduction(axes: tuple[int, ...], keep_dims: bool, x: Tensor, out: Tensor) -> None:
+    if not axes or list(axes) != sorted(set(axes)) or not (axes[0] >= 0 and axes[-1] < len(x.shape)):
+        raise ModelError(f"axes {axes} of a sample of shape {x.shape}, expected increasing ones within it")
+    _expect_shape(out, AxisSum(x.shape, axes, keep_dims).out_shape)
+
+
+def _check_move(
+    op: ops.Pad | ops.Concat | ops.Transpose | ops.Slice | ops.ResizeNearest | ops.ResizeBilinear,
+    inputs: list[Tensor],
+    out: Tensor,
+) -> None:
+    x = inputs[0]
+    match op:
+        case ops.Pad(pads):
+            _check_pads(pads, x, out)
+        case ops.Concat(axis):
+            _check_join(axis, inputs, out)
+        case ops.Transpose(perm):
+            _check_transpose(perm, x, out)
+        case ops.Slice():
+            _check_slice(op, x, out)
+        case ops.ResizeNearest() | ops.ResizeBilinear():
+            _expect_like(x, out)
+            _expect_shape(out, (*_image(out)[:2], _image(x)[2]))
+        case _:
+            assert_never(op)
+
+
+def _check_pads(pads: tuple[tuple[int, int], ...], x: Tensor, out: Tensor) -> None:
+    if len(pads) != len(x.shape) or any(a < 0 or b < 0 for a, b in pads):
+        raise ModelError(f"pads {pads} do not fit shape {x.shape}")
+    _expect_like(x, out)
+    _expect_shape(out, tuple(n + a + b for n, (a, b) in zip(x.shape, pads, strict=True)))
+
+
+def _check_join(axis: int, inputs: list[Tensor], out: Tensor) -> None:
+    shape = inputs[0].shape
+    if not 0 <= axis < len(shape):
+        raise ModelError(f"axis {axis} of a sample of shape {shape}")
+    for other in inputs:
+        _expect_like(other, out)
+        if len(other.shape) != len(shape) or any(
+            a != axis and n != m for a, (n, m) in enumerate(zip(other.shape, shape, strict=True))
+        ):
+            raise ModelError(f"joins shapes {shape} and {other.shape} along axis {axis}")
+    _expect_shape(out, (*shape[:axis], sum(t.shape[axis] for t in inputs), *shape[axis + 1 :]))
+
+
+def _check_function(op: ops.LeakyRelu | ops.Logistic | ops.Tanh | ops.Softmax, x: Tensor, out: Tensor) -> None:
+    _expect_shape(out, x.shape)
+    match op:
+        case ops.LeakyRelu(alpha):
+            if not (math.isfinite(alpha) and float(np.float32(alpha)) == alpha):
+                raise ModelError(f"alpha {alpha!r}, expected a finite float32")
+        case ops.Logistic():
+            _expect_quantised(out, 1 / 256, -128)
+        case ops.Tanh():
+            _expect_quantised(out, 1 / 128, 0)
+        case ops.Softmax(beta):
+            if not x.shape:
+                raise ModelError("a softmax needs at least one axis besides the batch")
+            if not (math.isfinite(beta) and beta > 0):
+                raise ModelError(f"beta {beta}, expected a finite number above zero")
+            _expect_quantised(out, 1 / 256, -128)
+        case _:
+            assert_never(op)
 
 
 def _check_affine(
@@ -292,7 +341,15 @@ def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(max(n, m) for n, m in zip(a, b, strict=True))
 
 
+def _check_transpose(perm: tuple[int, ...], x: Tensor, out: Tensor) -> None:
+    _expect_like(x, out)
+    if sorted(perm) != list(range(len(x.shape))):
+        raise ModelError(f"permutation {perm} of {len(x.shape)} axes")
+    _expect_shape(out, tuple(x.shape[a] for a in perm))
+
+
 def _check_slice(op: ops.Slice, x: Tensor, out: Tensor) -> None:
+    _expect_like(x, out)
     if not len(op.begin) == len(op.size) == len(op.stride) == len(x.shape):
         raise ModelError(f"a slice over {len(op.begin)} axes of a sample of shape {x.shape}")
     for n, begin, size, stride in zip(x.shape, op.begin, op.size, op.stride, strict=True):

@@ -18,13 +18,13 @@ import numpy.typing as npt
 from cactus_edge.errors import CertificateError, InputError
 from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.evaluate import run
-from cactus_edge.ir.ops import Int64
-from cactus_edge.verify.decide import BATCH, Decider, Decision, flat
-from cactus_edge.verify.goal import Bools, Goal
+from cactus_edge.ir.ops import Codes, Int64
+from cactus_edge.verify.decide import BATCH, Decision, flat
+from cactus_edge.verify.goal import Bools, Goal, every
 from cactus_edge.verify.interval import Bounds
 from cactus_edge.verify.lines import Slope
 from cactus_edge.verify.proof import Bytes, Leaf, Record, Robust, Row, Tighten, Tree, parse, sheet_values
-from cactus_edge.verify.regions import Boxes, Region, check_data, point_boxes
+from cactus_edge.verify.regions import Region, check_data, point_boxes
 from cactus_edge.verify.relax import NONE, Hints, Multipliers, Relaxation, samples_at_once
 from cactus_edge.verify.tail import Pairs
 
@@ -73,6 +73,11 @@ class Checker:
         if refuted:
             held[refuted] = self._refuted([records[i] for i in refuted])
         return held
+
+    def right(self, lower: Codes, upper: Codes, labels: Int64) -> Bools:
+        """Whether the label wins strictly at samples that may become any codes lower <= x <= upper [N, *input shape], [N]."""
+        known, _ = self.relaxation.forward(lower, upper)
+        return self.goal.right(*flat(known[self.goal.logits]), labels)
 
     def _refuted(self, records: Sequence[Record]) -> Bools:
         if not self.program.definite:
@@ -124,7 +129,7 @@ class Checker:
             labels = np.array([p.label for p in listed])
             inside = [(low[rest], high[rest]) for low, high in known]
             margins = self.margins(labels, [p.leaf.rows for p in listed], [p.robust.sheets for p in listed], inside)
-            held[rest] = self.goal.won(margins, labels).all(1)
+            held[rest] = every(self.goal.won(margins, labels))
         return held
 
     def margins(
@@ -216,14 +221,14 @@ def decided(
     count = region.count(x.shape[1:]) * len(y)
     if parsed.model_sha256 != model_sha256 or parsed.samples != len(y) or len(parsed.records) != count:
         raise CertificateError("the proof is about another model, or another number of samples or regions")
-    boxes = Boxes(program, region, x)
     for start in range(0, count, BATCH):
         part = slice(start, min(start + BATCH, count))
-        for record, low, high, i in zip(parsed.records[part], *boxes(part), strict=True):
+        for record, low, high, i in zip(parsed.records[part], *region.boxes(program, x, part), strict=True):
             same = record.sample == i and record.label == y[i]
             if not (same and (record.lower == low).all() and (record.upper == high).all()):
                 raise CertificateError(f"the proof has another region where sample {i}'s stands")
-    held = Checker(program, parsed.slopes).holds(parsed.records)
+    checker = Checker(program, parsed.slopes)
+    held = checker.holds(parsed.records)
     if not held.all():
         wrong = parsed.records[int(np.flatnonzero(~held)[0])]
         kind = "robust" if isinstance(wrong.verdict, Robust) else "refuted"
@@ -236,9 +241,8 @@ def decided(
         raise CertificateError("a box of a family holds more than the family: its points are no counterexamples")
     correct = certified.copy()
     rest = np.flatnonzero(~certified)
-    if len(rest):
-        first, last = point_boxes(program, x[rest])
-        correct[rest] = Decider(program).correct(first, y[rest], last)
+    for at in (rest[i : i + checker.size] for i in range(0, len(rest), checker.size)):
+        correct[at] = checker.right(*point_boxes(program, x[at]), y[at])
     return Decision(correct, certified, np.where(certified, 1, NONE)), against
 
 

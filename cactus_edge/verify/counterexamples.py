@@ -65,13 +65,14 @@ class Witnesses:
             found["counterexamples"] = {str(i): _record(member) for i, member in sorted(self.members.items())}
         if self.delta is not None:
             wins = under(program, region, x, labels, self.delta)
-            _require_open(certified, ~wins)
-            found["universal"] = {
-                "delta": self.delta.astype(STORED).tobytes().hex(),
-                "at_least": int(certified.sum()),
-                "at_most": int(wins.sum()),
-            }
+            found["universal"] = _universal(self.delta, certified, wins)
         return found
+
+
+def _universal(delta: Float64, certified: Bools, wins: Bools) -> dict[str, Any]:
+    _require_open(certified, ~wins)
+    stored = delta.astype(STORED).tobytes().hex()
+    return {"delta": stored, "at_least": int(certified.sum()), "at_most": int(wins.sum())}
 
 
 def read_witnesses(record: Mapping[str, Any], x: Tensor) -> Witnesses:
@@ -134,6 +135,8 @@ def refuted(program: Program, region: Region, x: Data, labels: Int64, members: M
     Raises CertificateError for one that is none, InputError as `require_definite` does.
     """
     require_definite(program)
+    if region.family is None:
+        raise CertificateError(f"members of a family, in a region of kind {region.kind}, which has none")
     found = np.zeros(len(labels), np.bool_)
     for i, member in members.items():
         if not 0 <= i < len(labels):

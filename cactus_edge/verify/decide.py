@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.ops import Codes, Int64
-from cactus_edge.verify.goal import Bools, Goal
+from cactus_edge.verify.goal import Bools, Goal, every
 from cactus_edge.verify.interval import Bounds, Engine
 from cactus_edge.verify.overflow import prove
 from cactus_edge.verify.regions import Boxes, Index, Region, check_data, point_boxes
@@ -56,7 +56,6 @@ class Decider:
 
     def __init__(self, program: Program, engine: Callable[[Program, list[int]], Engine] = Engine) -> None:
         self.facts = prove(program)
-        self.definite = program.definite
         self.goal = Goal(program)
         self.tail = self.goal.tail
         self.engine = engine(program, [self.goal.logits if self.tail is None else self.tail.source])
@@ -64,7 +63,7 @@ class Decider:
     def decide(self, lower: Codes, upper: Codes, labels: Int64) -> tuple[Bools, Int64]:
         """(certified, margin) [N] over the boxes of codes lower <= x <= upper [N, *input shape], for labels int64 [N] in 0..classes-1."""
         margins = self.margins(lower, upper, labels)
-        certified = _every(self.goal.won(margins, labels))
+        certified = every(self.goal.won(margins, labels))
         margins[np.arange(len(labels)), labels] = np.iinfo(np.int64).max
         return certified, margins.min(1)
 
@@ -99,20 +98,7 @@ class Decider:
         else:
             acc_low, acc_high = self.tail.accumulators(bounds)
             lo, hi = self.tail.lowest(acc_low), self.tail.highest(acc_high)
-        rows = np.arange(len(labels))
-        if self.goal.softmaxes and not self.definite:
-            return _every(self.goal.won(lo[rows, labels][:, None] - hi, labels))
-        for softmax in self.goal.softmaxes:
-            # Of one function both ends are the logits themselves.
-            lo = hi = softmax.apply(lo)
-        won = lo[rows, labels][:, None] > hi
-        won[rows, labels] = True
-        return _every(won)
-
-
-def _every(rows: Bools) -> Bools:
-    """Whether a whole row [N, K] holds, [N]."""
-    return np.asarray(rows.all(1))
+        return self.goal.right(lo, hi, labels)
 
 
 def flat(bounds: Bounds) -> tuple[Int64, Int64]:

@@ -193,14 +193,19 @@ def read_region(record: object) -> Region:
             domain = exact(lo, "the domain"), exact(hi, "the domain")
         case _:
             raise CertificateError("the certificate names no region")
-    family: Family | None
     match record:
+        case {"kind": "linf" | "box"}:
+            return Region(radii, domain)
         case {"kind": "radii"}:
             return Region(radii, domain, per_sample=True)
-        case {"kind": "linf" | "box"}:
-            family = None
+        case _:
+            return Region(radii, domain, _read_family(record))
+
+
+def _read_family(record: object) -> Family:
+    match record:
         case {"kind": "patch", "patch": [int() as height, int() as width]}:
-            family = Patch(height, width)
+            return Patch(height, width)
         case {
             "kind": "tone",
             "brightness": [str(), str()] as brightness,
@@ -208,14 +213,13 @@ def read_region(record: object) -> Region:
             "pivot": str() as pivot,
             "cells": int() as cells,
         } if cells > 0:
-            family = tone((brightness[0], brightness[1]), (contrast[0], contrast[1]), pivot, cells)
+            return tone((brightness[0], brightness[1]), (contrast[0], contrast[1]), pivot, cells)
         case {"kind": kind}:
             raise CertificateError(
                 f"a region of kind {str(kind)[:40]!r}, which this version does not know, or of another form"
             )
         case _:
             raise CertificateError("the certificate names no kind of region")
-    return Region(radii, domain, family)
 
 
 def _down(x: Float64) -> Float64:

@@ -35,6 +35,7 @@ class Goal:
     """
 
     def __init__(self, program: Program) -> None:
+        self.definite = program.definite
         self.softmaxes, self.logits = _logits(program)
         self.classes = program.output_tensor.size
         _check_end(program, self.softmaxes)
@@ -44,20 +45,29 @@ class Goal:
         """[N, classes]: whether lower bounds of the logit margins imply out_y > out_j at the output; True at j = y."""
         won = margins >= 1
         for softmax in self.softmaxes:
-            behind = 255 - np.clip(margins, 0, 255)
-            match softmax:
-                case SoftmaxRule(exponentials):
-                    won &= softmax_separates(exponentials[behind], INT32_MAX)
-                case FloatSoftmaxRule(table):
-                    won &= float_softmax_separates(table[behind])
-                case ScaledSoftmaxRule(scaled):
-                    won &= float_softmax_separates(scaled[behind] / scaled[-1].astype(np.float64))
-                case TableSoftmaxRule(table16):
-                    won &= table_softmax_separates(table16[behind])
-                case _:
-                    assert_never(softmax)
+            won &= _separates(softmax, 255 - np.clip(margins, 0, 255))
         won[np.arange(len(labels)), labels] = True
         return won
+
+    def right(self, low: Int64, high: Int64, labels: Int64) -> Bools:
+        """[N]: whether the label wins strictly at points whose logits are bounded by low, high [N, classes].
+
+        Of one function both are the logits themselves, and the softmax is computed; else it is only bounded.
+        """
+        rows = np.arange(len(labels))
+        if self.softmaxes and not self.definite:
+            won = self.won(low[rows, labels][:, None] - high, labels)
+        else:
+            for softmax in self.softmaxes:
+                low = high = softmax.apply(low)
+            won = low[rows, labels][:, None] > high
+            won[rows, labels] = True
+        return every(won)
+
+
+def every(rows: Bools) -> Bools:
+    """Whether a whole row [N, K] holds, [N]."""
+    return np.asarray(rows.all(1))
 
 
 def _logits(program: Program) -> tuple[tuple[AnySoftmaxRule, ...], int]:
@@ -74,23 +84,42 @@ def _check_end(program: Program, softmaxes: tuple[AnySoftmaxRule, ...]) -> None:
     tensor = program.output_tensor
     if tensor.size < 2:
         raise UnsupportedError(f"the output {tensor.name!r} has {tensor.size} element; a decision needs two classes")
-    for softmax in softmaxes:
-        match softmax:
-            case SoftmaxRule(e):
-                top = float(INT32_MAX)
-            case FloatSoftmaxRule(e):
-                top = 1
-            case ScaledSoftmaxRule(e):
-                top = float(e.max())
-            case TableSoftmaxRule(e):
-                top = 65535
-            case _:
-                assert_never(softmax)
-        if tensor.shape[-1] != tensor.size:
-            raise UnsupportedError(f"softmax over rows of {tensor.shape}: the output is not one row of classes")
-        if not ((np.diff(e) >= 0).all() and (e >= 0).all() and e[-1] == top):
-            raise UnsupportedError("the softmax's table of exponentials is not monotone")
+    if softmaxes and tensor.shape[-1] != tensor.size:
+        raise UnsupportedError(f"softmax over rows of {tensor.shape}: the output is not one row of classes")
+    if not all(map(_rises, softmaxes)):
+        raise UnsupportedError("the softmax's table of exponentials is not monotone")
     least, most = tensor.codes
     codes = np.arange(least, most + 1).astype(tensor.dtype)
     if program.float_output and not (np.diff(dequantize(codes, tensor.scale, tensor.zero_point)) > 0).all():
         raise UnsupportedError(f"the output {tensor.name!r} has codes that dequantise to equal floats: wins may tie")
+
+
+def _separates(softmax: AnySoftmaxRule, behind: Int64) -> Bools:
+    """[N, K]: whether its output of the winner exceeds those whose exponentials are bounded by the entries `behind`."""
+    match softmax:
+        case SoftmaxRule(exponentials):
+            return softmax_separates(exponentials[behind], INT32_MAX)
+        case FloatSoftmaxRule(table):
+            return float_softmax_separates(table[behind])
+        case ScaledSoftmaxRule(scaled):
+            return float_softmax_separates(scaled[behind] / scaled[-1].astype(np.float64))
+        case TableSoftmaxRule(table16):
+            return table_softmax_separates(table16[behind])
+        case _:
+            assert_never(softmax)
+
+
+def _rises(softmax: AnySoftmaxRule) -> bool:
+    """Whether its exponentials are non-negative and non-decreasing, up to the one that `softmax` takes for the winner's."""
+    match softmax:
+        case SoftmaxRule(e):
+            top = float(INT32_MAX)
+        case FloatSoftmaxRule(e):
+            top = 1
+        case ScaledSoftmaxRule(e):
+            top = float(e.max())
+        case TableSoftmaxRule(e):
+            top = 65535
+        case _:
+            assert_never(softmax)
+    return bool((np.diff(e) >= 0).all() and (e >= 0).all() and e[-1] == top)

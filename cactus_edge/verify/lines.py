@@ -12,7 +12,7 @@ looks for a proof; whatever they are, the intercept makes the line sound. With U
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Protocol
@@ -152,14 +152,18 @@ def ends_of(atom: Atom) -> tuple[Rule, Rule] | None:
         case Between(lowest, _, highest):
             return lowest.apply, highest.apply
         case AnyOf(atoms):
-            ends = [_checked for a in atoms if (_checked := ends_of(a)) is not None]
-            if len(ends) < len(atoms):
-                return None
-            return (lambda x: reduce(np.minimum, (low(x) for low, _ in ends))), (
-                lambda x: reduce(np.maximum, (high(x) for _, high in ends))
-            )
+            return _ends_of_any(atoms)
         case _:
             return None
+
+
+def _ends_of_any(atoms: Sequence[Atom]) -> tuple[Rule, Rule] | None:
+    ends = [known for a in atoms if (known := ends_of(a)) is not None]
+    if len(ends) < len(atoms):
+        return None
+    return (lambda x: reduce(np.minimum, (low(x) for low, _ in ends))), (
+        lambda x: reduce(np.maximum, (high(x) for _, high in ends))
+    )
 
 
 def _single(ends: tuple[Rule, Rule], slope: Slope, full: Bounds) -> Single:

@@ -8,7 +8,7 @@ are in the field: sum w (x - z) + b, and sum w x + (b - z sum w); the bound for 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, assert_never
 
@@ -46,6 +46,7 @@ from cactus_edge.ir.ops import Int64
 from cactus_edge.ir.rules import (
     FLOAT_REQUANTISE,
     REQUANTISE,
+    AnySoftmaxRule,
     Clamp,
     Elementwise,
     FloatAffine,
@@ -118,20 +119,29 @@ def _quantities(atom: Atom, codes: tuple[int, int], source: Int64, width: int = 
         case Isotone(add, _):
             yield from _sum_quantities(add, codes)
         case Softmax(rule):
-            if isinstance(rule, SoftmaxRule):
-                yield "the sum of exponentials (Q12.19)", width * int(rdp(rule.exponentials, 12).max()), SOFTMAX_SUM
-            elif isinstance(rule, TableSoftmaxRule):
-                yield "the sum of exponentials", width * int(rule.table.max()), SOFTMAX_SUM
+            yield from _softmax_quantities(rule, width)
         case Table() | Max() | FloatAverage() | Gather():
             pass
         case AnyOf(atoms):
-            worst: dict[str, tuple[int, int]] = {}
-            for quantity, bound, limit in (q for a in atoms for q in _quantities(a, codes, source, width)):
-                most, least = worst.get(quantity, (bound, limit))
-                worst[quantity] = max(bound, most), min(limit, least)
-            yield from ((quantity, bound, limit) for quantity, (bound, limit) in worst.items())
+            yield from _worst(q for a in atoms for q in _quantities(a, codes, source, width))
         case _:
             assert_never(atom)
+
+
+def _worst(found: Iterable[tuple[str, int, int]]) -> Iterator[tuple[str, int, int]]:
+    """Of each quantity the largest bound and the least limit."""
+    worst: dict[str, tuple[int, int]] = {}
+    for quantity, bound, limit in found:
+        most, least = worst.get(quantity, (bound, limit))
+        worst[quantity] = max(bound, most), min(limit, least)
+    yield from ((quantity, bound, limit) for quantity, (bound, limit) in worst.items())
+
+
+def _softmax_quantities(rule: AnySoftmaxRule, width: int) -> Iterator[tuple[str, int, int]]:
+    if isinstance(rule, SoftmaxRule):
+        yield "the sum of exponentials (Q12.19)", width * int(rdp(rule.exponentials, 12).max()), SOFTMAX_SUM
+    elif isinstance(rule, TableSoftmaxRule):
+        yield "the sum of exponentials", width * int(rule.table.max()), SOFTMAX_SUM
 
 
 def _sum_quantities(add: BinaryRule, ends: tuple[int, int]) -> Iterator[tuple[str, int, int]]:
@@ -166,24 +176,9 @@ def _sum_quantities(add: BinaryRule, ends: tuple[int, int]) -> Iterator[tuple[st
 def _rule_quantities(rule: Elementwise, source: Int64) -> Iterator[tuple[str, int, int]]:
     match rule:
         case Requantise():
-            value = source + abs(rule.input_zero_point)
-            if rule.family == "W":
-                yield "the value that is multiplied in 64 bits", int(value.max()), WIDE_MAX
-            else:
-                # Family S multiplies the value itself, in 64 bits.
-                left = 0 * rule.shift if rule.family == "S" else np.maximum(rule.shift, 0)
-                yield "the value times 2^max(shift, 0)", int((value << left).max()), INT32_MAX
-            family = REQUANTISE[rule.family]
-            scaled = max(int(np.abs(family(v, rule.multiplier, rule.shift)).max()) for v in (value, -value))
-            yield "the requantised value and its zero point", scaled + abs(rule.zero_point), INT32_MAX
+            yield from _fixed_quantities(rule, source + abs(rule.input_zero_point))
         case FloatRequantise():
-            value = source + abs(rule.input_zero_point)
-            # A sum of 64 bits has its own limit, far below where double would round it.
-            yield "the value that becomes a float", int(value.max()), WIDE_MAX if rule.family == "E" else INT32_MAX
-            if rule.family != "F":
-                # Converted to int32 before it is clamped; family F clamps first.
-                scaled = max(np.abs(FLOAT_REQUANTISE[rule.family](v, rule.multiplier)).max() for v in (value, -value))
-                yield "the requantised value and its zero point", int(scaled) + abs(rule.zero_point), INT32_MAX
+            yield from _float_quantities(rule, source + abs(rule.input_zero_point))
         case FloatAffine() | EnvelopeEnd():
             yield "the value that becomes a float", int(source.max()), INT32_MAX
         case RoundDivide(divisor):
@@ -192,3 +187,24 @@ def _rule_quantities(rule: Elementwise, source: Int64) -> Iterator[tuple[str, in
             pass
         case _:
             assert_never(rule)
+
+
+def _fixed_quantities(rule: Requantise, value: Int64) -> Iterator[tuple[str, int, int]]:
+    if rule.family == "W":
+        yield "the value that is multiplied in 64 bits", int(value.max()), WIDE_MAX
+    else:
+        # Family S multiplies the value itself, in 64 bits.
+        left = 0 * rule.shift if rule.family == "S" else np.maximum(rule.shift, 0)
+        yield "the value times 2^max(shift, 0)", int((value << left).max()), INT32_MAX
+    family = REQUANTISE[rule.family]
+    scaled = max(int(np.abs(family(v, rule.multiplier, rule.shift)).max()) for v in (value, -value))
+    yield "the requantised value and its zero point", scaled + abs(rule.zero_point), INT32_MAX
+
+
+def _float_quantities(rule: FloatRequantise, value: Int64) -> Iterator[tuple[str, int, int]]:
+    # A sum of 64 bits has its own limit, far below where double would round it.
+    yield "the value that becomes a float", int(value.max()), WIDE_MAX if rule.family == "E" else INT32_MAX
+    if rule.family != "F":
+        # Converted to int32 before it is clamped; family F clamps first.
+        scaled = max(np.abs(FLOAT_REQUANTISE[rule.family](v, rule.multiplier)).max() for v in (value, -value))
+        yield "the requantised value and its zero point", int(scaled) + abs(rule.zero_point), INT32_MAX

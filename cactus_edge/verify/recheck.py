@@ -156,18 +156,20 @@ def _confirmed(form: FileFormat, model: bytes, named: Runtimes) -> Iterator[Chec
     """What the bytes do not tell, where the format has such a thing; a condition is listed, since no proof covers it."""
     if named.assumption:
         yield Check("the condition is true of a run", "not checked", "a run on the device", named.assumption)
-        return
-    if not form.trusted:
-        return
+    elif form.trusted:
+        yield _answer(form, model, named)
+
+
+def _answer(form: FileFormat, model: bytes, named: Runtimes) -> Check:
+    """What the runtimes themselves say of the file."""
     try:
         for program in named.programs:
             form.confirm(model, program.profile)
     except InstallError as error:
-        yield Check(CONFIRMED, "not checked", "an answer of the runtime", error.message)
+        return Check(CONFIRMED, "not checked", "an answer of the runtime", error.message)
     except CactusError as error:
-        yield Check(CONFIRMED, "failed", "integer kernels", error.message)
-    else:
-        yield Check(CONFIRMED, "ok", "integer kernels", "integer kernels")
+        return Check(CONFIRMED, "failed", "integer kernels", error.message)
+    return Check(CONFIRMED, "ok", "integer kernels", "integer kernels")
 
 
 def _unknown(claims: Mapping[str, Any], record: Mapping[str, Any], unread: Sequence[str]) -> list[tuple[str, Any]]:

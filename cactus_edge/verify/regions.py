@@ -176,14 +176,11 @@ class Region:
 
         Exactly those, each feature by itself: for a family with ranges this is sharper than any box. Raises as `ends` does.
         """
-        if self.per_sample:
-            raise InternalError("which sample this is decides its eps")
+        if self.family is None:
+            raise InternalError("a region without a family has no members")
         x = real(program, x).astype(np.float64)
         self._check(x[None], 0)
-        if self.family is None:
-            exactly, free = [Fraction(v) for v in x.ravel().tolist()], None
-        else:
-            exactly, free = self.family.member(x, at)
+        exactly, free = self.family.member(x, at)
         eps = self.eps * len(exactly) if len(self.eps) == 1 else self.eps
         lo, hi = self.domain
         lower = np.array([float32_below(min(max(v - e, lo), hi)) for v, e in zip(exactly, eps, strict=True)])

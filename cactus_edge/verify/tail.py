@@ -6,7 +6,7 @@ See `decide` for the bound. Everything that does not depend on the samples is co
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
@@ -62,7 +62,8 @@ class Tail:
     offset: int
     shape: tuple[int, ...]
     atoms: tuple[TailAtom, ...]
-    compiled: Accumulate
+    affine: Affine
+    codes: tuple[int, int]
     weight: npt.NDArray[np.float64]
     bias: Int64
     factors: Int64
@@ -70,6 +71,11 @@ class Tail:
     steps: Int64
     own_level: int
     ladder: Int64
+
+    @cached_property
+    def compiled(self) -> Accumulate:
+        """The last Affine on boxes, for `accumulators`."""
+        return accumulate(self.affine, self.codes)
 
     def accumulators(self, bounds: Bounds) -> tuple[Int64, Int64]:
         """Bounds of the accumulators, int64 [N, K], from those of the value `source`."""
@@ -190,14 +196,14 @@ def _tail(
     first, own_first = (int(_apply(atoms, low[None], shape, sign).min()) for sign in (1, -1))
     ladder = (own + np.arange(classes) * 2**40).T.ravel()
     steps = np.vstack([low[None], t])
-    compiled = accumulate(affine, program.codes)
     return Tail(
         source,
         value,
         affine.input_offset,
         shape,
         atoms,
-        compiled,
+        affine,
+        program.codes,
         weight,
         bias,
         factors,

@@ -120,12 +120,15 @@ def _affine(
 
 
 def _bias_type(o: Operator, index: int) -> str:
-    """INT32; for int16 codes what the bias is, on which runtimes agree where the option does not say something else.
+    """INT32; for int16 codes what the bias is."""
+    return _wide_bias_type(o, index) if o.x(o.first).dtype == "int16" else "INT32"
+
+
+def _wide_bias_type(o: Operator, index: int) -> str:
+    """On which runtimes agree where the option does not say something else.
 
     LiteRT goes by the option, in which only INT32 means that, and TFLM by the tensor. Source: kernels/{conv,fully_connected}.cc.
     """
-    if o.x(o.first).dtype != "int16":
-        return "INT32"
     field = QUANTIZED_BIAS_TYPE.get(o.name)
     code = 0 if field is None else o.option(field, "b")
     stated = "INT32" if code == fb.TYPES.index("INT32") else "INT64"

@@ -78,6 +78,10 @@ class Tensors:
             raise ModelError(
                 f"malformed .tflite: {table.what}: expected data inside the FlatBuffer or behind it, got both"
             )
+        return self._behind(table, offset, size)
+
+    def _behind(self, table: Table, offset: int, size: int) -> npt.NDArray[np.uint8]:
+        """The bytes that lie behind the FlatBuffer, a view of the file."""
         if self.resolved is None:
             self.resolved = f"{table.what} lies behind the FlatBuffer, at byte {offset}"
         found: npt.NDArray[np.uint8] = np.frombuffer(

@@ -111,6 +111,17 @@ def test_both_ends_are_certificates(bounds: str, profile: str) -> None:
     assert violations(json.loads(found.to_json()), "radii") == []
 
 
+def test_a_search_ends_with_the_truth(truth: tuple[Any, Any, Int64]) -> None:
+    """Complete search leaves brackets of one step, and each is the one that enumeration finds."""
+    pytest.importorskip("torch")
+    x, y, smallest = (part[[0, 14]] for part in truth)
+    found = ce.max_eps(PLANAR, x, y, budget="20n", domain=(0, STEP * 255))
+    assert steps(found.certified, found.step).tolist() == (smallest - 1).tolist()
+    assert steps(found.refuted, found.step).tolist() == smallest.tolist()
+    certificate = found.certificate
+    assert recheck(certificate.to_bytes(), PLANAR, x, y, proof=certificate.proof).accepted
+
+
 def test_lines_reach_further_than_intervals() -> None:
     near, far = (ce.max_eps(MODEL, X, Y, bounds=b, domain=(0, 1), step="1/255") for b in ("interval", "linear"))
     assert all((a or 0) <= (b or 0) for a, b in zip(near.certified, far.certified, strict=True))
@@ -287,6 +298,7 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     for option, words in (
         (["--eps=1/16"], "--eps"),
         ([f"--plot={tmp_path}/p.gif"], ".png"),
+        (["--budget=soon"], "60s or 500n"),
         ([f"--out={tmp_path}"], "--out"),
     ):
         assert main([*command, *option]) == 2

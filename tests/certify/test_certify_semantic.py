@@ -162,6 +162,18 @@ def test_transforms_do_what_their_names_say() -> None:
     assert blurred.reshape(50, -1).max(1).min() < 0.1 and np.allclose(blurred.sum((1, 2, 3)), 2, atol=0.3)
 
 
+def test_codes_stand_for_their_values() -> None:
+    program = brightness_net()
+    codes = np.random.default_rng(0).integers(-128, 128, (6, 2, 2)).astype(np.int8)
+    labels = run(program, codes).argmax(1)
+    chosen = transforms("contrast+brightness")[0]
+    same = [
+        estimate(program, chosen, x, labels, domain=UNIT, samples=3)
+        for x in (codes, program.quantize.scale * (codes.astype(np.float64) + 128))
+    ]
+    assert np.array_equal(same[0].log_bound, same[1].log_bound) and same[0].correct.all()
+
+
 def test_probabilities_are_the_files_own() -> None:
     program = brightness_net()
     p = probabilities(program, np.array([[[0, 0], [0, 0]], [[1, 1], [1, 1]]], np.float32))
@@ -200,8 +212,6 @@ def test_data_that_cannot_be_transformed() -> None:
         estimate(
             program, transforms("rotation")[0], np.zeros((1, 4), np.float32), np.array([0]), domain=UNIT, samples=1
         )
-    with pytest.raises(InputError, match="codes"):
-        estimate(program, transforms("contrast")[0], np.zeros((1, 4), np.int8), np.array([0]), domain=UNIT)
     with pytest.raises(InputError, match="samples"):
         estimate(
             program, transforms("contrast")[0], np.zeros((1, 4), np.float32), np.array([0]), domain=UNIT, samples=0

@@ -303,6 +303,11 @@ def test_certificates_hold_them_and_a_recheck_replays_them() -> None:
         ("counterexamples", lambda r: r["counterexamples"].update({"40": {"at": ["0", "1"]}}), "the proof"),
         ("counterexamples", lambda r: r["counterexamples"].update({"0.5": {"at": ["0", "1"]}}), "the proof"),
         ("counterexamples", lambda r: r.update(counterexamples=[]), "counterexamples"),
+        (
+            "counterexamples",
+            lambda r: r.update(region={"kind": "linf", "eps": "1/2", "domain": ["0", "1"]}),
+            "the proof",
+        ),
         ("universal", lambda r: r["universal"].update(at_most=1), "universal.at_most"),
         ("universal", lambda r: r["universal"].update(at_least=39), "universal.at_least"),
         ("universal", lambda r: r["universal"].update(delta="00" * 48), "universal.at_most"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,19 @@ from cactus_edge.errors import InternalError
 from cactus_edge.formats.c.compiler import STRICT, Compiler, compile_c, zig
 from cactus_edge.ir.ops import Int8, Int32
 from cactus_edge.resources import data_path
+from cactus_edge.verify.recheck import Check
+from cactus_edge.verify.recheck import State as CheckState
 
 State = Literal["accepted", "rejected", "not checked"]
 
+PROFILE = "tflm"
+"""The profile that it knows."""
+
 STATES: tuple[State, ...] = ("accepted", "rejected", "not checked")
 """By exit code."""
+
+
+_CHECKED: Mapping[State, CheckState] = {"accepted": "ok", "rejected": "failed", "not checked": "not checked"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,8 @@ class CChecker:
     def check(self, model: bytes, proof: bytes, profile: str | None = None) -> Answer:
         """The answer on a proof file; profile: only the proof for that one. Raises InternalError where the program crashes."""
         done = self._run(("--profile", profile) if profile else (), model, proof)
-        return Answer(STATES[done.returncode], (done.stderr or done.stdout).decode(errors="replace").strip())
+        said = (done.stderr or done.stdout).decode(errors="replace").splitlines()
+        return Answer(STATES[done.returncode], "; ".join(said))
 
     def margins(self, model: bytes, proof: bytes) -> tuple[State, list[tuple[int, ...]]]:
         """The answer on a proof file, and by how much each leaf that a point can be in separates the label from each class.
@@ -94,3 +103,13 @@ def c_checker() -> Iterator[CChecker]:
     """The checker, compiled here in a temporary folder. Raises InstallError without a compiler."""
     with tempfile.TemporaryDirectory(prefix="cactus-edge-") as folder:
         yield CChecker(Path(folder))
+
+
+def second_check(model: bytes, proof: bytes | None) -> Check:
+    """The answer of the checker in C, compiled here, as one more line of a report. Raises InstallError without a compiler."""
+    name, expected = "the proof, by the checker in C", f"a proof for profile {PROFILE}, right in every record"
+    if proof is None:
+        return Check(name, "not checked", expected, "no proof file: intervals are recomputed")
+    with c_checker() as checker:
+        answer = checker.check(model, proof, PROFILE)
+    return Check(name, _CHECKED[answer.state], expected, answer.words)
