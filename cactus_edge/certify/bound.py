@@ -21,7 +21,7 @@ from cactus_edge.ir.ops import Codes, Int64
 from cactus_edge.verify.check import Path
 from cactus_edge.verify.interval import Bounds, step_bounds
 from cactus_edge.verify.lines import ONE
-from cactus_edge.verify.proof import Bytes, Multiplier, Row
+from cactus_edge.verify.proof import MOST_MU, MOST_S, Bytes, Multiplier, Row
 from cactus_edge.verify.relax import Hints
 from cactus_edge.verify.tail import Pairs
 
@@ -317,6 +317,7 @@ def _inherited(usual: Bytes, found: Found | None) -> Bytes:
 
 
 def _integer(value: int, element: int, real: float) -> Multiplier:
-    """A real multiplier as mu 2^-s with at most 22 bits."""
-    s = min(max(22 - frexp(real)[1], 0), 60)
-    return Multiplier(value, element, round(ldexp(real, s)), s)
+    """A real multiplier as mu 2^-s with 24 bits: the finest unit is the least likely to be too coarse for the checker."""
+    s = min(max(24 - frexp(real)[1], 0), MOST_S)
+    mu = round(ldexp(real, s))
+    return Multiplier(value, element, max(min(mu, MOST_MU - 1), 1 - MOST_MU), s)

@@ -3,7 +3,7 @@
 A part is split at a threshold of a rule, at the knee where its clamp begins, or between its last few steps: that of the accumulator
 whose relaxation costs the worst class most (in the spirit of BaBSR: Bunel et al., JMLR 2020, section 6). Children inherit their
 parent's slopes and multipliers. A part without such a threshold is searched once more, for longer, then split in the middle of
-an input. Parts with the largest gap come first. For
+an input, if these are few. Parts with the largest gap come first. For
 every worst line the corner where it is least is tried as an input. All is deterministic but for `stop`, which may end it anywhere.
 """
 
@@ -104,7 +104,12 @@ class Branching:
             fresh = []
             for node in taken:
                 if node.cut is None or len(node.part.path) >= DEEPEST:
-                    return Outcome(None, used, node.part.gap, "a part cannot be split further")
+                    return Outcome(
+                        None,
+                        used,
+                        node.part.gap,
+                        "in some part only roundings are left, in more inputs than can be split",
+                    )
                 below, above = node.part.split(node.cut.value, node.cut.element, node.cut.threshold)
                 node.children = _Node(below), _Node(above)
                 fresh += node.children
@@ -191,8 +196,10 @@ class Branching:
         return best
 
     def _half(self, part: Part, line: Found) -> Cut | None:
-        """The middle of the input that moves the line most; None in a single point."""
+        """The middle of the input that moves the line most; None in a single point, and where a path is too short to end in one."""
         low, high = (b.reshape(-1) for b in part.known[self.program.input])
+        if len(part.path) + np.ceil(np.log2(high - low + 1)).sum() > DEEPEST:
+            return None
         a = line.coefficients.get(self.program.input)
         slope = np.zeros(low.shape) if a is None else np.abs(a).reshape(-1)
         score = (slope + 1e-9 * (1 + slope.max(initial=0.0))) * (high - low)

@@ -38,7 +38,8 @@ STEEPEST = 1 << ONE
 """k of the rule's own slope."""
 
 RATE, MULTIPLIER_RATE, DECAY = 0.2, 0.3, 0.97
-"""Steps of Adam: of slopes; of multipliers, relative to their row's coefficients; the factor by which both shrink each step."""
+"""Steps of Adam: of slopes; of multipliers, as parts of the largest coefficient of their accumulators, which they never exceed
+(much larger ones leave the checker's range); the factor by which both shrink each step."""
 
 ONES = 1000
 """Above every code: where the elements of a `Gather`'s arguments are counted from, so that an inserted constant shows."""
@@ -306,6 +307,8 @@ class Twin:
                 group["lr"] *= DECAY
             with torch.no_grad():
                 slopes.clamp_(0, 1)
+                for t in theta.values():
+                    t.clamp_(-1, 1)
         final = (best_slopes * STEEPEST).round()
         seen = {}
         with torch.no_grad():
