@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -115,6 +116,20 @@ def fuzz(rows: Values) -> Iterator[Line]:
     yield f"accepted mutants in real runtimes ({compared:,})", f"{rows['runtimes']['defects']} differ", "0"
 
 
+def proof_mutants(rows: Values) -> Iterator[Line]:
+    outcomes: Counter[str] = Counter()
+    for row in rows.values():
+        for kind in row["kinds"].values():
+            outcomes.update(kind)
+    refused, right = outcomes["refused by both"], sum(n for what, n in outcomes.items() if "proof of" in what)
+    yield (
+        f"corrupted proofs and models ({outcomes.total():,}), by `verify` and by the checker in C",
+        f"{refused:,} refused by both, {right:,} still right, confirmed by runs; "
+        f"{sum(row['defects'] for row in rows.values())} of which they say different things",
+        "1,000 refused, 0",
+    )
+
+
 def run_speed(rows: Values) -> Iterator[Line]:
     for key, row in rows.items():
         where = f"({key}, {row['inputs']:,} inputs, one thread; LiteRT's optimised kernels, one Invoke each)"
@@ -144,6 +159,7 @@ SECTIONS: dict[str, Callable[[Values], Iterator[Line]]] = {
     "live_inputs": live_inputs,
     "pi_emulator": pi_emulator,
     "fuzz": fuzz,
+    "proof_mutants": proof_mutants,
     "run_speed": run_speed,
 }
 
