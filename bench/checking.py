@@ -23,7 +23,6 @@ from _networks import Network, dense
 # isort: split
 
 from cactus_edge.certify.complete import Budget, Complete, Decided
-
 from cactus_edge.certify.interval import one_torch_thread
 from cactus_edge.errors import InstallError
 from cactus_edge.formats.c.checker import c_checker

@@ -24,8 +24,8 @@ from _networks import DENSE, Network, dense
 # isort: split
 import numpy as np
 from _attack import survivors
-from cactus_edge.certify.complete import Budget, Complete, Effort
 
+from cactus_edge.certify.complete import Budget, Complete, Effort
 from cactus_edge.certify.find import find_all
 from cactus_edge.process import settle
 from cactus_edge.verify.check import decided
