@@ -1,9 +1,9 @@
 """Linear bounds as `verify.relax` computes them, bit for bit, with the widest step in fewer passes: the layer that reads the input.
 
 There the coefficients of every input are formed only to be summed: over bounds and zero point, term by term rounded down to a
-grain. Scaled by a power of two beforehand they are doubles whose products are exact, and a floor rounds them; and terms of the
-zero point, where it is a multiple of their unit, need no rounding: their sum is one of the layer's outputs. Where a number may be too large for that, all is left to
-`Relaxation`.
+grain. Scaled by a power of two beforehand they are doubles whose products are exact, and a floor rounds them; terms of the
+zero point, where it is a multiple of their unit, need no rounding: their sum is one of the layer's outputs. Where a number may
+be too large for that, all is left to `Relaxation`.
 """
 
 from __future__ import annotations
