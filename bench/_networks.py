@@ -51,9 +51,9 @@ class Network:
         """SHA-256 (hex) of the file."""
         return sha256(self.model)
 
-    def first(self, count: int) -> Network:
-        """With the first `count` samples."""
-        return Network(self.name, self.model, self.x[:count], self.y[:count])
+    def part(self, rows: Any) -> Network:
+        """With the samples `rows`: a slice or indices."""
+        return Network(self.name, self.model, self.x[rows], self.y[rows])
 
 
 def built(name: str, folder: Path) -> Network:

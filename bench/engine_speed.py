@@ -221,7 +221,7 @@ def main() -> int:
             found[key] = results.row(key, inputs, measure, digests)
         if network.name in LINES:
             eps, count = LINES[network.name]
-            measure = partial(lines, network.first(count), eps, lirpa, given.threads, max(given.runs // 2, 1))
+            measure = partial(lines, network.part(slice(count)), eps, lirpa, given.threads, max(given.runs // 2, 1))
             key = f"lines, {network.name}, eps {eps}"
             found[key] = results.row(key, inputs, measure, digests)
     return report(found)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -68,9 +69,54 @@ def trained(title: str, goal: str) -> Callable[[Values], Iterator[Line]]:
     return lines
 
 
-def interval_speed(rows: Values) -> Iterator[Line]:
+def engine_speed(rows: Values) -> Iterator[Line]:
     for key, row in rows.items():
-        yield f"interval certification against a float32 forward pass ({key})", f"{row['ratio']:.2f} times", "5 times"
+        kind, _, what = key.partition(", ")
+        if kind == "intervals":
+            yield f"intervals against a float32 forward pass ({what})", f"{row['of_forward']:.2f} times", "3 times"
+            lirpa, goal = "throughput of intervals against auto_LiRPA's IBP", "1.3 times"
+        else:
+            lirpa, goal = "throughput of linear bounds against auto_LiRPA's CROWN", "1 time"
+        if "of_lirpa" in row:
+            yield f"{lirpa} ({what})", f"{row['of_lirpa']:.1f} times", goal
+        if "share_of_crown" in row:
+            figures = f"{row['certified']} against {row['crown']} of {row['samples']}"
+            yield f"certified on the integer file against CROWN's on its float network ({what})", figures, "95 %"
+
+
+def soundness(rows: Values) -> Iterator[Line]:
+    for kind, goal in (("random", "0 of 10,000"), ("tiny", "0 of 500")):
+        found = [row for key, row in rows.items() if key.startswith(kind)]
+        networks, violations = (sum(row[k] for row in found) for k in ("networks", "violations"))
+        what = "every point of each region" if kind == "tiny" else "random points, corners, an attack"
+        yield f"{kind} networks x regions x profiles, {what}: violations", f"{violations} of {networks:,}", goal
+    faults = [row["noticed_at"] for key, row in rows.items() if key.startswith("fault")]
+    yield "rules broken on purpose that are noticed", f"{sum(f is not None for f in faults)} of {len(faults)}", "all"
+
+
+def completeness(rows: Values) -> Iterator[Line]:
+    for key, row in rows.items():
+        figures = f"{row['decided']:.0%} ({row['robust']} robust, {row['refuted']} not)"
+        yield f"decided within {row['budget']} a sample, first {row['samples']} of MNIST ({key})", figures, "95 %"
+    yield "of them contradicted by a long attack", str(sum(row["contradictions"] for row in rows.values())), "0"
+
+
+def gap(rows: Values) -> Iterator[Line]:
+    for key, row in rows.items():
+        what = f"{key}, eps {row['eps']}, first {row['samples']}: certified by intervals / by all means / attacked"
+        figures = f"{row['intervals']:.1%} / {row['complete']:.1%} / {row['attacked']:.1%}"
+        yield what, f"{figures}, {row['share']:.0%} of the gap left", "33 %"
+
+
+def checking(rows: Values) -> Iterator[Line]:
+    for kind, words in (("slopes", "optimised slopes"), ("branching", "trees")):
+        found = [row[kind] for row in rows.values() if kind in row]
+        if found:
+            finding, by_verify = (sum(f[k] for f in found) for k in ("finding_s", "checking_s"))
+            in_c = [f["in_c_s"] for f in found]
+            figures = f"{by_verify / finding:.1%}"
+            figures += "" if None in in_c else f", in C {sum(in_c) / finding:.1%}"
+            yield f"checking {sum(f['proofs'] for f in found)} proofs with {words}, of finding", figures, "20 %"
 
 
 def agreement(rows: Values) -> Iterator[Line]:
@@ -115,6 +161,20 @@ def fuzz(rows: Values) -> Iterator[Line]:
     yield f"accepted mutants in real runtimes ({compared:,})", f"{rows['runtimes']['defects']} differ", "0"
 
 
+def proof_mutants(rows: Values) -> Iterator[Line]:
+    outcomes: Counter[str] = Counter()
+    for row in rows.values():
+        for kind in row["kinds"].values():
+            outcomes.update(kind)
+    refused, right = outcomes["refused by both"], sum(n for what, n in outcomes.items() if "proof of" in what)
+    yield (
+        f"corrupted proofs and models ({outcomes.total():,}), by `verify` and by the checker in C",
+        f"{refused:,} refused by both, {right:,} still right, confirmed by runs; "
+        f"{sum(row['defects'] for row in rows.values())} of which they say different things",
+        "1,000 refused, 0",
+    )
+
+
 def run_speed(rows: Values) -> Iterator[Line]:
     for key, row in rows.items():
         where = f"({key}, {row['inputs']:,} inputs, one thread; LiteRT's optimised kernels, one Invoke each)"
@@ -138,12 +198,17 @@ SECTIONS: dict[str, Callable[[Values], Iterator[Line]]] = {
     "digits": trained("digits, eps 1/16", "98 / 87 %, 40 kB"),
     "mnist": trained("MNIST, eps 0.1, 10,000 images", "97 / 94 %, 150 kB"),
     "fashion_mnist": trained("Fashion-MNIST, eps 0.1, 10,000 images", ""),
-    "interval_speed": interval_speed,
+    "soundness": soundness,
+    "completeness": completeness,
+    "gap": gap,
+    "checking": checking,
+    "engine_speed": engine_speed,
     "agreement": agreement,
     "device_agree": device_agree,
     "live_inputs": live_inputs,
     "pi_emulator": pi_emulator,
     "fuzz": fuzz,
+    "proof_mutants": proof_mutants,
     "run_speed": run_speed,
 }
 

@@ -229,6 +229,8 @@ class Maker(Parts):
         return self.node(ops.ResizeBilinear(*mode), [i], self.like((*size, x.shape[2]), x))
 
     def make_softmax(self, i: int, x: Tensor) -> int | None:
+        if not x.shape:
+            return None
         return self.node(ops.Softmax(), [i], Tensor(f"t{len(self.known)}", x.shape, "int8", 1 / 256, -128))
 
     def finish(self, last: int, ends: Sequence[str]) -> Graph:

@@ -11,6 +11,7 @@ from math import frexp, prod
 
 import numpy as np
 
+from cactus_edge.certify.quick import QuickRelaxation
 from cactus_edge.ir.atoms import Affine, Between, Isotone, Monotone, Program, Step, example
 from cactus_edge.ir.ops import Codes, Int64
 from cactus_edge.verify.check import Checker
@@ -60,7 +61,7 @@ class Linear:
 
     def __init__(self, program: Program) -> None:
         self.program, self.slopes = program, default_slopes(program)
-        self.checker, self.decider = Checker(program, self.slopes), Decider(program)
+        self.checker, self.decider = Checker(program, self.slopes, QuickRelaxation), Decider(program)
         first = {s.out for s in program.steps if s.args == (program.input,)}
         narrow = (s.out for s in program.steps if isinstance(s.atom, Affine) and s.out not in first)
         self.narrow = tuple(v for v in narrow if prod(program.values[v].shape) <= NARROW)

@@ -164,12 +164,13 @@ class Conv:
         (kh, kw), (sh, sw), (dh, dw), p = self.kernel, self.stride, self.dilation, self.padding
         h, w, c = self.in_shape
         image = np.zeros((n, h + p.top + p.bottom, w + p.left + p.right, c), y.dtype)
-        # Groups first, so that each tap is a product of matrices.
-        split = y.reshape(n * oh * ow, self.groups, o // self.groups).swapaxes(0, 1)
         weight = self.weight.reshape(self.groups, o // self.groups, kh, kw, -1).astype(y.dtype)
+        rows = y.reshape(n * oh * ow, self.groups, o // self.groups)
         for i in range(kh):
             for j in range(kw):
-                part = np.matmul(split, weight[:, :, i, j]).swapaxes(0, 1).reshape(n, oh, ow, c)
+                # As matrices: numpy multiplies stacks of them slowly.
+                parts = [rows[:, g] @ weight[g, :, i, j] for g in range(self.groups)]
+                part = (parts[0] if self.groups == 1 else np.stack(parts, 1)).reshape(n, oh, ow, c)
                 image[:, i * dh : i * dh + sh * oh : sh, j * dw : j * dw + sw * ow : sw][:, :oh, :ow] += part
         return image[:, p.top : p.top + h, p.left : p.left + w]
 

@@ -57,9 +57,11 @@ class Checker:
     Raises UnsupportedError and CertificateError as `Goal` and `Relaxation` do.
     """
 
-    def __init__(self, program: Program, slopes: Mapping[int, Slope]) -> None:
+    def __init__(
+        self, program: Program, slopes: Mapping[int, Slope], relaxation: type[Relaxation] = Relaxation
+    ) -> None:
         self.program, self.goal = program, Goal(program)
-        self.relaxation = Relaxation(program, slopes)
+        self.relaxation = relaxation(program, slopes)
         self.sheet = sheet_values(program, slopes)
         self.size = samples_at_once(program)
 

@@ -181,3 +181,11 @@ def test_a_folder_where_a_file_is_to_be_written_is_refused(
 ) -> None:
     command = [verb, str(model), f"--data={data}", f"--out={tmp_path}", *(["--eps=1"] if verb == "certify" else [])]
     refused(command, capsys, "--out", "is a folder, expected a file")
+
+
+def test_live_inputs_need_firmware_of_ours(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything is trained."""
+    command = ["build", "--recipe", str(recipe), "--live", "--out", str(tmp_path / "none")]
+    for target in ("raspberry-pi", "esp32-s3-devkitc"):
+        refused([*command, "--target", target], capsys, "no firmware of ours, which live inputs need")
+    assert not (tmp_path / "none").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from cortex_m import CortexM
 from live_kit import NO_RULE, Questions, asked, corpus
 
+from cactus_edge.device.toolchain import GCC, CompilerName, compiler
 from cactus_edge.formats.c.host import HostRuntime
 from cactus_edge.ir import ops
 from cactus_edge.ir.builder import GraphBuilder
@@ -109,9 +111,18 @@ def test_wrong_questions_are_refused(host_runtime: HostRuntime) -> None:
         assert (answers == (-4, 0, 0)).all()
 
 
-@pytest.mark.parametrize("cpu", ["cortex-m4", "cortex-m0"])
-def test_an_emulated_core_decides_as_verify_does(cpu: str, tmp_path: Path) -> None:
-    machine = CortexM(tmp_path, cpu)
+@pytest.mark.parametrize(
+    ("cpu", "used"),
+    [
+        ("cortex-m4", "zig"),
+        ("cortex-m0", "zig"),
+        pytest.param(
+            "cortex-m4", "gcc", marks=pytest.mark.skipif(shutil.which(GCC) is None, reason=f"{GCC} is not installed")
+        ),
+    ],
+)
+def test_an_emulated_core_decides_as_verify_does(cpu: str, used: CompilerName, tmp_path: Path) -> None:
+    machine = CortexM(tmp_path, cpu, compiler(used))
     for questions in [*corpus(2, 40), *classified(4, 12)]:
         _same(questions, machine.certify)
 

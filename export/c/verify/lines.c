@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "lines.h"
 
-#include "affine.h"
 #include "say.h"
 
 enum { ONE = 7, UNIT = 12 }; /* k = 2^7 is the slope itself; intercepts count 2^-12 */
@@ -24,28 +23,24 @@ static int64_t group_of(const ce_lines *lines, int64_t i)
     return lines->by_channel ? position * lines->channels + i % lines->channels : position;
 }
 
-/* The ends of the argument over all int8 inputs of what accumulates it, or all codes. */
-static ce_bounds full_range(const ce_program *program, int64_t value)
+static void all_codes(const ce_value *value, ce_bounds bounds)
 {
-    const int64_t count = program->values[value].shape.count;
-    const ce_bounds found = ce_new_bounds(count);
-    if (ce_accumulates(program, value)) {
-        const ce_affine *affine = &program->steps[program->values[value].writer].affine;
-        const ce_bounds codes = ce_new_bounds(affine->in.count);
-        for (int64_t i = 0; i < affine->in.count; i++) {
-            codes.low[i] = -128;
-            codes.high[i] = 127;
-        }
-        if (!ce_affine_ends(affine, codes.low, codes.high, found.low, found.high)) {
-            ce_refuse("an accumulator leaves int32");
-        }
-        return found;
+    for (int64_t i = value->at; i < value->at + value->shape.count; i++) {
+        bounds.low[i] = -128;
+        bounds.high[i] = 127;
     }
-    for (int64_t i = 0; i < count; i++) {
-        found.low[i] = -128;
-        found.high[i] = 127;
+}
+
+/* Writes the ends of a value over all int8 inputs of what accumulates it, or all codes. */
+static void full_range(const ce_program *program, int64_t v, ce_bounds bounds)
+{
+    if (ce_accumulates(program, v)) {
+        const ce_step *step = &program->steps[program->values[v].writer];
+        all_codes(&program->values[step->args[0]], bounds);
+        ce_step_ends(program, step, bounds, false);
+    } else {
+        all_codes(&program->values[v], bounds);
     }
-    return found;
 }
 
 /* The least and the largest p t_K - K 2^Q over the levels K that the rule reaches within (low, high]; 0 where there is none. */
@@ -71,7 +66,7 @@ static void extremes(const ce_rule *rule, int64_t constant, int q, int64_t p, in
     }
 }
 
-static void one_argument(const ce_program *program, ce_lines *lines)
+static void one_argument(const ce_program *program, ce_lines *lines, ce_bounds room)
 {
     const ce_rule *rule = &lines->step->rule;
     const int64_t n = program->values[lines->step->out].shape.count;
@@ -81,12 +76,14 @@ static void one_argument(const ce_program *program, ce_lines *lines)
     lines->most = ce_memory((size_t)groups, sizeof *lines->most);
     int64_t *low = ce_memory((size_t)groups, sizeof *low), *high = ce_memory((size_t)groups, sizeof *high);
     int64_t *member = ce_memory((size_t)groups, sizeof *member);
-    const ce_bounds full = full_range(program, lines->step->args[0]);
+    full_range(program, lines->step->args[0], room);
+    const int32_t *least = room.low + program->values[lines->step->args[0]].at;
+    const int32_t *most = room.high + program->values[lines->step->args[0]].at;
     for (int64_t i = n - 1; i >= 0; i--) {
         const int64_t g = group_of(lines, i);
         const bool begun = member[g] > 0; /* elements come from the last on: one that was met is above 0 */
-        low[g] = begun ? ce_least(low[g], full.low[i]) : full.low[i];
-        high[g] = begun ? ce_most(high[g], full.high[i]) : full.high[i];
+        low[g] = begun ? ce_least(low[g], least[i]) : least[i];
+        high[g] = begun ? ce_most(high[g], most[i]) : most[i];
         member[g] = i;
     }
     for (int64_t g = 0; g < groups; g++) {
@@ -116,7 +113,8 @@ static void two_arguments(ce_lines *lines)
     }
 }
 
-ce_lines ce_lines_of(const ce_program *program, int64_t value, int q, int64_t count, const uint8_t *p, int64_t place)
+ce_lines ce_lines_of(const ce_program *program, int64_t value, int q, int64_t count, const uint8_t *p, int64_t place,
+                     ce_bounds room)
 {
     ce_lines lines = {NULL, q, count, p, place, 1, false, NULL, NULL, 0, 0};
     if (value < 1 || value >= program->value_count || q > CE_MOST_Q) {
@@ -135,7 +133,7 @@ ce_lines ce_lines_of(const ce_program *program, int64_t value, int q, int64_t co
         ce_reject("the slopes of value %lld do not fit its rule", (long long)value);
     }
     if (single) {
-        one_argument(program, &lines);
+        one_argument(program, &lines, room);
     } else {
         two_arguments(&lines);
     }

@@ -31,8 +31,9 @@ typedef struct {
     int64_t over, under;   /* two arguments: the largest and the least R 2^Q - s */
 } ce_lines;
 
-/* Rejects slopes that do not fit the value's rule. */
-ce_lines ce_lines_of(const ce_program *program, int64_t value, int q, int64_t count, const uint8_t *p, int64_t place);
+/* Rejects slopes that do not fit the value's rule. room: bounds that may be overwritten. */
+ce_lines ce_lines_of(const ce_program *program, int64_t value, int q, int64_t count, const uint8_t *p, int64_t place,
+                     ce_bounds room);
 
 /* p of argument `arg` for element i. */
 int64_t ce_p(const ce_lines *lines, int arg, int64_t i);

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ce-verify [--profile NAME] MODEL.tflite PROOF: checks every record of a proof against the model's bytes, in integers only.
  *
+ *     cc -std=c99 -O2 -Iexport/c/include -o ce-verify export/c/verify/[a-z]*.c export/c/src/ce_sha256.c
+ *
  * An independent second checker beside cactus_edge/verify. Exit code 0: every record holds; 1: one does not; 2: model, profile or
  * operator is none that this program knows. Without --profile every proof of the file has to be for tflm.
  * --margins also prints by how much each leaf separates each class.

@@ -55,7 +55,10 @@ ce_shape ce_slid(const ce_operator *o, int64_t channels)
         }
         padded *= side;
         out.size[i] = room / w->stride[i] + 1;
-        out.count *= out.size[i];
+        out.count = out.count > CE_ELEMENTS ? out.count : out.count * out.size[i];
+    }
+    if (out.count > CE_ELEMENTS) {
+        ce_refuse("a window gives more than 2^26 elements");
     }
     out.size[2] = channels;
     return out;

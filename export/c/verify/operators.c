@@ -330,7 +330,7 @@ void ce_read_operator(ce_file *file, int index)
     o.input_count = ce_indices(&table, INPUTS, o.inputs);
     o.output_count = ce_indices(&table, OUTPUTS, o.outputs);
     check_types(&o, kind, index);
-    const unsigned stated = (unsigned)ce_scalar(&table, OPTIONS_TYPE, 1, 0);
+    const unsigned stated = kind->option_fields ? (unsigned)ce_scalar(&table, OPTIONS_TYPE, 1, 0) : 0;
     if (kind->option_fields && !(kind->optional && stated == 0)) {
         if (stated != kind->option_type) {
             ce_refuse("the model is malformed: operator %d %s has options of type %u", index, kind->name, stated);

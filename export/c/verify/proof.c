@@ -347,7 +347,8 @@ static void take_rules(checker_t *c, reader_t *r, uint32_t count)
         if (value <= before || at[3] != 0) {
             ce_reject("the slopes of value %lld are out of order or of another form", (long long)value);
         }
-        lines[i] = ce_lines_of(c->program, value, at[2], entries, take(r, 4 * (uint64_t)entries), c->row.sheet);
+        const uint8_t *p = take(r, 4 * (uint64_t)entries);
+        lines[i] = ce_lines_of(c->program, value, at[2], entries, p, c->row.sheet, c->root);
         c->row.lines_of[value] = (int)i;
         c->row.sheet += c->program->values[value].shape.count;
         before = value;

@@ -6,7 +6,7 @@
 #include "operators.h"
 #include "say.h"
 
-enum { MODEL_FIELDS = 10, SUBGRAPH_FIELDS = 6, METADATA_FIELDS = 2, SCHEMA = 3 };
+enum { MODEL_FIELDS = 10, SUBGRAPH_FIELDS = 6, METADATA_FIELDS = 2, SCHEMA = 3, ENTRIES = 4096 };
 enum { VERSION, OPERATOR_CODES, SUBGRAPHS, DESCRIPTION, BUFFERS, METADATA_BUFFER, METADATA, SIGNATURES, GROUPS, EXTERNAL };
 enum { TENSORS, INPUTS, OUTPUTS, OPERATORS };
 
@@ -24,6 +24,9 @@ static int64_t only(const ce_table *subgraph, unsigned field)
 static void check_metadata(const ce_file *file)
 {
     const ce_vector entries = ce_list(&file->model, METADATA, 4);
+    if (entries.count > ENTRIES) {
+        ce_refuse("a model of %lu metadata entries, at most %d are supported", (unsigned long)entries.count, ENTRIES);
+    }
     ce_vector *names = ce_memory(entries.count, sizeof *names);
     for (uint32_t i = 0; i < entries.count; i++) {
         const ce_table entry = ce_element(&file->model, entries, i, METADATA_FIELDS, "metadata entry");
