@@ -237,7 +237,7 @@ def summary(efforts: Sequence[Effort]) -> list[tuple[str, str]]:
     """What decided the regions, and for each that stayed open what was reached, in words."""
     means = [(m, sum(e.by == m for e in efforts)) for m in get_args(Means)]
     return [
-        ("decided by", ", ".join(f"{m} {n}" for m, n in means if n and m != "nothing")),
+        ("decided by", ", ".join(f"{m} {n}" for m, n in means if n and m != "nothing") or "nothing"),
         *(
             (
                 "",
