@@ -20,7 +20,7 @@ import numpy as np
 
 from cactus_edge.certify import solver
 from cactus_edge.certify.attack import Search
-from cactus_edge.certify.bound import Bounder, Part, Region
+from cactus_edge.certify.bound import FAR, Bounder, Part, Region
 from cactus_edge.certify.branch import Branching, Outcome, proof_of
 from cactus_edge.certify.linear import Linear
 from cactus_edge.errors import InputError
@@ -239,12 +239,15 @@ def summary(efforts: Sequence[Effort]) -> list[tuple[str, str]]:
     return [
         ("decided by", ", ".join(f"{m} {n}" for m, n in means if n and m != "nothing") or "nothing"),
         *(
-            (
-                "",
-                f"sample {e.sample} open: {e.why}; {e.nodes} parts, the worst short by {e.gap:.0f} of separating two classes "
-                "(steps of their accumulators)",
-            )
+            ("", f"sample {e.sample} open: {e.why}; {e.nodes} parts{_missing(e.gap)}")
             for e in efforts
             if e.by == "nothing"
         ),
     ]
+
+
+def _missing(gap: float) -> str:
+    """What the worst part's bound misses, where it has one."""
+    if gap >= FAR / 2:
+        return ", the worst far from separating two classes"
+    return f", the worst short by {gap:.0f} of separating two classes (steps of their accumulators)"

@@ -12,6 +12,7 @@ from math import frexp, prod
 import numpy as np
 
 from cactus_edge.certify.quick import QuickRelaxation
+from cactus_edge.errors import UnsupportedError
 from cactus_edge.ir.atoms import Affine, Between, Isotone, Monotone, Program, Step, example
 from cactus_edge.ir.ops import Codes, Int64
 from cactus_edge.verify.check import Checker
@@ -21,6 +22,9 @@ from cactus_edge.verify.interval import Bounds
 from cactus_edge.verify.lines import INTERCEPT, MOST_P, MOST_Q, ONE, Lines, Pair, Single, Slope, ends_of
 from cactus_edge.verify.proof import Bytes, Leaf, Record, Robust, Row, Tighten
 from cactus_edge.verify.relax import Hints
+
+MOST_CLASSES = 256
+"""A leaf counts its rows in one byte."""
 
 NARROW = 256
 """Elements up to which the accumulators of a layer are tightened, two rows each."""
@@ -57,9 +61,17 @@ def _multipliers(program: Program, step: Step) -> list[float]:
 
 
 class Linear:
-    """The search for one program. narrow: the accumulators that are tightened, ascending."""
+    """The search for one program. narrow: the accumulators that are tightened, ascending.
+
+    Raises UnsupportedError where a leaf has no room for a row for every class, and as `Checker` does.
+    """
 
     def __init__(self, program: Program) -> None:
+        if program.output_tensor.size > MOST_CLASSES:
+            raise UnsupportedError(
+                f"proofs are for up to {MOST_CLASSES} classes, this network has {program.output_tensor.size}",
+                hint="take --bounds interval",
+            )
         self.program, self.slopes = program, default_slopes(program)
         self.checker, self.decider = Checker(program, self.slopes, QuickRelaxation), Decider(program)
         first = {s.out for s in program.steps if s.args == (program.input,)}

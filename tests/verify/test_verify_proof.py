@@ -20,7 +20,7 @@ from test_verify_relax import DENSE, everything
 
 from cactus_edge.certify.find import find
 from cactus_edge.certify.linear import Linear
-from cactus_edge.errors import CertificateError, InputError
+from cactus_edge.errors import CertificateError, InputError, UnsupportedError
 from cactus_edge.ir import ops
 from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.builder import GraphBuilder
@@ -156,6 +156,16 @@ def test_a_split_proves_what_one_region_does_not(wrong: int) -> None:
     for threshold in (-9, 9):
         moved = replace(whole, tree=Split(program.input, 0, threshold, *trees))
         assert not search.checker.holds([Record(0, 0, lo[0], hi[0], moved)]).any()
+
+
+def test_more_classes_than_a_leaf_has_rows_for_are_refused() -> None:
+    build = GraphBuilder()
+    x = build.input(Tensor("x", (1,), "int8", 1.0, 0))
+    weight = ops.freeze(np.zeros((257, 1)), np.int8)
+    last = ops.Dense(weight, ops.freeze(np.zeros(257), np.int32), ops.freeze(np.ones(1, np.float32), np.float32))
+    graph = build.finish(build.node(last, [x], Tensor("out", (257,), "int8", 1.0, 0)))
+    with pytest.raises(UnsupportedError, match="up to 256 classes, this network has 257"):
+        Linear(lower(graph, TFLM))
 
 
 # The form
