@@ -50,7 +50,7 @@ from cactus_edge.verify.regions import Boxes, Index, region
 INTERVALS = {"mnist": "1/10"}
 """Network -> radius, where intervals are timed."""
 
-LINES = {"mnist": ("1/10", 64), "dense-64": ("4/255", 500), "dense-64-32": ("2/255", 500)}
+LINES = {"mnist": ("1/10", 400), "dense-64": ("4/255", 500), "dense-64-32": ("2/255", 500)}
 """Network -> radius and samples, where linear bounds are timed."""
 
 BATCH = 64
@@ -163,7 +163,7 @@ def lines(network: Network, eps: str, lirpa: Lirpa | None, workers: int, runs: i
 
     def records(rows: Index) -> list[Record]:
         """By each worker a share."""
-        shares = np.array_split(rows, workers)
+        shares = [share for share in np.array_split(rows, workers) if len(share)]
         with ThreadPoolExecutor(workers) as pool:
             found = pool.map(lambda i: search.records(lower[i], upper[i], i, y[i]), shares)
             return [record for share in found for record in share]
