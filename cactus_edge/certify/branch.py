@@ -3,7 +3,7 @@
 A part is split at a threshold of a rule, at the knee where its clamp begins, or between its last few steps: that of the accumulator
 whose relaxation costs the worst class most (in the spirit of BaBSR: Bunel et al., JMLR 2020, section 6). Children inherit their
 parent's slopes and multipliers. A part without such a threshold is searched once more, for longer, then split in the middle of
-an input, if these are few. Parts with the largest gap come first. For every worst line the corner where it is least is tried as
+an input, if these are few; one of few points is split there at once. Parts with the largest gap come first. For every worst line the corner where it is least is tried as
 an input. All is deterministic but for `stop`, which may end it anywhere.
 """
 
@@ -31,6 +31,9 @@ STEPS, POLISH = 16, 120
 
 FEW = 3
 """Steps of a rule's result within a part up to which a split between any two of them may gain something."""
+
+SMALL = 12
+"""Halvings to a point up to which a region's inputs are split first: its points are few enough to be told apart."""
 
 FLAT = 1.5
 """Steps of a rule's result by which a clamp has to reach into the bounds for a knee."""
@@ -138,7 +141,8 @@ class Branching:
         """Chooses each node's split; returns those that need one. What lines were made of is not kept."""
         smooth = []
         for node in nodes:
-            node.cut = self._threshold(node.part, node.part.worst)
+            small = self._halvings(node.part) <= SMALL
+            node.cut = (self._half if small else self._threshold)(node.part, node.part.worst)
             if node.cut is None:
                 smooth.append(node)
         if smooth:
@@ -195,11 +199,16 @@ class Branching:
                     best = Cut(float(score[i]), step.args[0], i, exact)
         return best
 
+    def _halvings(self, part: Part) -> int:
+        """Splits on a path to a single point."""
+        low, high = part.known[self.program.input]
+        return int(np.ceil(np.log2(high - low + 1)).sum())
+
     def _half(self, part: Part, line: Found) -> Cut | None:
         """The middle of the input that moves the line most; None in a single point, and where a path is too short to end in one."""
-        low, high = (b.reshape(-1) for b in part.known[self.program.input])
-        if len(part.path) + np.ceil(np.log2(high - low + 1)).sum() > DEEPEST:
+        if len(part.path) + self._halvings(part) > DEEPEST:
             return None
+        low, high = (b.reshape(-1) for b in part.known[self.program.input])
         a = line.coefficients.get(self.program.input)
         slope = np.zeros(low.shape) if a is None else np.abs(a).reshape(-1)
         score = (slope + 1e-9 * (1 + slope.max(initial=0.0))) * (high - low)
