@@ -86,7 +86,9 @@ class TrainRecipe:
     For `warmup_epochs` the radius is 0, over the next `ramp_epochs` it grows linearly to `eps`, and robust_weight (lambda
     of CACTUS, kappa of IBP) grows with it from 0. The learning rate is constant until decay_from of the stage, then
     falls linearly to one hundredth. shift_pixels, rotate_degrees and zoom (a part of the size) bound the random movement of
-    each training sample. threads: torch's while training (0: all processors), since sums in another order are other weights.
+    each training sample. box_ratio: 1 trains on the whole region (IBP), less on a box of that part of its radius around an
+    adversarial point (SABR), 0 on that point. threads: torch's while training (0: all processors), since sums in another
+    order are other weights.
     """
 
     eps: Annotated[Fraction, takes.rational(0, 1)]
@@ -106,6 +108,7 @@ class TrainRecipe:
     members: Annotated[tuple[Member, ...], takes.list_of(takes.one_of("full", "pruned", "quantised", "perturbed"))] = (
         "full",
     )
+    box_ratio: Annotated[float, takes.number(0, 1)] = field(default=1.0, metadata=_LATER)
     seed: Annotated[int, takes.integer(0, 2**31 - 1)] = 0
     threads: Annotated[int, takes.integer(0, 4096)] = field(default=0, metadata=_UNDIGESTED)
 

@@ -3,8 +3,8 @@
 A part is split at a threshold of a rule, at the knee where its clamp begins, or between its last few steps: that of the accumulator
 whose relaxation costs the worst class most (in the spirit of BaBSR: Bunel et al., JMLR 2020, section 6). Children inherit their
 parent's slopes and multipliers. A part without such a threshold is searched once more, for longer, then split in the middle of
-an input, if these are few; one of few points is split there at once. Parts with the largest gap come first. For every worst line the corner where it is least is tried as
-an input. All is deterministic but for `stop`, which may end it anywhere.
+an input, if these are few; one of few points is split there at once. Parts with the largest gap come first. For every worst
+line the corner where it is least is tried as an input. All is deterministic but for `stop`, which may end it anywhere.
 """
 
 from __future__ import annotations

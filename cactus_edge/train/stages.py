@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from cactus_edge.recipe import Recipe
-from cactus_edge.train.bounds import holds
+from cactus_edge.train.bounds import Bounds, Box, holds, propagate
+from cactus_edge.train.folded import Folded, fold_batch
 from cactus_edge.train.models import Network
 from cactus_edge.train.objectives import cactus
 from cactus_edge.train.objectives.ibp import warmup_regulariser
+from cactus_edge.train.objectives.sabr import small_box
 from cactus_edge.train.projections import Projection, positive_gamma
 from cactus_edge.train.prune import shrink
 from cactus_edge.train.updates import Update, clipped
@@ -93,8 +95,12 @@ def _objective(members: Callable[[Recipe], tuple[str, ...]]) -> Callable[[Recipe
         widths, clip, levels = kept_widths(recipe), recipe.quantise.train_clip, recipe.quantise.levels
 
         def objective(network: Network, batch: cactus.Batch, step: Step) -> Terms:
+            layers, whole = network.layers(), batch.region
+            if train.box_ratio < 1:
+                small = small_box(fold_batch(layers, batch.x).net, whole, batch.y, train.box_ratio)
+                batch = replace(batch, region=small)
             found, clean = cactus.members(
-                network.layers(), batch, names, widths=widths, clip=clip, levels=levels, weight=step.robust_weight
+                layers, batch, names, widths=widths, clip=clip, levels=levels, weight=step.robust_weight
             )
             loss = torch.stack([m.mixed(step.robust_weight) for m in found.values()]).mean()
             first = next(iter(found.values()))
@@ -107,12 +113,20 @@ def _objective(members: Callable[[Recipe], tuple[str, ...]]) -> Callable[[Recipe
             return Terms(
                 loss,
                 int((clean.logits.detach().argmax(1) == batch.y).sum()),
-                int(holds(first.bounds.margin.detach(), batch.y).sum()),
+                int(holds(_margin(clean.net, whole, first.bounds, batch), batch.y).sum()),
             )
 
         return objective
 
     return of
+
+
+def _margin(net: Folded, whole: Box, bounds: Bounds, batch: cactus.Batch) -> Tensor:
+    """The margins over the whole region: those that were trained on, or of a smaller box the full network's own."""
+    if batch.region is whole:
+        return bounds.margin.detach()
+    with torch.no_grad():
+        return propagate(net, whole, batch.y).margin
 
 
 def kept_widths(recipe: Recipe) -> tuple[int, ...]:
