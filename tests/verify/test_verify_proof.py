@@ -158,6 +158,49 @@ def test_a_split_proves_what_one_region_does_not(wrong: int) -> None:
         assert not search.checker.holds([Record(0, 0, lo[0], hi[0], moved)]).any()
 
 
+def valley() -> Program:
+    """out_0 = |x - 5| against out_1 = 0, all of scale 1: a win but at x = 5, where they tie."""
+    build = GraphBuilder()
+    one = ops.freeze(np.ones(1, np.float32), np.float32)
+    x = build.input(Tensor("x", (1,), "int8", 1.0, 0))
+    bias = ops.freeze([-5, 5], np.int32)
+    hidden = ops.Dense(ops.freeze([[1], [-1]], np.int8), bias, one, activation=ops.Activation.RELU)
+    h = build.node(hidden, [x], Tensor("h", (2,), "int8", 1.0, 0))
+    last = ops.Dense(ops.freeze([[1, 1], [0, 0]], np.int8), ops.freeze([0, 0], np.int32), one)
+    return lower(build.finish(build.node(last, [h], Tensor("out", (2,), "int8", 1.0, 0))), TFLM)
+
+
+def check_no_point_is_between_the_parts() -> None:
+    """Of all splits of [0, 10] only those that leave the one lost point out of both parts could be accepted."""
+    program = valley()
+    checker, hidden = Checker(program, {}), program.steps[0].out
+    whole = np.array([[0]], np.int8), np.array([[10]], np.int8)
+    for value, offset in ((program.input, 0), (hidden, -5)):
+        for threshold in range(1, 11):
+            tree = Split(value, 0, threshold + offset, Leaf(()), Leaf(()))
+            claim = Record(0, 0, whole[0][0], whole[1][0], Robust((), (), tree))
+            assert not checker.holds([claim]).any(), threshold
+    for low, high in ((0, 4), (6, 10)):
+        part = Record(0, 0, np.array([low], np.int8), np.array([high], np.int8), Robust((), (), Leaf(())))
+        assert checker.holds([part]).all()
+
+
+def test_no_point_is_between_the_parts() -> None:
+    check_no_point_is_between_the_parts()
+
+
+@pytest.mark.parametrize("lost", [(1, 0), (0, 1)], ids=["below", "above"])
+def test_the_check_of_parts_sees_one_point_lost(lost: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = module._cut
+
+    def cut(known: Any, n: int, path: Any) -> None:
+        real(known, n, tuple((v, e, t + (lost[1] if above else -lost[0]), above) for v, e, t, above in path))
+
+    monkeypatch.setattr(module, "_cut", cut)
+    with pytest.raises(AssertionError):
+        check_no_point_is_between_the_parts()
+
+
 def test_more_classes_than_a_leaf_has_rows_for_are_refused() -> None:
     build = GraphBuilder()
     x = build.input(Tensor("x", (1,), "int8", 1.0, 0))

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from cactus_edge.errors import InternalError
-from cactus_edge.formats.c.compiler import STRICT, Compiler, compile_c, zig
+from cactus_edge.formats.c.compiler import STRICT, Compiler, compile_c, overlaid, zig
 from cactus_edge.ir.ops import Int8, Int32
 from cactus_edge.resources import data_path
 from cactus_edge.verify.recheck import Check
@@ -57,8 +57,7 @@ class CChecker:
         self._executable = folder / "ce-verify"
         here = data_path("export", "c", "verify")
         sources = [*sorted(here.glob("*.c")), data_path("export", "c", "src", "ce_sha256.c")]
-        if overlay:
-            sources = [overlay / path.name if (overlay / path.name).exists() else path for path in sources]
+        sources = overlaid(sources, overlay)
         includes = [f"-I{path}" for path in (here, data_path("export", "c", "include"))]
         compile_c(compiler or zig(), [*STRICT, "-O2", *flags, *includes, *sources, "-o", self._executable])
 

@@ -67,3 +67,10 @@ def excerpt(stderr: str) -> str:
     lines = stderr.strip().splitlines()
     errors = [line for line in lines if re.search(r"\b(error|undefined|overflow|warning)", line)]
     return "\n".join((errors or lines)[:20])
+
+
+def overlaid(sources: Sequence[Path], overlay: Path | None) -> list[Path]:
+    """The sources, those in `overlay` instead of those of the same name: for planted faults."""
+    if overlay is None:
+        return list(sources)
+    return [overlay / path.name if (overlay / path.name).exists() else path for path in sources]

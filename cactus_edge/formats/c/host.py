@@ -21,7 +21,7 @@ from cactus_edge.errors import InternalError, MismatchError
 from cactus_edge.formats.agree import Agreement, LayerDifference
 from cactus_edge.formats.c.blob import build, op_nodes
 from cactus_edge.formats.c.blob_format import Blob
-from cactus_edge.formats.c.compiler import STRICT, Compiler, compile_c, zig
+from cactus_edge.formats.c.compiler import STRICT, Compiler, compile_c, overlaid, zig
 from cactus_edge.formats.c.write import CSources
 from cactus_edge.ir.evaluate import quantised, run, trace
 from cactus_edge.ir.graph import Graph
@@ -123,8 +123,7 @@ class HostRuntime:
         self._folder = folder
         self._executable = folder / "runtime"
         sources = sorted(data_path("export", "c", "src").glob("*.c"))
-        if overlay:
-            sources = [overlay / path.name if (overlay / path.name).exists() else path for path in sources]
+        sources = overlaid(sources, overlay)
         files = [*sources, *_host("ce_host.c", "ce_host_blob.c")]
         includes = [data_path("export", "c", "include"), data_path("export", "c", "host")]
         if overlay:
