@@ -41,9 +41,10 @@ class Job:
 
     def _measure(self, method: str, seed: int) -> Row:
         from cactus_edge.formats.tflite import read_tflite, write_tflite
+        from cactus_edge.train.calibrate import calibrate
         from cactus_edge.train.evaluate import float_certified, float_predict
         from cactus_edge.train.loop import EpochStats, train
-        from cactus_edge.train.quantize import calibrate, export
+        from cactus_edge.train.quantize import export
         from cactus_edge.verify.decide import certify
         from cactus_edge.verify.regions import Region
 

@@ -12,12 +12,12 @@ import torch
 from cactus_edge.recipe import Recipe
 from cactus_edge.train import loop
 from cactus_edge.train.bounds import box, propagate
+from cactus_edge.train.calibrate import calibrate
 from cactus_edge.train.data import Dataset
 from cactus_edge.train.fakequant import clamp, fake_quantise, peaks, usual_ceilings
 from cactus_edge.train.folded import Folded, fold, forward
 from cactus_edge.train.loop import train
 from cactus_edge.train.models import Network
-from cactus_edge.train.quantize import calibrate
 
 Make = Callable[..., Network]
 

@@ -19,12 +19,13 @@ from cactus_edge.ir.evaluate import evaluate, trace
 from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.ops import Conv2d, Dense
 from cactus_edge.recipe import Recipe
+from cactus_edge.train.calibrate import Calibration, calibrate, symmetric_steps
 from cactus_edge.train.data import Dataset
 from cactus_edge.train.fakequant import fake_quantise, peaks, quantise_weight, weight_scales
 from cactus_edge.train.folded import Folded, detach, fold, forward, round_to_grid
 from cactus_edge.train.loop import train
 from cactus_edge.train.models import Network
-from cactus_edge.train.quantize import Calibration, calibrate, export, integers, quantised, symmetric_steps, to_graph
+from cactus_edge.train.quantize import export, integers, quantised, to_graph
 from cactus_edge.verify.decide import certify
 from cactus_edge.verify.regions import Region
 
