@@ -88,7 +88,8 @@ class TrainRecipe:
     falls linearly to one hundredth. shift_pixels, rotate_degrees and zoom (a part of the size) bound the random movement of
     each training sample. box_ratio: 1 trains on the whole region (IBP), less on a box of that part of its radius around an
     adversarial point (SABR), 0 on that point. threads: torch's while training (0: all processors), since sums in another
-    order are other weights.
+    order are other weights. parts: each batch is cut into so many, with statistics of their own, as the processes of torchrun
+    compute them (`train.parallel`); other parts are other weights.
     """
 
     eps: Annotated[Fraction, takes.rational(0, 1)]
@@ -111,6 +112,7 @@ class TrainRecipe:
     box_ratio: Annotated[float, takes.number(0, 1)] = field(default=1.0, metadata=_LATER)
     seed: Annotated[int, takes.integer(0, 2**31 - 1)] = 0
     threads: Annotated[int, takes.integer(0, 4096)] = field(default=0, metadata=_UNDIGESTED)
+    parts: Annotated[int, takes.integer(1, 4096)] = field(default=1, metadata=_LATER)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ def moved(
     if shift_pixels == 0 and rotate_degrees == 0 and zoom == 0:
         return x
     n, _, h, w = x.shape
-    draw = 2 * torch.rand((n, 4), generator=generator) - 1
+    draw = (2 * torch.rand((n, 4), generator=generator) - 1).to(x.device)
     angle, factor = draw[:, 0] * math.radians(rotate_degrees), 1 + zoom * draw[:, 1]
     cos, sin = torch.cos(angle) * factor, torch.sin(angle) * factor
     # affine_grid measures in half maps: one pixel is 2 / size.

@@ -26,13 +26,10 @@ def weight_scales(weight: Tensor, *, per_channel: bool) -> Tensor:
 def quantise_weight(weight: Tensor, *, per_channel: bool) -> Tensor:
     """weight rounded to its int8 grid (ties to even), gradients straight through. [O, I, KH, KW]."""
     scales = weight_scales(weight, per_channel=per_channel)
+    zeros = torch.zeros_like(scales, dtype=torch.int32)
     if not per_channel:
-        return torch.fake_quantize_per_tensor_affine(weight, scales[0], _zeros(1)[0], -WEIGHT_MAX, WEIGHT_MAX)
-    return torch.fake_quantize_per_channel_affine(weight, scales, _zeros(len(scales)), 0, -WEIGHT_MAX, WEIGHT_MAX)
-
-
-def _zeros(count: int) -> Tensor:
-    return torch.zeros(count, dtype=torch.int32)
+        return torch.fake_quantize_per_tensor_affine(weight, scales[0], zeros[0], -WEIGHT_MAX, WEIGHT_MAX)
+    return torch.fake_quantize_per_channel_affine(weight, scales, zeros, 0, -WEIGHT_MAX, WEIGHT_MAX)
 
 
 def fake_quantise(net: Folded, ceilings: Ceilings, levels: int = 255) -> Folded:

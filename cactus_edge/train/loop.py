@@ -10,8 +10,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from cactus_edge.train.fakequant import Ceilings, clamp, usual_ceilings
 from cactus_edge.train.folded import Folded, fold, forward, statistics
 from cactus_edge.train.models import Network, build
 from cactus_edge.train.objectives.cactus import Batch
+from cactus_edge.train.parallel import ALONE, Group, in_parts, set_gradient, settled
 from cactus_edge.train.prune import shrink
 from cactus_edge.train.stages import METHODS, Schedule, Stage, Step, Terms, initial_widths
 
@@ -105,18 +105,42 @@ def train(
     *,
     method: str = "cactus",
     seed: int | None = None,
+    group: Group = ALONE,
 ) -> TrainedModel:
     """Trains and compresses as the recipe says; continues where an interrupted run with the same inputs stopped.
 
     threads: torch's for the time of the call (default: the recipe's, else as set). seed: instead of the recipe's. The
     checkpoint lies in `workdir` under a name that hashes recipe, data, method and seed, so runs never mix. Ctrl-C leaves the
     last finished epoch there. on_epoch is called after each epoch that this call runs. Same inputs and threads give the same
-    weights, bit for bit. Raises InputError for an unknown method or an unwritable folder.
+    weights, bit for bit. group: the processes that share the work, each of which calls this (`parallel.joined`); the first
+    writes and calls on_epoch. Raises InputError for an unknown method, an unwritable folder, or parts too small or too few.
     """
     if method not in METHODS:
         raise InputError(f"no training method is called {method!r}", hint=f"one of {', '.join(METHODS)}")
-    with _threads(threads or recipe.train.threads or None):
-        return _Run(recipe, dataset, workdir, method, recipe.train.seed if seed is None else seed).finish(on_epoch)
+    parts, batch = recipe.train.parts, recipe.train.batch
+    if parts % group.size:
+        raise InputError(f"[train] parts = {parts} for {group.size} processes", hint=f"a multiple of {group.size}")
+    if parts > 1 and batch < 4 * parts:
+        raise InputError(f"[train] batch = {batch} in {parts} parts", hint=f"a batch of at least {4 * parts}")
+    with settled(threads or recipe.train.threads or None, group.device):
+        run = _Run(recipe, dataset, workdir, method, recipe.train.seed if seed is None else seed, group)
+        return run.finish(on_epoch)
+
+
+def planned(recipe: Recipe, method: str = "cactus") -> dict[str, int]:
+    """The method's stages in order, with their epochs."""
+    return {stage.name: stage.schedule(recipe).epochs for stage in METHODS[method]}
+
+
+def checkpoint(
+    recipe: Recipe, dataset: Dataset, workdir: Path, method: str = "cactus", seed: int | None = None
+) -> Path:
+    """Where `train` keeps what it has, in the form of torch.save for weights_only.
+
+    `network` holds parameters and statistics by name, `stage` and `epoch` are the position, `history` one record an epoch.
+    """
+    number = recipe.train.seed if seed is None else seed
+    return workdir / f"train-{method}-{number}-{run_key(recipe, dataset, method, seed)[:12]}.pt"
 
 
 def run_key(recipe: Recipe, dataset: Dataset, method: str = "cactus", seed: int | None = None) -> str:
@@ -141,14 +165,18 @@ def to_torch(split: Split) -> tuple[Tensor, Tensor]:
 class _Run:
     """One method on one recipe and seed: position, network, optimiser and history."""
 
-    def __init__(self, recipe: Recipe, dataset: Dataset, workdir: Path, method: str, seed: int) -> None:
+    def __init__(
+        self, recipe: Recipe, dataset: Dataset, workdir: Path, method: str, seed: int, group: Group = ALONE
+    ) -> None:
         self._recipe, self._domain, self._method, self._seed = recipe, dataset.domain, method, seed
-        self._x, self._y = to_torch(dataset.train)
-        self._validation = to_torch(dataset.validation)
+        self._group, device = group, group.device
+        self._x, self._y = (t.to(device) for t in to_torch(dataset.train))
+        self._validation = tuple(t.to(device) for t in to_torch(dataset.validation))
         self._key = run_key(recipe, dataset, method, seed)
-        self._file = workdir / f"train-{method}-{seed}-{self._key[:12]}.pt"
+        self._file = checkpoint(recipe, dataset, workdir, method, seed)
         widths = initial_widths(method, recipe)
-        self._network = build(recipe.model, dataset.shape, len(dataset.labels), seed, widths=widths)
+        # Drawn on the CPU wherever it trains, as everything random here: equal seeds begin with equal weights.
+        self._network = build(recipe.model, dataset.shape, len(dataset.labels), seed, widths=widths).to(device)
         self._widths_before, self._weights_before = self._network.widths(), self._network.weights()
         self._history: list[EpochStats] = []
         self._stage, self._epoch = 0, 0
@@ -172,15 +200,15 @@ class _Run:
                 self._history.append(stats)
                 if self._epoch < schedule.epochs:
                     self._save()
-                    if on_epoch:
-                        on_epoch(stats)
+                    self._tell(on_epoch)
             self._network = self._handed_on()
             self._stage, self._epoch, self._optimizer, self._average = self._stage + 1, 0, None, None
             self._save()
-            if on_epoch and schedule.epochs > 0 and self._history[-1].epoch == schedule.epochs:
-                on_epoch(self._history[-1])
+            if schedule.epochs > 0 and self._history[-1].epoch == schedule.epochs:
+                self._tell(on_epoch)
+        ceilings = self._ceilings(self._network, stages[-1])
         return TrainedModel(
-            self._network.requires_grad_(False).eval(),
+            self._network.requires_grad_(False).eval().cpu(),
             self._method,
             self._seed,
             self._weights_before,
@@ -188,8 +216,12 @@ class _Run:
             self._widths_before,
             self._network.widths(),
             tuple(self._history),
-            self._ceilings(self._network, stages[-1]),
+            None if ceilings is None else tuple(c.cpu() for c in ceilings),
         )
+
+    def _tell(self, on_epoch: Callable[[EpochStats], None] | None) -> None:
+        if on_epoch and self._group.first:
+            on_epoch(self._history[-1])
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.Adam([p for p in self._network.parameters() if p.requires_grad])
@@ -214,18 +246,24 @@ class _Run:
                 zoom=recipe.zoom,
             )
             batch = Batch(x, self._y[index], ball(x, step.eps, self._domain))
+            parts = self._group.share(in_parts(batch, recipe.parts))
             found: list[Terms] = []
 
-            def closure(batch: Batch = batch, step: Step = step, found: list[Terms] = found) -> Tensor:
-                optimizer.zero_grad(set_to_none=True)
-                terms = objective(self._network, batch, step)
-                found[:] = [terms]
-                terms.loss.backward()  # type: ignore[no-untyped-call]
-                return terms.loss.detach()
+            def closure(parts: Sequence[Batch] = parts, step: Step = step, found: list[Terms] = found) -> Tensor:
+                found.clear()
+
+                def losses() -> Iterator[tuple[Tensor, int]]:
+                    for part in parts:
+                        found.append(objective(self._network, part, step))
+                        yield found[-1].loss, len(part.y)
+
+                return set_gradient(self._network, losses(), recipe.parts, self._group)
 
             total += float(update(closure, optimizer)) * len(index)
             stage.projection(self._network)
-            correct, certified, seen = correct + found[0].correct, certified + found[0].certified, seen + len(index)
+            correct, certified = correct + sum(t.correct for t in found), certified + sum(t.certified for t in found)
+            seen += len(index)
+        correct, certified = self._group.totals(correct, certified)
         self._set_statistics(self._network)
         if self._epoch >= schedule.epochs - schedule.average_epochs:
             self._average = (self._average or nothing(self._network)).include(self._network)
@@ -274,16 +312,20 @@ class _Run:
         x, y = self._validation
         correct, certified = 0, 0
         ceilings = self._ceilings(network, stage)
+        rank, size = self._group.rank, self._group.size
         with torch.no_grad():
             net = fold(network.layers())
             net = net if ceilings is None else clamp(net, ceilings)
-            for a, b in zip(torch.split(x, 1024), torch.split(y, 1024), strict=True):
+            for a, b in [*zip(torch.split(x, 1024), torch.split(y, 1024), strict=True)][rank::size]:
                 correct += int((forward(net, a).argmax(1) == b).sum())
                 margin = propagate(net, ball(a, self._recipe.certify.eps, self._domain), b).margin
                 certified += int(holds(margin, b).sum())
+        correct, certified = self._group.totals(correct, certified)
         return correct / len(y), certified / len(y)
 
     def _save(self) -> None:
+        if not self._group.first:
+            return
         state = {
             "key": self._key,
             "stage": self._stage,
@@ -299,16 +341,11 @@ class _Run:
         write_atomic(self._file, buffer.getvalue())
 
     def _restore(self) -> None:
-        try:
-            content = self._file.read_bytes()
-        except FileNotFoundError:
+        content = self._group.told(self._read() if self._group.first else None)
+        if content is None:
             return
-        except OSError as error:
-            raise InputError(
-                f"cannot read {self._file}: {error.strerror or error}", hint="choose another folder"
-            ) from error
         try:
-            state = torch.load(io.BytesIO(content), weights_only=True)
+            state = torch.load(io.BytesIO(content), map_location=self._group.device, weights_only=True)
             if state["key"] != self._key:
                 raise ValueError("it belongs to another run")
             if tuple(state["widths"]) != self._network.widths():
@@ -325,6 +362,16 @@ class _Run:
                 f"{self._file} is not a checkpoint of this run: {error}", hint="delete it to train anew"
             ) from error
 
+    def _read(self) -> bytes | None:
+        try:
+            return self._file.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise InputError(
+                f"cannot read {self._file}: {error.strerror or error}", hint="choose another folder"
+            ) from error
+
 
 def _epoch_seed(seed: int, stage: int, epoch: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{stage}/{epoch}".encode()).digest()[:7], "little")
@@ -335,14 +382,3 @@ def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tens
     for index in torch.split(torch.randperm(count, generator=generator), size):
         if len(index) >= min(count, (size + 1) // 2):
             yield index
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
