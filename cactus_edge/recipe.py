@@ -16,7 +16,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, 
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 from cactus_edge import recipe_values as takes
 from cactus_edge.errors import InputError
@@ -24,7 +24,7 @@ from cactus_edge.errors import InputError
 BUILT_IN = Path(__file__).resolve().parent / "recipes"
 """Folder of the recipes that ship with the package."""
 
-Member = Literal["full", "pruned", "quantised", "perturbed"]
+Member = Literal["full", "pruned", "sparse", "quantised", "perturbed", "joint"]
 
 
 _UNDIGESTED = {"undigested": True}
@@ -106,9 +106,7 @@ class TrainRecipe:
     shift_pixels: Annotated[float, takes.number(0, 8)] = 0.0
     rotate_degrees: Annotated[float, takes.number(0, 45)] = 0.0
     zoom: Annotated[float, takes.number(0, 0.5)] = 0.0
-    members: Annotated[tuple[Member, ...], takes.list_of(takes.one_of("full", "pruned", "quantised", "perturbed"))] = (
-        "full",
-    )
+    members: Annotated[tuple[Member, ...], takes.list_of(takes.one_of(*get_args(Member)))] = ("full",)
     box_ratio: Annotated[float, takes.number(0, 1)] = field(default=1.0, metadata=_LATER)
     seed: Annotated[int, takes.integer(0, 2**31 - 1)] = 0
     threads: Annotated[int, takes.integer(0, 4096)] = field(default=0, metadata=_UNDIGESTED)
@@ -117,10 +115,20 @@ class TrainRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class CompressRecipe:
-    """What happens after the channels are gone: fine-tuning at the full radius on the network that ships.
+    """What goes for good, and the fine-tuning at the full radius on the network that ships.
 
     The learning rate is constant until decay_from of these epochs, then falls linearly to one hundredth. The network that
     ships has the mean weights of the ends of the last average_epochs (0: the last weights).
+
+    Channels: keep is the share of each hidden layer's channels that stays (0: as each layer's `kept` says), rounded up to
+    whole multiples of channel_multiple (0: the target's, 1 without a target). allocation "sensitivity" moves them between
+    layers, at no more MACs or bytes (budget) than that, to where the certified loss of the validation split rises least.
+    importance says which channels of a layer stay: "reach" (how much one moves the next layer), "l1" or "l2" of its weights,
+    or "taylor" (how much the certified loss changes without it; while the set is trained "reach" takes its place).
+
+    Weights: sparsity is "none", the share of weights that are 0 (unstructured; sparsity_scope: over all layers, or in each),
+    or "n:m": at most n of m neighbouring input channels are not 0. mask_gradient: what the sparse members teach, the "kept"
+    weights or "all" (straight through). A build refuses sparsity that its target gains nothing from, unless allow_no_gain.
     """
 
     finetune_epochs: Annotated[int, takes.integer(0, 10_000)] = 0
@@ -131,6 +139,15 @@ class CompressRecipe:
         "quantised",
     )
     average_epochs: Annotated[int, takes.integer(0, 10_000)] = field(default=0, metadata=_LATER)
+    keep: Annotated[float, takes.number(0, 1)] = field(default=0.0, metadata=_LATER)
+    channel_multiple: Annotated[int, takes.integer(0, 256)] = field(default=0, metadata=_LATER)
+    allocation: Annotated[str, takes.one_of("uniform", "sensitivity")] = field(default="uniform", metadata=_LATER)
+    budget: Annotated[str, takes.one_of("macs", "bytes")] = field(default="macs", metadata=_LATER)
+    importance: Annotated[str, takes.one_of("reach", "l1", "l2", "taylor")] = field(default="reach", metadata=_LATER)
+    sparsity: Annotated[str | float, takes.sparsity] = field(default="none", metadata=_LATER)
+    sparsity_scope: Annotated[str, takes.one_of("global", "layer")] = field(default="global", metadata=_LATER)
+    mask_gradient: Annotated[str, takes.one_of("kept", "all")] = field(default="kept", metadata=_LATER)
+    allow_no_gain: Annotated[bool, takes.flag] = field(default=False, metadata=_UNDIGESTED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,6 +348,7 @@ class _Reader:
                 f"average_epochs = {compress.average_epochs} exceeds finetune_epochs = {compress.finetune_epochs}",
                 "average at most all of them",
             )
+        self._check_compression(recipe)
         dense = False
         for i, layer in enumerate(recipe.model.layer):
             here = ("model", "layer", i)
@@ -343,6 +361,25 @@ class _Reader:
                     (*here, "kind"), "a convolution cannot follow a dense layer", "put the convolutions first"
                 )
             dense = layer.kind == "dense"
+
+    def _check_compression(self, recipe: Recipe) -> None:
+        """Keys of [compress] that need one another."""
+        compress, widths = recipe.compress, [i for i, layer in enumerate(recipe.model.layer) if layer.kept]
+        if compress.keep and widths:
+            raise self.error(
+                ("model", "layer", widths[0], "kept"),
+                f"kept stands beside keep = {compress.keep:g} of [compress]",
+                "remove one of them",
+            )
+        for key in ("channel_multiple", "allocation", "budget"):
+            if not compress.keep and getattr(compress, key) != getattr(CompressRecipe, key):
+                raise self.error(
+                    ("compress", key), f"{key} = {getattr(compress, key)!r} says nothing without keep", "add keep = 0.5"
+                )
+        if "sparse" in recipe.train.members and compress.sparsity == "none":
+            raise self.error(
+                ("train", "members"), 'members has "sparse", [compress] has no sparsity', 'sparsity = "2:4" there'
+            )
 
 
 def _parsers(kind: type[Any]) -> dict[str, takes.Parse]:

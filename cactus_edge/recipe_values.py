@@ -97,3 +97,23 @@ def list_of(item: Parse, *, at_least: int = 1) -> Parse:
         return tuple(item(v) for v in value)
 
     return parse
+
+
+def sparsity(value: Any) -> str | float:
+    """ "none", the share of weights that are 0 (unstructured), or "n:m": at most n of m neighbours are not 0."""
+    if isinstance(value, Decimal) and 0 < value < 1:
+        return float(value)
+    if isinstance(value, str) and (value == "none" or n_of_m(value) is not None):
+        return value
+    raise BadValueError(
+        'expected "none", a share between 0 and 1 such as 0.9, or "n:m" with n < m <= 32, such as "2:4"'
+    )
+
+
+def n_of_m(pattern: str | float) -> tuple[int, int] | None:
+    """(n, m) of "n:m" with 1 <= n < m <= 32; None for anything else."""
+    match = re.fullmatch(r"([1-9]\d?):([1-9]\d?)", pattern) if isinstance(pattern, str) else None
+    if match is None:
+        return None
+    n, m = int(match[1]), int(match[2])
+    return (n, m) if n < m <= 32 else None

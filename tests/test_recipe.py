@@ -193,3 +193,30 @@ def test_records_are_frozen() -> None:
     recipe: Recipe = load_recipe("digits")
     with pytest.raises(AttributeError):
         recipe.name = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("given", "kept"), [('"none"', "none"), ("0.9", 0.9), ('"2:4"', "2:4"), ('"4:16"', "4:16")])
+def test_sparsity_is_a_word_a_share_or_a_row(given: str, kept: str | float) -> None:
+    recipe = parse_recipe(GOOD + f"\n[compress]\nsparsity = {given}\n", "mine.toml")
+    assert recipe.compress.sparsity == kept
+
+
+@pytest.mark.parametrize("given", ["1.0", "0", "2", '"4:2"', '"2:64"', '"2:4:8"', '"half"', "true"])
+def test_other_sparsity_is_refused(given: str) -> None:
+    assert "mine.toml:29: sparsity = " in refusal(GOOD + f"\n[compress]\nsparsity = {given}\n")
+
+
+def test_keys_of_compression_need_one_another() -> None:
+    assert "mine.toml:11: kept stands beside keep = 0.5" in refusal(GOOD + "\n[compress]\nkeep = 0.5\n")
+    assert "mine.toml:29: allocation = 'sensitivity' says nothing without keep" in refusal(
+        GOOD + '\n[compress]\nallocation = "sensitivity"\n'
+    )
+    sparse = changed("learning_rate = 0.01", 'learning_rate = 0.01\nmembers = ["full", "sparse"]')
+    assert 'members has "sparse", [compress] has no sparsity' in refusal(sparse)
+
+
+def test_new_keys_leave_old_digests_alone() -> None:
+    """A recipe that says nothing of sparsity is the build that it was before the key existed."""
+    old, new = (parse_recipe(text, "mine.toml") for text in (GOOD, GOOD + '\n[compress]\nsparsity = "none"\n'))
+    assert old.digest() == new.digest()
+    assert old.digest() != parse_recipe(GOOD + '\n[compress]\nsparsity = "2:4"\n', "mine.toml").digest()
