@@ -41,13 +41,16 @@ def _effective(layer: Layer) -> Tensor:
     return weight * (layer.norm.gamma.detach() * torch.rsqrt(layer.norm.var + NORM_EPSILON))[:, None, None, None]
 
 
-def choose(layers: Layers, widths: tuple[int, ...]) -> Kept:
-    """The `widths[i]` most important channels of hidden layer i (ties: the lower index), in their old order."""
+def choose(layers: Layers, widths: tuple[int, ...], scores: tuple[Tensor, ...] | None = None) -> Kept:
+    """The `widths[i]` most important channels of hidden layer i (ties: the lower index), in their old order.
+
+    scores: float [O] of each hidden layer, instead of `importance`.
+    """
     if len(widths) != len(layers) - 1:
         raise InternalError(f"{len(widths)} widths for {len(layers) - 1} hidden layers")
     return tuple(
         torch.sort(torch.argsort(score, descending=True, stable=True)[:width]).values
-        for score, width in zip(importance(layers), widths, strict=True)
+        for score, width in zip(importance(layers) if scores is None else scores, widths, strict=True)
     )
 
 
@@ -70,7 +73,7 @@ def take(layers: Layers, kept: Kept) -> Layers:
     return tuple(result)
 
 
-def shrink(network: Network, widths: tuple[int, ...]) -> tuple[Network, Kept]:
+def shrink(network: Network, widths: tuple[int, ...], scores: tuple[Tensor, ...] | None = None) -> tuple[Network, Kept]:
     """A new, smaller network of the most important channels for good, and which ones they are."""
-    kept = choose(network.layers(), widths)
+    kept = choose(network.layers(), widths, scores)
     return Network(take(network.layers(), kept)), kept
