@@ -62,10 +62,14 @@ class Job:
         program = lower(read_tflite(data).graph, profile(PROFILE))
         split = self.dataset.test if self.split == "test" else self.dataset.validation
         count = min(self.recipe.certify.samples or len(split.y), len(split.y))
-        x, y, eps = split.x[:count], split.y[:count], self.recipe.certify.eps
+        x, y, eps = split.x[:count], split.y[:count], self.dataset.radii(self.recipe.certify.eps)
         start = time.monotonic()
         decision = certify(
-            program, Region((eps,), self.dataset.domain), x, y, threads=self.threads or len(os.sched_getaffinity(0))
+            program,
+            Region(self.dataset.features(self.recipe.certify.eps), self.dataset.domain),
+            x,
+            y,
+            threads=self.threads or len(os.sched_getaffinity(0)),
         )
         certifying = time.monotonic() - start
         return {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 Bools = npt.NDArray[np.bool_]
 Domain = tuple[Fraction, Fraction]
+Radii = Sequence[Fraction]
 
 CURVE_FACTORS = tuple(Fraction(k, 4) for k in (0, 1, 2, 3, 4, 5, 6, 8))
 """Radii of the curve, in multiples of the certified one."""
@@ -55,7 +57,7 @@ def survivors(
     return int(correct.sum() - found.sum())
 
 
-def float_scores(network: TrainedModel, x: Float32, y: Int64, eps: Fraction, domain: Domain) -> dict[str, int]:
+def float_scores(network: TrainedModel, x: Float32, y: Int64, eps: Radii, domain: Domain) -> dict[str, int]:
     """How many samples the float network gets right, and how many it holds over the region by float intervals (no proof)."""
     from cactus_edge.train.evaluate import float_certified, float_predict
 
@@ -68,24 +70,31 @@ def curve(
     network: TrainedModel,
     x: Float32,
     y: Int64,
-    eps: Fraction,
+    eps: Radii,
     domain: Domain,
     threads: int,
     advance: Callable[[int, int, str], None],
 ) -> list[dict[str, float]]:
-    """Certified shares of x, y over radii around eps: the file's and the float network's, as {eps, int8, float} by radius."""
+    """Certified shares of x, y over radii around eps: the file's and the float network's, as {eps, int8, float} by radius.
+
+    eps: one radius for all channels, or one for each of them; then the radii of the curve are multiples of it.
+    """
     from cactus_edge.certify.interval import certify
     from cactus_edge.train.evaluate import float_certified
     from cactus_edge.verify.regions import region
 
-    radii = sorted({min(factor * eps, domain[1] - domain[0]) for factor in CURVE_FACTORS})
-    rows = []
-    for done, radius in enumerate(radii, start=1):
-        certified = certify(program, region(program, radius, domain), x, y, threads=threads).certified
-        float_ = float_certified(network, x, y, radius, domain)
-        rows.append({"eps": float(radius), "int8": float(certified.mean()), "float": float(float_.mean())})
-        advance(done, len(radii), "curve")
-    return rows
+    most, features = domain[1] - domain[0], math.prod(x.shape[1:-1])
+    rows: dict[Fraction, dict[str, float]] = {}
+    for done, factor in enumerate(CURVE_FACTORS, start=1):
+        radii = [min(factor * e, most) for e in eps]
+        at = factor if len(eps) > 1 else radii[0]
+        if at not in rows:
+            around = region(program, radii if len(radii) == 1 else radii * features, domain)
+            certified = certify(program, around, x, y, threads=threads).certified
+            float_ = float_certified(network, x, y, radii, domain)
+            rows[at] = {"eps": float(at), "int8": float(certified.mean()), "float": float(float_.mean())}
+        advance(done, len(CURVE_FACTORS), "curve")
+    return [rows[at] for at in sorted(rows)]
 
 
 def ranges(program: Program, lower: Int8, upper: Int8) -> dict[str, list[int]]:

@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 from dataclasses import dataclass
+from fractions import Fraction
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,14 +114,7 @@ def collect(chain: Chain, found: Found, steps: Steps) -> r.BuildResults:
             tuple(data.labels),
             data.preprocessing,
         ),
-        region=r.Region(
-            str(recipe.certify.eps),
-            float(data.domain[0]),
-            float(data.domain[1]),
-            f"of the sensor range [{data.domain[0]}, {data.domain[1]}]",
-            source.scale,
-            source.zero_point,
-        ),
+        region=_region(chain, source.scale, source.zero_point),
         training=_training(chain, found["train"]),
         accuracy=r.Accuracy(
             r.Score(verdict["float"]["correct"], total),
@@ -157,8 +151,25 @@ def collect(chain: Chain, found: Found, steps: Steps) -> r.BuildResults:
     )
 
 
+def _region(chain: Chain, scale: float, zero_point: int) -> r.Region:
+    """In the unit of the data; where channels have radii of their own, in multiples of those, which the unit then lists."""
+    data, eps = chain.dataset, chain.recipe.certify.eps
+    low, high = data.domain
+    radii, said = data.radii(eps), data.said(eps)
+    unit = f"of the sensor range [{low}, {high}]"
+    if said:
+        unit = f"times {said}" if len(radii) > 1 else f"{unit}, which is {said}"
+    text = "1" if len(radii) > 1 else str(radii[0])
+    return r.Region(text, float(low), float(high), unit, scale, zero_point)
+
+
 def _training(chain: Chain, trained: dict[str, Any]) -> r.Training:
-    recipe = chain.recipe
+    recipe, data = chain.recipe, chain.dataset
+    certified, radii = data.radii(recipe.certify.eps), data.radii(recipe.train.eps)
+    if len(certified) > 1:  # as the region: in multiples of what is certified, the largest among the channels
+        count = len(certified)
+        pairs = zip(radii * (count // len(radii)), certified, strict=True)
+        radii = (max((t / c for t, c in pairs if c), default=Fraction(0)),)
     epochs = tuple(
         r.Epoch(i + 1, e["seconds"], float(e["eps"]), e["loss"], e["val_clean"], e["val_certified"])
         for i, e in enumerate(trained["epochs"])
@@ -166,7 +177,7 @@ def _training(chain: Chain, trained: dict[str, Any]) -> r.Training:
     return r.Training(
         "IBP with Shi initialisation and warm-up regulariser, averaged over a CACTUS network set",
         tuple(recipe.train.members),
-        float(recipe.train.eps),
+        float(max(radii)),
         recipe.train.seed,
         sum(trained["weights_before"]),
         epochs,

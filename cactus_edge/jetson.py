@@ -168,11 +168,12 @@ class JetsonChain(Chain):
                 self.twin,
                 self.test.x,
                 self.test.y,
-                eps=self.recipe.certify.eps,
+                eps=self.eps,
                 domain=self.dataset.domain,
                 profile=HOST_PROFILE,
                 form=ONNX,
                 unit=self.dataset.preprocessing,
+                notes=self.notes,
                 decide=partial(decide, threads=self.threads),
             )
             write_atomic(self.folder / TWIN_CERTIFICATE, certificate.to_bytes())

@@ -137,11 +137,12 @@ class LinuxChain(Chain):
             self.files[TWIN],
             self.test.x,
             self.test.y,
-            eps=self.recipe.certify.eps,
+            eps=self.eps,
             domain=self.dataset.domain,
             profile=named_profile(name).name,
             form=ONNX,
             unit=self.dataset.preprocessing,
+            notes=self.notes,
             decide=partial(decide, threads=self.threads),
         )
         write_atomic(self.folder / self.twin_certificate, certificate.to_bytes())

@@ -10,9 +10,10 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable
+from fractions import Fraction
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -113,6 +114,17 @@ class Chain:
         return Split(self.dataset.test.x[:count], self.dataset.test.y[:count])
 
     @cached_property
+    def eps(self) -> tuple[Fraction, ...]:
+        """The certificate's radius in the unit of the data: one for all features, or one for each."""
+        return self.dataset.features(self.recipe.certify.eps)
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What a certificate says about eps where that was given in the units of sensors."""
+        said = self.dataset.said(self.recipe.certify.eps)
+        return {"eps": said} if said else {}
+
+    @cached_property
     def network(self) -> TrainedModel:
         """The trained network, from its checkpoint where training is finished."""
         return self._train(lambda done, total, text: None)
@@ -197,13 +209,17 @@ class Chain:
 
     def _metadata(self) -> bytes:
         low, high = self.dataset.domain
-        content = {
+        content: dict[str, Any] = {
             "tool": f"cactus-edge {__version__}",
             "recipe": self.recipe.name,
             "labels": list(self.dataset.labels),
             "preprocessing": self.dataset.preprocessing,
             "domain": [str(low), str(high)],
         }
+        if self.dataset.channels:
+            content["channels"] = [
+                {"name": c.name, "unit": c.unit, "scale": str(c.scale)} for c in self.dataset.channels
+            ]
         return json.dumps(content, sort_keys=True).encode()
 
     def lower(self, advance: Advance) -> Result:
@@ -264,7 +280,8 @@ class Chain:
         from cactus_edge.verify.regions import box, points, region
 
         x, y = self.test.x, self.test.y
-        eps, domain, threads = self.recipe.certify.eps, self.dataset.domain, self.threads
+        eps, domain, threads = self.eps, self.dataset.domain, self.threads
+        radii = self.dataset.radii(self.recipe.certify.eps)
         elf = self.folder / "firmware.elf"
         certificate = certify_file(
             self.model_bytes,
@@ -275,6 +292,7 @@ class Chain:
             profile=self.profile.name,
             form=self.form,
             unit=self.dataset.preprocessing,
+            notes=self.notes,
             firmware=[(self.target.name, elf.read_bytes())] if self.images else [],
             decide=partial(decide, threads=threads, progress=lambda done: advance(done, len(y), "certified")),
         )
@@ -287,7 +305,7 @@ class Chain:
             self.program, lower_, upper, start, y, decision.correct, decision.certified, self.recipe.train.seed
         )
         samples = slice(0, assess.CURVE_SAMPLES)
-        curve = assess.curve(self.program, self.network, x[samples], y[samples], eps, domain, threads, advance)
+        curve = assess.curve(self.program, self.network, x[samples], y[samples], radii, domain, threads, advance)
         return {
             "sha256": sha256(certificate.to_bytes()),
             "rule": certificate.record["rule"],
@@ -295,7 +313,7 @@ class Chain:
             "certified": int(decision.certified.sum()),
             "attacked": survived,
             "total": len(y),
-            "float": assess.float_scores(self.network, x, y, eps, domain),
+            "float": assess.float_scores(self.network, x, y, radii, domain),
             "curve": curve,
             "curve_inputs": min(len(y), assess.CURVE_SAMPLES),
             "overflow": [fact.as_json() for fact in certificate.facts],

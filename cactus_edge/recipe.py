@@ -35,19 +35,40 @@ _LATER = {"later": True}
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChannelRecipe:
+    """One channel of the user's own signals: what it measures, in which unit, and the range of the sensor in that unit."""
+
+    name: Annotated[str, takes.text]
+    unit: Annotated[str, takes.text]
+    low: Annotated[Fraction, takes.rational(-(10**9), 10**9)]
+    high: Annotated[Fraction, takes.rational(-(10**9), 10**9)]
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataRecipe:
-    """Which samples, and how they are split. `set` names a built-in set; `file` is an .npz of the user's own, relative to
-    the recipe's folder (one of them).
+    """Which samples, and how they are split. `set` names a built-in set; `file` is an .npz and `folder` a folder of images of
+    the user's own, relative to the recipe's folder (one of the three).
 
     validation_samples are taken from the training samples. test_samples are split off only where the set brings no test
-    samples of its own. Both splits follow from split_seed and stay the same over training seeds.
+    samples of its own. Both splits follow from split_seed and stay the same over training seeds. validation_groups: instead of
+    validation_samples, whose samples validate, where each belongs to somebody: persons of har, records of ecg.
+    size: rows and columns that the images of a folder are brought to. classes: of ecg, the AAMI letters of each class.
+    channels: of har, the sensors that are used. channel: one table for each channel of `file`.
     """
 
     set: Annotated[str, takes.text] = ""
     file: Annotated[str, takes.text] = ""
-    validation_samples: Annotated[int, takes.integer(1)]
+    validation_samples: Annotated[int, takes.integer(0)] = 0
     test_samples: Annotated[int, takes.integer(0)] = 0
     split_seed: Annotated[int, takes.integer(0, 2**31 - 1)] = 0
+    folder: Annotated[str, takes.text] = field(default="", metadata=_LATER)
+    size: Annotated[tuple[int, ...], takes.list_of(takes.integer(1, 4096), at_least=2)] = field(
+        default=(), metadata=_LATER
+    )
+    validation_groups: Annotated[tuple[int, ...], takes.list_of(takes.integer(0))] = field(default=(), metadata=_LATER)
+    classes: Annotated[tuple[str, ...], takes.list_of(takes.text, at_least=2)] = field(default=(), metadata=_LATER)
+    channels: Annotated[tuple[str, ...], takes.list_of(takes.text)] = field(default=(), metadata=_LATER)
+    channel: tuple[ChannelRecipe, ...] = field(default=(), metadata=_LATER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +113,7 @@ class TrainRecipe:
     compute them (`train.parallel`); other parts are other weights.
     """
 
-    eps: Annotated[Fraction, takes.rational(0, 1)]
+    eps: Annotated[takes.Eps, takes.radius]
     epochs: Annotated[int, takes.integer(1, 10_000)]
     warmup_epochs: Annotated[int, takes.integer(0, 10_000)] = 1
     ramp_epochs: Annotated[int, takes.integer(0, 10_000)] = 0
@@ -176,10 +197,11 @@ class QuantiseRecipe:
 class CertifyRecipe:
     """What the certificate is about: an l-inf ball of radius eps (sensor units, exact) around the first `samples` test samples.
 
+    eps: one for all channels; a list with one for each; or a table by channel or unit, { g = "0.032", "rad/s" = "0.064" }.
     samples = 0: all of them.
     """
 
-    eps: Annotated[Fraction, takes.rational(0, 1)]
+    eps: Annotated[takes.Eps, takes.radius]
     samples: Annotated[int, takes.integer(0)] = 0
 
 
@@ -221,6 +243,7 @@ def _in_digest(f: Field[Any], record: Any) -> bool:
 
 _SECTIONS: dict[tuple[str, ...], type[Any]] = {
     ("data",): DataRecipe,
+    ("data", "channel"): ChannelRecipe,
     ("model",): ModelRecipe,
     ("model", "layer"): LayerRecipe,
     ("train",): TrainRecipe,
@@ -258,9 +281,8 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text, at byte {error.start}", hint="save the recipe as UTF-8") from error
     recipe = parse_recipe(content, str(path))
-    if not recipe.data.file:
-        return recipe
-    return replace(recipe, data=replace(recipe.data, file=str(path.parent / recipe.data.file)))
+    file, folder = (str(path.parent / name) if name else "" for name in (recipe.data.file, recipe.data.folder))
+    return replace(recipe, data=replace(recipe.data, file=file, folder=folder))
 
 
 def parse_recipe(content: str, where: str) -> Recipe:
@@ -319,9 +341,9 @@ class _Reader:
             if parse is not None:
                 return parse(value)
             section = _SECTIONS[tuple(p for p in path if isinstance(p, str))]
-            if path == ("model", "layer"):
+            if path in (("model", "layer"), ("data", "channel")):
                 if not isinstance(value, list) or not value or not all(isinstance(v, dict) for v in value):
-                    raise takes.BadValueError("expected at least one [[model.layer]] table")
+                    raise takes.BadValueError(f"expected at least one [[{'.'.join(map(str, path))}]] table")
                 return tuple(self.record(section, v, (*path, i)) for i, v in enumerate(value))
             if not isinstance(value, dict):
                 raise takes.BadValueError("expected a table")
@@ -332,8 +354,7 @@ class _Reader:
 
     def cross_check(self, recipe: Recipe) -> None:
         """What one key alone cannot tell."""
-        if bool(recipe.data.set) == bool(recipe.data.file):
-            raise self.error(("data",), "[data] needs either set or file, and not both", 'set = "digits"')
+        self._check_data(recipe.data)
         train = recipe.train
         if train.warmup_epochs + train.ramp_epochs > train.epochs:
             raise self.error(
@@ -380,6 +401,34 @@ class _Reader:
             raise self.error(
                 ("train", "members"), 'members has "sparse", [compress] has no sparsity', 'sparsity = "2:4" there'
             )
+
+    def _check_data(self, data: DataRecipe) -> None:
+        if [data.set, data.file, data.folder].count("") != 2:
+            raise self.error(
+                ("data",), "[data] needs one of set, file and folder, and no more than one", 'set = "digits"'
+            )
+        if bool(data.validation_samples) == bool(data.validation_groups):
+            raise self.error(
+                ("data",),
+                "[data] needs validation_samples, or for data with groups validation_groups, and not both",
+                "validation_samples = 500",
+            )
+        of = {"size": bool(data.folder), "channel": bool(data.file), "classes": data.set == "ecg"}
+        of["channels"] = data.set == "har"
+        for key, right in of.items():
+            if getattr(data, key) and not right:
+                raise self.error(
+                    ("data", key), f"{key} means nothing for {data.set or 'this kind of'} data", "leave it out"
+                )
+        if len(data.size) > 2:
+            raise self.error(("data", "size"), f"size has {len(data.size)} numbers", "size = [rows, columns]")
+        for i, channel in enumerate(data.channel):
+            if channel.low >= channel.high:
+                raise self.error(
+                    ("data", "channel", i, "low"), f"the range [{channel.low}, {channel.high}] is empty", "low < high"
+                )
+            if channel.name in [c.name for c in data.channel[:i]]:
+                raise self.error(("data", "channel", i, "name"), f"a second channel {channel.name!r}", "another name")
 
 
 def _parsers(kind: type[Any]) -> dict[str, takes.Parse]:

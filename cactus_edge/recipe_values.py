@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -17,6 +18,29 @@ Parse = Callable[[Any], Any]
 
 class BadValueError(ValueError):
     """A value that its key does not take; the message says what was expected."""
+
+
+@dataclass(frozen=True)
+class ChannelEps:
+    """One radius for each channel, exact, in the unit of its sensor.
+
+    names: for each radius the channel, or the unit of the channels, that it is for; empty: the channels in their order.
+    """
+
+    radii: tuple[Fraction, ...]
+    names: tuple[str, ...] = ()
+
+    def __float__(self) -> float:
+        return float(max(self.radii))
+
+    def __str__(self) -> str:
+        if not self.names:
+            return ", ".join(map(str, self.radii))
+        return ", ".join(f"{radius} {name}" for radius, name in zip(self.radii, self.names, strict=True))
+
+
+Eps = Fraction | ChannelEps
+"""A radius for all channels, or one for each; it has a float, the largest number among them."""
 
 
 def integer(low: int, high: int = 10**9) -> Parse:
@@ -56,6 +80,18 @@ def rational(low: int, high: int) -> Parse:
         return found
 
     return parse
+
+
+def radius(value: Any) -> Eps:
+    """A rational in [0, 1] for all channels; or a list with one for each, or a table by channel or unit: up to 10^6 of their units."""
+    if not isinstance(value, list | dict):
+        found: Fraction = rational(0, 1)(value)
+        return found
+    if not value:
+        raise BadValueError("expected at least one radius")
+    each = rational(0, 10**6)
+    radii = tuple(each(v) for v in (value.values() if isinstance(value, dict) else value))
+    return ChannelEps(radii, tuple(value) if isinstance(value, dict) else ())
 
 
 def _short(text: str) -> bool:

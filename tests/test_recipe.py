@@ -154,7 +154,7 @@ def test_json_form_has_only_json_values() -> None:
         pytest.param(
             changed('set = "digits"', 'set = "digits"\nfile = "x.npz"'),
             "[data]",
-            ["either set or file"],
+            ["one of set, file and folder"],
             id="set_and_file",
         ),
         pytest.param(changed('kind = "dense"', "kind = "), "kind = ", ["not TOML"], id="not_toml"),

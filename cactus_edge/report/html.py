@@ -60,7 +60,9 @@ def render(results: BuildResults) -> str:
         features=_product(results.data.input_shape),
         verify_command=verify_command(results),
         measure_command=measure_command(results),
-        curve_svg=Markup(plots.curve_svg(results.curve, results.region.radius)) if results.curve else None,
+        curve_svg=Markup(plots.curve_svg(results.curve, results.region.radius, results.region.axis))
+        if results.curve
+        else None,
         training_svg=Markup(plots.training_svg(results.training.epochs)) if results.training.epochs else None,
     )
 

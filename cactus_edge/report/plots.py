@@ -56,8 +56,8 @@ _FLOAT: dict[str, Any] = {
 }
 
 
-def curve_svg(points: Sequence[CurvePoint], radius: float) -> str:
-    """Certified accuracy (percent) against eps (sensor units); the certificate's own radius is marked."""
+def curve_svg(points: Sequence[CurvePoint], radius: float, axis: str = "eps, in sensor units") -> str:
+    """Certified accuracy (percent) against eps (in the report's unit); the certificate's own radius is marked."""
     eps = [point.eps for point in points]
     floats = [(point.eps, point.float_certified) for point in points if point.float_certified is not None]
 
@@ -70,7 +70,7 @@ def curve_svg(points: Sequence[CurvePoint], radius: float) -> str:
         axes.annotate(
             "certificate", (radius, 1), xycoords=("data", "axes fraction"), xytext=(4, -9), textcoords="offset points"
         )
-        axes.set_xlabel("eps, in sensor units")
+        axes.set_xlabel(axis)
         axes.set_ylabel("certified, %")
         axes.set_ylim(0, 104)
         axes.legend(loc="lower left")

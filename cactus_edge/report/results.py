@@ -80,7 +80,8 @@ class Region:
     high: float
     """Ends of the sensor's domain."""
     unit: str
-    """What one sensor unit is, such as "of the pixel range [0, 1]"."""
+    """What one sensor unit is, such as "of the pixel range [0, 1]"; where channels have radii of their own eps is 1, and this lists
+    them: "times 1/50 g (acc) and 1/20 rad/s (gyro)"."""
     input_scale: float
     input_zero_point: int
     """The file's own input quantisation: real = input_scale * (q - input_zero_point)."""
@@ -97,6 +98,11 @@ class Region:
     def radius(self) -> float:
         """eps rounded to the nearest float, for axes and sorting only."""
         return float(Fraction(self.eps))
+
+    @property
+    def axis(self) -> str:
+        """What an axis of radii shows."""
+        return "eps, in multiples of the certificate's" if self.unit.startswith("times ") else "eps, in sensor units"
 
 
 @dataclass(frozen=True)

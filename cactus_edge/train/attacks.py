@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cactus_edge.train.bounds import ball
+from cactus_edge.train.bounds import Radius, ball, over_channels
 from cactus_edge.train.folded import Folded, detach, forward
 
 
@@ -16,7 +16,7 @@ def pgd(
     net: Folded,
     x: Tensor,
     y: Tensor,
-    eps: float | Fraction,
+    eps: Radius,
     domain: tuple[Fraction, Fraction],
     *,
     steps: int = 20,
@@ -37,7 +37,7 @@ def pgd(
         for _ in range(steps):
             z = z.detach().requires_grad_()
             (grad,) = torch.autograd.grad(F.cross_entropy(forward(net, z), y, reduction="sum"), z)
-            step = 2.5 * float(eps) / steps * grad.sign()
+            step = 2.5 * over_channels(eps, x) / steps * grad.sign()
             z = torch.minimum(torch.maximum(z + step, region.lower), region.upper).detach()
         hit = (forward(net, z).argmax(1) != y) & ~broken
         best[hit] = z[hit]

@@ -6,6 +6,7 @@ that is `verify`'s, which shares no code with this module.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -39,9 +40,21 @@ def box(lower: Tensor, upper: Tensor) -> Box:
     return Box((lower + upper) / 2, (upper - lower) / 2)
 
 
-def ball(x: Tensor, eps: float | Fraction, domain: tuple[Fraction, Fraction]) -> Box:
-    """The l-inf ball of radius eps around x [N, C, H, W], both in sensor units, intersected with the domain."""
-    low, high, e = float(domain[0]), float(domain[1]), float(eps)
+Radius = float | Fraction | Sequence[float | Fraction]
+"""One number for all channels, or several: one, or one for each."""
+
+
+def over_channels(eps: Radius, x: Tensor) -> float | Tensor:
+    """eps as what broadcasts over x [N, C, H, W]: a number, or float [C, 1, 1]."""
+    if isinstance(eps, float | int | Fraction):
+        return float(eps)
+    radii = [float(e) for e in eps]
+    return radii[0] if len(radii) == 1 else torch.tensor(radii).to(x)[:, None, None]
+
+
+def ball(x: Tensor, eps: Radius, domain: tuple[Fraction, Fraction]) -> Box:
+    """The l-inf ball of radius eps around x [N, C, H, W], in the unit of the data, intersected with the domain."""
+    low, high, e = float(domain[0]), float(domain[1]), over_channels(eps, x)
     return box((x - e).clamp(low, high), (x + e).clamp(low, high))
 
 
@@ -103,4 +116,17 @@ def holds(margin: Tensor, y: Tensor) -> Tensor:
     return ((margin > 0) | ~others).all(1)
 
 
-__all__ = ["Bounds", "Box", "activate", "ball", "box", "holds", "logits", "margins", "propagate", "through"]
+__all__ = [
+    "Bounds",
+    "Box",
+    "Radius",
+    "activate",
+    "ball",
+    "box",
+    "holds",
+    "logits",
+    "margins",
+    "over_channels",
+    "propagate",
+    "through",
+]

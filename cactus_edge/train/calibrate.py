@@ -8,7 +8,10 @@ the file is decided by `verify`, on the file's own integers.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache
 
 import numpy as np
@@ -37,8 +40,8 @@ class Calibration:
     """ceilings: largest real activation of each hidden layer. clips: those over the validation split's clean maximum.
 
     in_scale: of the input tensor. out_scale, out_zero_point: the logits' int8 grid. certified, correct of samples: what the
-    ranking bounds counted. symmetric: every zero point is 0, so that what is never negative has 127 steps; else the input's
-    and the hidden layers' are -128, and they have 255.
+    ranking bounds counted. symmetric: every zero point is 0, so that what is never negative has 127 steps; else the
+    hidden layers' are -128, and they have 255. signed_input: the domain goes below zero, and so the input's is 0.
     """
 
     ceilings: tuple[float, ...]
@@ -50,11 +53,17 @@ class Calibration:
     correct: int
     samples: int
     symmetric: bool = False
+    signed_input: bool = False
 
     @property
     def levels(self) -> int:
         """Steps of a hidden layer's range."""
         return SYMMETRIC_LEVELS if self.symmetric else LEVELS
+
+    @property
+    def in_zero_point(self) -> int:
+        """Of the input tensor."""
+        return 0 if self.symmetric or self.signed_input else -128
 
 
 def calibrate(net: Folded, dataset: Dataset, recipe: Recipe) -> Calibration:
@@ -67,14 +76,17 @@ def calibrate(net: Folded, dataset: Dataset, recipe: Recipe) -> Calibration:
     """
     x, y = (t[:CALIBRATION_SAMPLES] for t in to_torch(dataset.validation))
     symmetric = recipe.quantise.symmetric
-    steps = symmetric_steps(recipe) if symmetric else recipe.quantise.input_steps
+    eps = dataset.radii(recipe.certify.eps)
+    steps = symmetric_steps(eps) if symmetric else recipe.quantise.input_steps
+    signed = dataset.domain[0] < 0
+    zero = 0 if symmetric or signed else -128
     levels = recipe.quantise.levels
     with torch.no_grad():
         learned = tuple(affine.ceiling for affine in net[:-1] if affine.ceiling is not None)
         kept = len(learned) == len(net) - 1
         tops, factors = (learned, (1.0,)) if kept else (peaks(net, x), recipe.quantise.clips)
         regions = [
-            (_rounded(ball(a, recipe.certify.eps, dataset.domain), steps), _rounded(box(a, a), steps), b)
+            (_rounded(ball(a, eps, dataset.domain), steps, zero), _rounded(box(a, a), steps, zero), b)
             for a, b in zip(torch.split(x, BATCH), torch.split(y, BATCH), strict=True)
         ]
 
@@ -93,20 +105,21 @@ def calibrate(net: Folded, dataset: Dataset, recipe: Recipe) -> Calibration:
     ceilings = tuple(clip * float(top) for clip, top in zip(best, tops, strict=True))
     correct = int((found.clean > 0).sum())
     in_scale = float(np.float32(1 / steps))
-    return Calibration(ceilings, best, in_scale, scale, zero_point, certified, correct, len(y), symmetric)
+    return Calibration(ceilings, best, in_scale, scale, zero_point, certified, correct, len(y), symmetric, signed)
 
 
-def symmetric_steps(recipe: Recipe) -> int:
-    """Steps of a symmetric input from 0 to 1: the most up to 127 with a whole number in eps, if those are 64 or more, else 127."""
-    unit = recipe.certify.eps.denominator
+def symmetric_steps(eps: Sequence[Fraction]) -> int:
+    """Steps of a symmetric input from 0 to 1: the most up to 127 with a whole number in each eps, if those are 64 or more, else 127."""
+    unit = math.lcm(*(e.denominator for e in eps))
     steps = SYMMETRIC_LEVELS // unit * unit
     return steps if steps >= 64 else SYMMETRIC_LEVELS
 
 
-def _rounded(region: Box, steps: int) -> Box:
+def _rounded(region: Box, steps: int, zero_point: int) -> Box:
     """The region after input quantisation to steps of 1 / steps: ends to the nearest, ties outward as for real ends."""
-    lower = (region.lower * steps + (0.5 - _TIE)).floor() / steps
-    upper = (region.upper * steps + (0.5 + _TIE)).floor() / steps
+    least, most = -128 - zero_point, 127 - zero_point
+    lower = (region.lower * steps + (0.5 - _TIE)).floor().clamp(least, most) / steps
+    upper = (region.upper * steps + (0.5 + _TIE)).floor().clamp(least, most) / steps
     return box(lower, upper)
 
 

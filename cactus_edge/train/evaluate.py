@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cactus_edge.train.attacks import pgd
-from cactus_edge.train.bounds import ball, holds, propagate
+from cactus_edge.train.bounds import Radius, ball, holds, propagate
 from cactus_edge.train.data import Float32, Int64
 from cactus_edge.train.folded import Folded, forward
 from cactus_edge.train.loop import TrainedModel
@@ -35,7 +35,7 @@ def float_predict(trained: TrainedModel, x: Float32) -> Int64:
     return np.asarray(float_logits(trained, x).argmax(1), np.int64)
 
 
-def float_certified(trained: TrainedModel, x: Float32, y: Int64, eps: Fraction, domain: Domain = UNIT) -> Bool:
+def float_certified(trained: TrainedModel, x: Float32, y: Int64, eps: Radius, domain: Domain = UNIT) -> Bool:
     """Whether class y wins strictly over the l-inf ball of radius eps intersected with the domain, by float32 intervals.
 
     bool [N]. The last layer is fused with the margin, as in the integer certificate. Floating-point rounding is not
@@ -44,7 +44,7 @@ def float_certified(trained: TrainedModel, x: Float32, y: Int64, eps: Fraction, 
     return certified(trained.folded(), x, y, eps, domain)
 
 
-def certified(net: Folded, x: Float32, y: Int64, eps: Fraction, domain: Domain = UNIT) -> Bool:
+def certified(net: Folded, x: Float32, y: Int64, eps: Radius, domain: Domain = UNIT) -> Bool:
     """`float_certified` of a folded network."""
     with torch.no_grad():
         found = [holds(propagate(net, ball(a, eps, domain), b).margin, b).numpy() for a, b in _batches(x, y)]
@@ -52,7 +52,7 @@ def certified(net: Folded, x: Float32, y: Int64, eps: Fraction, domain: Domain =
 
 
 def float_attacked(
-    trained: TrainedModel, x: Float32, y: Int64, eps: Fraction, domain: Domain = UNIT, *, steps: int = 20, seed: int = 0
+    trained: TrainedModel, x: Float32, y: Int64, eps: Radius, domain: Domain = UNIT, *, steps: int = 20, seed: int = 0
 ) -> Bool:
     """Whether the class survives projected gradient descent in the same region: bool [N], certified <= attacked <= clean."""
     net = trained.folded()

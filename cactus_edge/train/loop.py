@@ -169,6 +169,8 @@ class _Run:
         self, recipe: Recipe, dataset: Dataset, workdir: Path, method: str, seed: int, group: Group = ALONE
     ) -> None:
         self._recipe, self._domain, self._method, self._seed = recipe, dataset.domain, method, seed
+        self._eps, whole = dataset.radii(recipe.certify.eps), float(recipe.train.eps)
+        self._reach = [float(r) / whole if whole else 0.0 for r in dataset.radii(recipe.train.eps)]
         self._group, device = group, group.device
         self._x, self._y = (t.to(device) for t in to_torch(dataset.train))
         self._validation = tuple(t.to(device) for t in to_torch(dataset.validation))
@@ -245,7 +247,7 @@ class _Run:
                 rotate_degrees=recipe.rotate_degrees,
                 zoom=recipe.zoom,
             )
-            batch = Batch(x, self._y[index], ball(x, step.eps, self._domain))
+            batch = Batch(x, self._y[index], ball(x, [step.eps * part for part in self._reach], self._domain))
             parts = self._group.share(in_parts(batch, recipe.parts))
             found: list[Terms] = []
 
@@ -318,7 +320,7 @@ class _Run:
             net = net if ceilings is None else clamp(net, ceilings)
             for a, b in [*zip(torch.split(x, 1024), torch.split(y, 1024), strict=True)][rank::size]:
                 correct += int((forward(net, a).argmax(1) == b).sum())
-                margin = propagate(net, ball(a, self._recipe.certify.eps, self._domain), b).margin
+                margin = propagate(net, ball(a, self._eps, self._domain), b).margin
                 certified += int(holds(margin, b).sum())
         correct, certified = self._group.totals(correct, certified)
         return correct / len(y), certified / len(y)

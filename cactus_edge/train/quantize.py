@@ -33,7 +33,7 @@ def export(net: Folded, calibration: Calibration, shape: tuple[int, int, int], n
     """
     builder = GraphBuilder()
     least = 0 if calibration.symmetric else -128
-    at = builder.input(Tensor(name, shape, "int8", calibration.in_scale, least))
+    at = builder.input(Tensor(name, shape, "int8", calibration.in_scale, calibration.in_zero_point))
     for i, affine in enumerate(net):
         last = i == len(net) - 1
         scale = calibration.out_scale if last else float(np.float32(calibration.ceilings[i] / calibration.levels))

@@ -17,8 +17,7 @@ import pytest
 
 from cactus_edge.errors import DataError
 from cactus_edge.recipe import DataRecipe
-from cactus_edge.train import data
-from cactus_edge.train.data import Split, load_dataset
+from cactus_edge.train.data import Split, dataset, idx, load_dataset, sources
 
 DIGITS = DataRecipe(set="digits", validation_samples=180, test_samples=360)
 
@@ -38,7 +37,7 @@ def test_digits_are_in_sensor_units_and_split_without_overlap() -> None:
 
 def test_the_split_is_fixed_for_ever() -> None:
     assert load_dataset(DIGITS).test.digest() == load_dataset(DIGITS).test.digest()
-    assert data._shuffled(6, 0).tolist() == FIRST_SIX
+    assert dataset._shuffled(6, 0).tolist() == FIRST_SIX
     other = DataRecipe(set="digits", validation_samples=180, test_samples=360, split_seed=1)
     assert load_dataset(other).digest() != load_dataset(DIGITS).digest()
 
@@ -62,8 +61,8 @@ def _refuse(*_: Any, **__: Any) -> None:
 
 
 def test_a_missing_set_names_the_three_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(data.ENVIRONMENT, str(tmp_path / "env"))
-    monkeypatch.setattr(data, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setenv(sources.ENVIRONMENT, str(tmp_path / "env"))
+    monkeypatch.setattr(sources, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr(urllib.request, "urlopen", _refuse)
     with pytest.raises(DataError) as caught:
         load_dataset(DataRecipe(set="mnist", validation_samples=10))
@@ -72,14 +71,14 @@ def test_a_missing_set_names_the_three_places(tmp_path: Path, monkeypatch: pytes
     assert f"{tmp_path / 'env' / 'mnist' / file}: No such file" in message
     assert f"{tmp_path / 'cache' / 'mnist' / file}: No such file" in message
     assert "ossci-datasets" in message and "no network here" in message
-    assert data.ENVIRONMENT in caught.value.hint
+    assert sources.ENVIRONMENT in caught.value.hint
 
 
 def test_an_unset_variable_is_one_of_the_three_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(data.ENVIRONMENT, raising=False)
-    monkeypatch.setattr(data, "cache_folder", lambda: tmp_path)
+    monkeypatch.delenv(sources.ENVIRONMENT, raising=False)
+    monkeypatch.setattr(sources, "cache_folder", lambda: tmp_path)
     monkeypatch.setattr(urllib.request, "urlopen", _refuse)
-    with pytest.raises(DataError, match=f"{data.ENVIRONMENT}: not set"):
+    with pytest.raises(DataError, match=f"{sources.ENVIRONMENT}: not set"):
         load_dataset(DataRecipe(set="fashion-mnist", validation_samples=10))
 
 
@@ -96,20 +95,20 @@ def small_set(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
         name: _idx(
             rng.integers(0, 256 if "images" in name else 10, (20, 4, 4) if "images" in name else (20,), np.uint8)
         )
-        for name in data._FILES.values()
+        for name in idx.FILES.values()
     }
-    known = data._Idx(
+    known = idx.Idx(
         "http://example.invalid/", {n: hashlib.sha256(b).hexdigest() for n, b in files.items()}, tuple("0123456789")
     )
-    monkeypatch.setitem(data._IDX_SETS, "mnist", known)
+    monkeypatch.setitem(idx.SETS, "mnist", known)
     return files
 
 
 def test_a_download_is_checked_and_kept_in_the_cache(
     small_set: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(data.ENVIRONMENT, str(tmp_path / "empty"))
-    monkeypatch.setattr(data, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setenv(sources.ENVIRONMENT, str(tmp_path / "empty"))
+    monkeypatch.setattr(sources, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: io.BytesIO(small_set[url.rsplit("/", 1)[1]]))
     recipe = DataRecipe(set="mnist", validation_samples=5)
     first = load_dataset(recipe)
@@ -126,8 +125,8 @@ def test_a_damaged_file_is_not_used(
     folder.mkdir()
     for name, content in small_set.items():
         (folder / name).write_bytes(content[:-1] + b"\x01" if "train-images" in name else content)
-    monkeypatch.setenv(data.ENVIRONMENT, str(tmp_path))
-    monkeypatch.setattr(data, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setenv(sources.ENVIRONMENT, str(tmp_path))
+    monkeypatch.setattr(sources, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr(urllib.request, "urlopen", _refuse)
     with pytest.raises(DataError, match="wrong checksum"):
         load_dataset(DataRecipe(set="mnist", validation_samples=5))
@@ -140,7 +139,7 @@ def test_a_damaged_file_is_not_used(
 )
 def test_what_is_not_idx_is_refused(content: bytes) -> None:
     with pytest.raises(DataError):
-        data._read_idx(content, 3)
+        idx.read(content, 3)
 
 
 def _own(path: Path, **arrays: Any) -> DataRecipe:
@@ -208,5 +207,5 @@ def test_the_original_files_have_the_registered_checksums(data_folder: Path, nam
     folder = data_folder / name
     if not folder.is_dir():
         pytest.skip(f"no {name} there")
-    for file, digest in data._IDX_SETS[name].sha256.items():
+    for file, digest in idx.SETS[name].sha256.items():
         assert hashlib.sha256((folder / file).read_bytes()).hexdigest() == digest

@@ -1,0 +1,46 @@
+"""Data sets in sensor units: what a recipe's [data] names, split once and for all training seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from cactus_edge.errors import DataError, InstallError
+from cactus_edge.recipe import DataRecipe
+from cactus_edge.train.data import idx, own
+from cactus_edge.train.data.dataset import About, Channel, Dataset, Float32, Int64, Raw, Split, divide
+from cactus_edge.train.data.sources import ENVIRONMENT
+
+SETS = ("digits", *idx.SETS)
+"""The built-in data sets."""
+
+
+def load_dataset(recipe: DataRecipe) -> Dataset:
+    """The data set that the recipe names. Raises DataError where it is missing, damaged or too small for the split."""
+    if recipe.file:
+        return own.load(Path(recipe.file), recipe)
+    if recipe.set == "digits":
+        return _digits(recipe)
+    if recipe.set in idx.SETS:
+        return idx.load(recipe.set, recipe)
+    raise DataError(
+        f"no data set is called {recipe.set!r}; there are {', '.join(SETS)}",
+        hint='[data] file = "mine.npz" for your own',
+    )
+
+
+def _digits(recipe: DataRecipe) -> Dataset:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise InstallError(
+            "the digits come with scikit-learn, which is not installed", hint="pip install 'cactus-edge[build]'"
+        ) from error
+    raw = load_digits()
+    x = (np.asarray(raw.images, np.float32) / np.float32(16))[..., None]
+    y = np.asarray(raw.target, np.int64)
+    return divide(About("digits", tuple(str(i) for i in range(10)), "pixel / 16"), Raw(x, y), None, recipe)
+
+
+__all__ = ["ENVIRONMENT", "SETS", "Channel", "Dataset", "Float32", "Int64", "Split", "load_dataset"]
