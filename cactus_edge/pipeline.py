@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 from fractions import Fraction
 from functools import cached_property, partial
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,10 +174,11 @@ class Chain:
         } | ({"live": True} if o.live else {})
 
     def _train(self, advance: Advance) -> TrainedModel:
-        from cactus_edge.train.loop import EpochStats, train
+        from cactus_edge.train.loop import EpochStats, planned, train
 
-        total = self.recipe.train.epochs + self.recipe.compress.finetune_epochs
-        before = {"train": 0, "compress": self.recipe.train.epochs}
+        lengths = planned(self.recipe)
+        before = dict(zip(lengths, accumulate(lengths.values(), initial=0), strict=False))
+        total = sum(lengths.values())
 
         def on_epoch(e: EpochStats) -> None:
             shown = (

@@ -107,10 +107,15 @@ class TrainRecipe:
     For `warmup_epochs` the radius is 0, over the next `ramp_epochs` it grows linearly to `eps`, and robust_weight (lambda
     of CACTUS, kappa of IBP) grows with it from 0. The learning rate is constant until decay_from of the stage, then
     falls linearly to one hundredth. shift_pixels, rotate_degrees and zoom (a part of the size) bound the random movement of
-    each training sample. box_ratio: 1 trains on the whole region (IBP), less on a box of that part of its radius around an
-    adversarial point (SABR), 0 on that point. threads: torch's while training (0: all processors), since sums in another
-    order are other weights. parts: each batch is cut into so many, with statistics of their own, as the processes of torchrun
-    compute them (`train.parallel`); other parts are other weights.
+    each training sample. threads: torch's while training (0: all processors), since sums in another order are other weights.
+    parts: each batch is cut into so many, with statistics of their own, as the processes of torchrun compute them
+    (`train.parallel`); other parts are other weights.
+
+    method: the stages and what they train. objective: the certified loss of every member of the set. box_ratio: 1 trains on
+    the whole region (ibp), less on a box of that part of its radius around an adversarial point (sabr), 0 on that point. mix:
+    of mtl-ibp, cc-ibp and exp-ibp, from 0 (the adversarial point alone) to 1 (the bounds alone). hinge_weight, hinge_margin (of
+    logits) and width_weight: of qa-ibp, as the ramp ends. attack_*: steps, random starts, first step as a part of the radius
+    that the attack has (0: 2.5 / steps), and what it is multiplied by after half and after seven eighths of the steps.
     """
 
     eps: Annotated[takes.Eps, takes.radius]
@@ -128,7 +133,19 @@ class TrainRecipe:
     rotate_degrees: Annotated[float, takes.number(0, 45)] = 0.0
     zoom: Annotated[float, takes.number(0, 0.5)] = 0.0
     members: Annotated[tuple[Member, ...], takes.list_of(takes.one_of(*get_args(Member)))] = ("full",)
+    method: Annotated[str, takes.text] = field(default="cactus", metadata=_LATER)
+    objective: Annotated[str, takes.one_of("ibp", "sabr", "mtl-ibp", "cc-ibp", "exp-ibp", "qa-ibp")] = field(
+        default="ibp", metadata=_LATER
+    )
     box_ratio: Annotated[float, takes.number(0, 1)] = field(default=1.0, metadata=_LATER)
+    mix: Annotated[float, takes.number(0, 1)] = field(default=0.5, metadata=_LATER)
+    hinge_weight: Annotated[float, takes.number(0, 100)] = field(default=0.5, metadata=_LATER)
+    hinge_margin: Annotated[float, takes.number(0, 100)] = field(default=0.2, metadata=_LATER)
+    width_weight: Annotated[float, takes.number(0, 100)] = field(default=0.001, metadata=_LATER)
+    attack_steps: Annotated[int, takes.integer(1, 1000)] = field(default=8, metadata=_LATER)
+    attack_restarts: Annotated[int, takes.integer(1, 100)] = field(default=1, metadata=_LATER)
+    attack_step: Annotated[float, takes.number(0, 100)] = field(default=0.0, metadata=_LATER)
+    attack_decay: Annotated[float, takes.number(0, 1)] = field(default=1.0, metadata=_LATER)
     seed: Annotated[int, takes.integer(0, 2**31 - 1)] = 0
     threads: Annotated[int, takes.integer(0, 4096)] = field(default=0, metadata=_UNDIGESTED)
     parts: Annotated[int, takes.integer(1, 4096)] = field(default=1, metadata=_LATER)
@@ -361,6 +378,12 @@ class _Reader:
                 ("train", "ramp_epochs"),
                 f"warmup_epochs + ramp_epochs = {train.warmup_epochs + train.ramp_epochs} exceed epochs = {train.epochs}",
                 "more epochs or a shorter ramp",
+            )
+        if train.objective != "ibp" and (train.objective == "sabr") != (train.box_ratio < 1):
+            raise self.error(
+                ("train", "box_ratio"),
+                f"box_ratio = {train.box_ratio:g} with objective = {train.objective!r}",
+                "box_ratio below 1" if train.objective == "sabr" else 'box_ratio = 1, or objective = "sabr"',
             )
         compress = recipe.compress
         if compress.average_epochs > compress.finetune_epochs:

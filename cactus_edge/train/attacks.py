@@ -1,14 +1,15 @@
-"""Projected gradient descent inside the l-inf ball: the float network's empirical counterpart of the bounds."""
+"""Projected gradient descent inside the l-inf ball: the float network's empirical counterpart of the bounds, and what training climbs."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fractions import Fraction
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cactus_edge.train.bounds import Radius, ball, over_channels
+from cactus_edge.train.bounds import Box, Radius, ball, over_channels
 from cactus_edge.train.folded import Folded, detach, forward
 
 
@@ -42,4 +43,46 @@ def pgd(
         hit = (forward(net, z).argmax(1) != y) & ~broken
         best[hit] = z[hit]
         broken |= hit
+    return best
+
+
+@dataclass(frozen=True)
+class Attack:
+    """steps of `step` times the reach each, 0 for 2.5 / steps; restarts: random starts, the worst end counts.
+
+    decay: what the step is multiplied by after half and again after seven eighths of the steps.
+    """
+
+    steps: int = 8
+    restarts: int = 1
+    step: float = 0.0
+    decay: float = 1.0
+
+    def sizes(self) -> list[float]:
+        """Each step's size as a part of the reach."""
+        first = self.step or 2.5 / max(self.steps, 1)
+        return [first * self.decay ** ((2 * i >= self.steps) + (8 * i >= 7 * self.steps)) for i in range(self.steps)]
+
+
+def climb(net: Folded, region: Box, y: Tensor, attack: Attack, *, reach: float = 1.0, seed: int = 0) -> Tensor:
+    """Points x' [N, C, H, W] of high cross-entropy with |x' - centre| <= reach * radius elementwise: sign steps from random starts.
+
+    A step moves each element by its size times reach * radius and is projected back. Source: Madry et al. 2018, arXiv 1706.06083.
+    """
+    net, bound = detach(net), reach * region.radius
+    generator = torch.Generator().manual_seed(seed)
+    best, worst = region.centre, torch.full((len(y),), -torch.inf, device=y.device)
+    for _ in range(attack.restarts):
+        start = torch.rand(region.centre.shape, generator=generator).to(region.centre)
+        shift = (2 * start - 1) * bound
+        for size in attack.sizes():
+            point = (region.centre + shift).requires_grad_()
+            (gradient,) = torch.autograd.grad(F.cross_entropy(forward(net, point), y, reduction="sum"), point)
+            shift = torch.minimum(torch.maximum(shift + size * bound * gradient.sign(), -bound), bound)
+        if attack.restarts == 1:
+            return region.centre + shift
+        with torch.no_grad():
+            loss = F.cross_entropy(forward(net, region.centre + shift), y, reduction="none")
+        best = torch.where((loss > worst)[:, None, None, None], region.centre + shift, best)
+        worst = torch.maximum(worst, loss)
     return best

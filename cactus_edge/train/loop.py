@@ -27,11 +27,12 @@ from cactus_edge.train.bounds import ball, holds, propagate
 from cactus_edge.train.data import Dataset, Split
 from cactus_edge.train.fakequant import Ceilings, clamp, usual_ceilings
 from cactus_edge.train.folded import Folded, fold, forward, statistics
+from cactus_edge.train.methods import stages
 from cactus_edge.train.models import Network, build
-from cactus_edge.train.objectives.cactus import Batch
+from cactus_edge.train.objectives.loss import Batch, Step
 from cactus_edge.train.parallel import ALONE, Group, in_parts, set_gradient, settled
 from cactus_edge.train.prune import shrink
-from cactus_edge.train.stages import METHODS, Schedule, Stage, Step, Terms, initial_widths
+from cactus_edge.train.stages import Schedule, Stage, Terms
 
 STATISTICS_SAMPLES = 4096
 """Training samples over which batch normalisation's running statistics are taken after each epoch."""
@@ -103,20 +104,19 @@ def train(
     on_epoch: Callable[[EpochStats], None] | None = None,
     threads: int | None = None,
     *,
-    method: str = "cactus",
+    method: str | None = None,
     seed: int | None = None,
     group: Group = ALONE,
 ) -> TrainedModel:
     """Trains and compresses as the recipe says; continues where an interrupted run with the same inputs stopped.
 
-    threads: torch's for the time of the call (default: the recipe's, else as set). seed: instead of the recipe's. The
+    threads: torch's for the time of the call (default: the recipe's, else as set). method, seed: instead of the recipe's. The
     checkpoint lies in `workdir` under a name that hashes recipe, data, method and seed, so runs never mix. Ctrl-C leaves the
     last finished epoch there. on_epoch is called after each epoch that this call runs. Same inputs and threads give the same
     weights, bit for bit. group: the processes that share the work, each of which calls this (`parallel.joined`); the first
     writes and calls on_epoch. Raises InputError for an unknown method, an unwritable folder, or parts too small or too few.
     """
-    if method not in METHODS:
-        raise InputError(f"no training method is called {method!r}", hint=f"one of {', '.join(METHODS)}")
+    method = recipe.train.method if method is None else method
     parts, batch = recipe.train.parts, recipe.train.batch
     if parts % group.size:
         raise InputError(f"[train] parts = {parts} for {group.size} processes", hint=f"a multiple of {group.size}")
@@ -127,23 +127,25 @@ def train(
         return run.finish(on_epoch)
 
 
-def planned(recipe: Recipe, method: str = "cactus") -> dict[str, int]:
-    """The method's stages in order, with their epochs."""
-    return {stage.name: stage.schedule(recipe).epochs for stage in METHODS[method]}
+def planned(recipe: Recipe, method: str | None = None) -> dict[str, int]:
+    """The method's stages in order, with their epochs. Raises InputError for an unknown method."""
+    chosen = stages(recipe.train.method if method is None else method)
+    return {stage.name: stage.schedule(recipe).epochs for stage in chosen}
 
 
 def checkpoint(
-    recipe: Recipe, dataset: Dataset, workdir: Path, method: str = "cactus", seed: int | None = None
+    recipe: Recipe, dataset: Dataset, workdir: Path, method: str | None = None, seed: int | None = None
 ) -> Path:
     """Where `train` keeps what it has, in the form of torch.save for weights_only.
 
     `network` holds parameters and statistics by name, `stage` and `epoch` are the position, `history` one record an epoch.
     """
+    method = recipe.train.method if method is None else method
     number = recipe.train.seed if seed is None else seed
     return workdir / f"train-{method}-{number}-{run_key(recipe, dataset, method, seed)[:12]}.pt"
 
 
-def run_key(recipe: Recipe, dataset: Dataset, method: str = "cactus", seed: int | None = None) -> str:
+def run_key(recipe: Recipe, dataset: Dataset, method: str | None = None, seed: int | None = None) -> str:
     """SHA-256 (hex) of everything that decides the trained weights besides the code and the number of threads."""
     content = [
         _FORMAT,
@@ -151,7 +153,7 @@ def run_key(recipe: Recipe, dataset: Dataset, method: str = "cactus", seed: int 
         str(recipe.certify.eps),
         recipe.quantise.train_clip,
         dataset.digest(),
-        method,
+        recipe.train.method if method is None else method,
         recipe.train.seed if seed is None else seed,
     ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
@@ -176,7 +178,8 @@ class _Run:
         self._validation = tuple(t.to(device) for t in to_torch(dataset.validation))
         self._key = run_key(recipe, dataset, method, seed)
         self._file = checkpoint(recipe, dataset, workdir, method, seed)
-        widths = initial_widths(method, recipe)
+        self._stages = stages(method)
+        widths = self._stages[0].widths(recipe)
         # Drawn on the CPU wherever it trains, as everything random here: equal seeds begin with equal weights.
         self._network = build(recipe.model, dataset.shape, len(dataset.labels), seed, widths=widths).to(device)
         self._widths_before, self._weights_before = self._network.widths(), self._network.weights()
@@ -188,9 +191,8 @@ class _Run:
 
     def finish(self, on_epoch: Callable[[EpochStats], None] | None) -> TrainedModel:
         """Runs the epochs that are still to do."""
-        stages = METHODS[self._method]
-        while self._stage < len(stages):
-            stage = stages[self._stage]
+        while self._stage < len(self._stages):
+            stage = self._stages[self._stage]
             if self._optimizer is None:
                 self._network = stage.enter(self._network, self._recipe)
                 self._optimizer = self._new_optimizer()
@@ -208,7 +210,7 @@ class _Run:
             self._save()
             if schedule.epochs > 0 and self._history[-1].epoch == schedule.epochs:
                 self._tell(on_epoch)
-        ceilings = self._ceilings(self._network, stages[-1])
+        ceilings = self._ceilings(self._network, self._stages[-1])
         return TrainedModel(
             self._network.requires_grad_(False).eval().cpu(),
             self._method,
@@ -231,7 +233,8 @@ class _Run:
     def _run_epoch(self, stage: Stage, schedule: Schedule, optimizer: torch.optim.Optimizer) -> EpochStats:
         start, cpu_start, recipe = time.monotonic(), time.process_time(), self._recipe.train
         objective, update = stage.objective(self._recipe), stage.update(self._recipe)
-        generator = torch.Generator().manual_seed(_epoch_seed(self._seed, self._stage, self._epoch))
+        seed = _epoch_seed(self._seed, self._stage, self._epoch)
+        generator = torch.Generator().manual_seed(seed)
         batches = list(_batches(len(self._y), recipe.batch, generator))
         total, correct, certified, seen, step = 0.0, 0, 0, 0, Step(0.0, 0.0, 0.0)
         for i, index in enumerate(batches):
@@ -247,7 +250,8 @@ class _Run:
                 rotate_degrees=recipe.rotate_degrees,
                 zoom=recipe.zoom,
             )
-            batch = Batch(x, self._y[index], ball(x, [step.eps * part for part in self._reach], self._domain))
+            region = ball(x, [step.eps * part for part in self._reach], self._domain)
+            batch = Batch(x, self._y[index], region, seed=seed + 1 + i)
             parts = self._group.share(in_parts(batch, recipe.parts))
             found: list[Terms] = []
 

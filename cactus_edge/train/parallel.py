@@ -21,10 +21,13 @@ from torch import Tensor, nn
 
 from cactus_edge.errors import CactusError, InputError
 from cactus_edge.train.bounds import Box
-from cactus_edge.train.objectives.cactus import Batch
+from cactus_edge.train.objectives.loss import Batch
 
 DEVICES = ("cpu", "cuda", "auto")
 """What can be asked for; auto is CUDA where torch sees it."""
+
+_APART = 10**9
+"""Between the seeds of a batch's parts: more than an epoch has batches."""
 
 _Item = TypeVar("_Item")
 
@@ -79,11 +82,14 @@ ALONE = Group()
 
 
 def in_parts(batch: Batch, count: int) -> list[Batch]:
-    """The batch in `count` consecutive parts whose sizes differ by one at most."""
+    """The batch in `count` consecutive parts whose sizes differ by one at most, each with a seed of its own."""
     if count == 1:
         return [batch]
     pieces = [torch.tensor_split(t, count) for t in (batch.x, batch.y, batch.region.centre, batch.region.radius)]
-    return [replace(batch, x=x, y=y, region=Box(centre, radius)) for x, y, centre, radius in zip(*pieces, strict=True)]
+    return [
+        replace(batch, x=x, y=y, region=Box(centre, radius), seed=batch.seed + i * _APART)
+        for i, (x, y, centre, radius) in enumerate(zip(*pieces, strict=True))
+    ]
 
 
 def set_gradient(network: nn.Module, losses: Iterable[tuple[Tensor, int]], parts: int, group: Group) -> Tensor:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cactus_edge.recipe import Recipe
-from cactus_edge.train.bounds import Bounds, Box, holds, propagate
-from cactus_edge.train.folded import Folded, fold_batch
+from cactus_edge.train.bounds import Box, holds, propagate
+from cactus_edge.train.folded import Folded
 from cactus_edge.train.models import Network
-from cactus_edge.train.objectives import cactus
+from cactus_edge.train.objectives import OBJECTIVES, cactus
 from cactus_edge.train.objectives.ibp import warmup_regulariser
-from cactus_edge.train.objectives.sabr import small_box
-from cactus_edge.train.projections import Projection, positive_gamma
-from cactus_edge.train.prune import shrink
+from cactus_edge.train.objectives.loss import Batch, Step
+from cactus_edge.train.projections import Projection
 from cactus_edge.train.updates import Update, clipped
 
 
@@ -51,15 +50,6 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Step:
-    """The schedule's values at one step. progress in [0, 1]; eps in sensor units; robust_weight is lambda."""
-
-    progress: float
-    eps: float
-    robust_weight: float
-
-
-@dataclass(frozen=True)
 class Terms:
     """loss: scalar to differentiate. correct, certified: samples of the batch, at the step's eps, by the first member."""
 
@@ -68,18 +58,20 @@ class Terms:
     certified: int
 
 
-Objective = Callable[[Network, cactus.Batch, Step], Terms]
+Objective = Callable[[Network, Batch, Step], Terms]
 
 
 @dataclass(frozen=True)
 class Stage:
     """enter: the network to train from the one that the previous stage left. The other callables follow from the recipe.
 
+    widths: channels of each hidden layer while the stage trains; the first stage's network is built with them.
     clamped: whether every member that the stage trains has clamped activations.
     """
 
     name: str
     enter: Callable[[Network, Recipe], Network]
+    widths: Callable[[Recipe], tuple[int, ...]]
     schedule: Callable[[Recipe], Schedule]
     objective: Callable[[Recipe], Objective]
     update: Callable[[Recipe], Update]
@@ -87,33 +79,31 @@ class Stage:
     clamped: Callable[[Recipe], bool]
 
 
-def _objective(members: Callable[[Recipe], tuple[str, ...]]) -> Callable[[Recipe], Objective]:
-    """Mean over the members of the mixed loss + the warm-up regulariser while eps grows + L1 of the folded weights."""
+def over_members(members: Callable[[Recipe], tuple[str, ...]]) -> Callable[[Recipe], Objective]:
+    """Mean over the members of the recipe's objective + the warm-up regulariser while eps grows + L1 of the folded weights."""
 
     def of(recipe: Recipe) -> Objective:
         names, train = members(recipe), recipe.train
         widths, clip, levels = kept_widths(recipe), recipe.quantise.train_clip, recipe.quantise.levels
+        certified_loss = OBJECTIVES[train.objective](train)
 
-        def objective(network: Network, batch: cactus.Batch, step: Step) -> Terms:
-            layers, whole = network.layers(), batch.region
-            if train.box_ratio < 1:
-                small = small_box(fold_batch(layers, batch.x).net, whole, batch.y, train.box_ratio)
-                batch = replace(batch, region=small)
-            found, clean = cactus.members(
-                layers, batch, names, widths=widths, clip=clip, levels=levels, weight=step.robust_weight
+        def objective(network: Network, batch: Batch, step: Step) -> Terms:
+            found, clean, aimed = cactus.members(
+                network.layers(), batch, names, certified_loss, step, widths=widths, clip=clip, levels=levels
             )
-            loss = torch.stack([m.mixed(step.robust_weight) for m in found.values()]).mean()
+            loss = torch.stack([m.loss for m in found.values()]).mean()
             first = next(iter(found.values()))
             if step.progress < 1 and train.warmup_regulariser > 0:
                 loss = loss + train.warmup_regulariser * (1 - step.progress) * warmup_regulariser(
-                    first.bounds, batch.region
+                    first.bounds, aimed.region
                 )
             if train.weight_l1 > 0:
                 loss = loss + train.weight_l1 * torch.stack([a.weight.abs().sum() for a in clean.net]).sum()
+            margin = first.bounds.margin if aimed.region is batch.region else _margin(clean.net, batch.region, batch.y)
             return Terms(
                 loss,
                 int((clean.logits.detach().argmax(1) == batch.y).sum()),
-                int(holds(_margin(clean.net, whole, first.bounds, batch), batch.y).sum()),
+                int(holds(margin.detach(), batch.y).sum()),
             )
 
         return objective
@@ -121,12 +111,19 @@ def _objective(members: Callable[[Recipe], tuple[str, ...]]) -> Callable[[Recipe
     return of
 
 
-def _margin(net: Folded, whole: Box, bounds: Bounds, batch: cactus.Batch) -> Tensor:
-    """The margins over the whole region: those that were trained on, or of a smaller box the full network's own."""
-    if batch.region is whole:
-        return bounds.margin.detach()
+def _margin(net: Folded, whole: Box, y: Tensor) -> Tensor:
     with torch.no_grad():
-        return propagate(net, whole, batch.y).margin
+        return propagate(net, whole, y).margin
+
+
+def same(network: Network, _: Recipe) -> Network:
+    """The network that the previous stage left."""
+    return network
+
+
+def initial_widths(recipe: Recipe) -> tuple[int, ...]:
+    """Channels of each hidden layer before compression."""
+    return tuple(layer.channels for layer in recipe.model.layer)
 
 
 def kept_widths(recipe: Recipe) -> tuple[int, ...]:
@@ -134,30 +131,24 @@ def kept_widths(recipe: Recipe) -> tuple[int, ...]:
     return tuple(layer.width for layer in recipe.model.layer)
 
 
-def _same(network: Network, _: Recipe) -> Network:
-    return network
-
-
-def _compressed(network: Network, recipe: Recipe) -> Network:
-    return shrink(network, kept_widths(recipe))[0]
-
-
-def _training(recipe: Recipe) -> Schedule:
+def training(recipe: Recipe) -> Schedule:
+    """The schedule of [train]."""
     t = recipe.train
     return Schedule(
         t.epochs, t.learning_rate, t.decay_from, t.warmup_epochs, t.ramp_epochs, float(t.eps), t.robust_weight
     )
 
 
-def _finetuning(recipe: Recipe) -> Schedule:
+def finetuning(recipe: Recipe) -> Schedule:
+    """The schedule of [compress], at the whole radius."""
     c, t = recipe.compress, recipe.train
     return Schedule(
         c.finetune_epochs, c.learning_rate, c.decay_from, 0, 0, float(t.eps), t.robust_weight, c.average_epochs
     )
 
 
-def _joint(recipe: Recipe) -> Schedule:
-    """All epochs as one stage; the learning rate falls over the last two fifths. As many epochs are averaged as in the other."""
+def joint(recipe: Recipe) -> Schedule:
+    """All epochs as one stage; the learning rate falls over the last two fifths. As many epochs are averaged as in fine-tuning."""
     t, epochs = recipe.train, recipe.train.epochs + recipe.compress.finetune_epochs
     return Schedule(
         epochs,
@@ -171,42 +162,11 @@ def _joint(recipe: Recipe) -> Schedule:
     )
 
 
-def _only_quantised(members: tuple[str, ...]) -> bool:
-    return set(members) == {"quantised"}
-
-
-def _clip(recipe: Recipe) -> Update:
+def clip(recipe: Recipe) -> Update:
+    """A step of the optimiser after limiting the gradients as the recipe says."""
     return clipped(recipe.train.clip_norm)
 
 
-METHODS: dict[str, tuple[Stage, ...]] = {
-    # The network set while training, then the channels go for good and what is left is fine-tuned with its int8 version.
-    "cactus": (
-        Stage(
-            "train",
-            _same,
-            _training,
-            _objective(lambda r: r.train.members),
-            _clip,
-            positive_gamma,
-            lambda r: _only_quantised(r.train.members),
-        ),
-        Stage(
-            "compress",
-            _compressed,
-            _finetuning,
-            _objective(lambda r: r.compress.members),
-            _clip,
-            positive_gamma,
-            lambda r: r.compress.finetune_epochs > 0 and _only_quantised(r.compress.members),
-        ),
-    ),
-    # The baseline: the network that `cactus` ends with, trained from the start, for as many epochs, without compression.
-    "small": (Stage("train", _same, _joint, _objective(lambda _: ("full",)), _clip, positive_gamma, lambda _: False),),
-}
-"""Every training method by name."""
-
-
-def initial_widths(method: str, recipe: Recipe) -> tuple[int, ...]:
-    """Channels of each hidden layer when the first stage begins."""
-    return kept_widths(recipe) if method == "small" else tuple(layer.channels for layer in recipe.model.layer)
+def only_quantised(members: tuple[str, ...]) -> bool:
+    """Whether nothing but the int8 network is trained."""
+    return set(members) == {"quantised"}

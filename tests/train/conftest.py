@@ -52,6 +52,12 @@ eps = "1/32"
 
 
 @pytest.fixture(scope="session")
+def tiny_text() -> str:
+    """The recipe `tiny` as it is written."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
 def tiny() -> Recipe:
     """Three epochs on a few digits, then two on four and seven channels."""
     return parse_recipe(TINY, "tiny.toml")

@@ -16,16 +16,18 @@ from cactus_edge.errors import InputError, InternalError
 from cactus_edge.recipe import Recipe
 from cactus_edge.train import loop
 from cactus_edge.train.augment import moved
-from cactus_edge.train.bounds import ball
+from cactus_edge.train.bounds import ball, propagate
 from cactus_edge.train.data import Dataset
 from cactus_edge.train.evaluate import float_attacked, float_certified, float_predict
 from cactus_edge.train.folded import fold_batch
 from cactus_edge.train.loop import EpochStats, run_key, train
+from cactus_edge.train.methods import METHODS
 from cactus_edge.train.models import Network
 from cactus_edge.train.objectives import cactus
-from cactus_edge.train.objectives.ibp import warmup_regulariser
+from cactus_edge.train.objectives.ibp import IBP, warmup_regulariser
+from cactus_edge.train.objectives.loss import Batch, MemberLoss, Step
 from cactus_edge.train.projections import positive_gamma, unconstrained
-from cactus_edge.train.stages import METHODS, Schedule, Step
+from cactus_edge.train.stages import Schedule
 from cactus_edge.train.updates import clipped
 
 Make = Callable[..., Network]
@@ -168,34 +170,42 @@ def test_the_schedule() -> None:
     assert s.rate(9.999) == pytest.approx(0.01)
 
 
-def _batch(seed: int, eps: float) -> cactus.Batch:
+def _batch(seed: int, eps: float) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     x, y = torch.rand((8, 2, 7, 6), generator=generator), torch.randint(0, 4, (8,), generator=generator)
-    return cactus.Batch(x, y, ball(x, eps, (Fraction(0), Fraction(1))))
+    return Batch(x, y, ball(x, eps, (Fraction(0), Fraction(1))))
 
 
 ALL = ("full", "pruned", "quantised", "perturbed")
 
 
+def _members(
+    network: Network, batch: Batch, names: tuple[str, ...], weight: float, *, widths: tuple[int, ...] = (3, 3, 4)
+) -> dict[str, MemberLoss]:
+    step = Step(1.0, 0.02, weight)
+    return cactus.members(network.layers(), batch, names, IBP, step, widths=widths, clip=0.9)[0]
+
+
 def test_members_differ_and_the_perturbed_one_is_worse(make_network: Make) -> None:
-    layers, batch = make_network(0).layers(), _batch(0, 0.02)
-    found, _ = cactus.members(layers, batch, ALL, widths=(3, 3, 4), clip=0.9, weight=0.5)
-    losses = {name: float(m.mixed(0.5).detach()) for name, m in found.items()}
-    assert len(set(losses.values())) == 4
-    assert losses["perturbed"] > losses["full"]
-    for m in found.values():
-        assert float((m.robust - m.clean).detach()) >= -1e-4
+    network, batch = make_network(0), _batch(0, 0.02)
+    losses = {
+        weight: {name: float(m.loss.detach()) for name, m in _members(network, batch, ALL, weight).items()}
+        for weight in (0.0, 0.5, 1.0)
+    }
+    assert len(set(losses[0.5].values())) == 4
+    assert losses[0.5]["perturbed"] > losses[0.5]["full"]
+    for name in ALL:
+        assert losses[1.0][name] - losses[0.0][name] >= -1e-4
 
 
 def test_pruning_to_the_full_width_is_the_full_network(make_network: Make) -> None:
-    layers, batch = make_network(1).layers(), _batch(1, 0.02)
-    found, _ = cactus.members(layers, batch, ("full", "pruned"), widths=(5, 6, 8), clip=1.0, weight=0.5)
-    assert torch.allclose(found["pruned"].robust, found["full"].robust, rtol=1e-4)
+    found = _members(make_network(1), _batch(1, 0.02), ("full", "pruned"), 1.0, widths=(5, 6, 8))
+    assert torch.allclose(found["pruned"].loss, found["full"].loss, rtol=1e-4)
 
 
 def test_an_unknown_member(make_network: Make) -> None:
     with pytest.raises(InternalError, match="no member"):
-        cactus.members(make_network(0).layers(), _batch(0, 0.1), ("sparse",), widths=(3, 3, 4), clip=1.0, weight=0.5)
+        _members(make_network(0), _batch(0, 0.1), ("sparser",), 0.5)
 
 
 def test_the_regulariser_is_finite_without_radius_and_falls_with_tight_bounds(make_network: Make) -> None:
@@ -203,8 +213,8 @@ def test_the_regulariser_is_finite_without_radius_and_falls_with_tight_bounds(ma
     values = []
     for eps in (0.0, 0.01, 0.2):
         batch = _batch(2, eps)
-        member = cactus.full(fold_batch(layers, batch.x), batch)
-        values.append(float(warmup_regulariser(member.bounds, batch.region).detach()))
+        bounds = propagate(fold_batch(layers, batch.x).net, batch.region, batch.y)
+        values.append(float(warmup_regulariser(bounds, batch.region).detach()))
     assert all(np.isfinite(values)) and min(values) >= 0
 
 

@@ -17,7 +17,7 @@ from cactus_edge.train import parallel
 from cactus_edge.train.bounds import Box
 from cactus_edge.train.data import Dataset
 from cactus_edge.train.loop import run_key, train
-from cactus_edge.train.objectives.cactus import Batch
+from cactus_edge.train.objectives.loss import Batch
 from cactus_edge.train.parallel import ALONE, Group, find_device, in_parts, joined, set_gradient
 
 WORKER = """

@@ -1,1 +1,28 @@
 """Training objectives, one paper a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cactus_edge.recipe import TrainRecipe
+from cactus_edge.train.attacks import Attack
+from cactus_edge.train.objectives.expressive import cc_ibp, exp_ibp, mtl_ibp
+from cactus_edge.train.objectives.ibp import IBP
+from cactus_edge.train.objectives.loss import Loss
+from cactus_edge.train.objectives.qa_ibp import hinge_and_width
+from cactus_edge.train.objectives.sabr import small_boxes
+
+OBJECTIVES: dict[str, Callable[[TrainRecipe], Loss]] = {
+    "ibp": lambda t: IBP if t.box_ratio == 1 else small_boxes(t.box_ratio, attack(t)),
+    "sabr": lambda t: small_boxes(t.box_ratio, attack(t)),
+    "mtl-ibp": lambda t: mtl_ibp(t.mix, attack(t)),
+    "cc-ibp": lambda t: cc_ibp(t.mix, attack(t)),
+    "exp-ibp": lambda t: exp_ibp(t.mix, attack(t)),
+    "qa-ibp": lambda t: hinge_and_width(t.hinge_weight, t.hinge_margin, t.width_weight),
+}
+"""Every certified objective by its name in recipes."""
+
+
+def attack(train: TrainRecipe) -> Attack:
+    """How the recipe looks for adversarial points."""
+    return Attack(train.attack_steps, train.attack_restarts, train.attack_step, train.attack_decay)

@@ -10,17 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cactus_edge.train.bounds import Bounds, Box, propagate
-from cactus_edge.train.folded import Folded
+from cactus_edge.train.bounds import Bounds, Box
+from cactus_edge.train.objectives.loss import Batch, Loss, Member, Step, mixed
 
 TOLERANCE = 0.5
 """The regulariser is silent once the ratios it watches exceed this."""
 
 
-def certified_loss(net: Folded, region: Box, y: Tensor) -> tuple[Tensor, Bounds]:
-    """Mean cross-entropy of the worst-case logits v_j = -lower(logit_y - logit_j), v_y = 0; also the bounds it came from."""
-    bounds = propagate(net, region, y)
-    return F.cross_entropy(-bounds.margin, y), bounds
+def worst_case(_: Member, bounds: Bounds, batch: Batch, __: Step) -> Tensor:
+    """Mean cross-entropy of the worst-case logits v_j = -lower(logit_y - logit_j), v_y = 0."""
+    return F.cross_entropy(-bounds.margin, batch.y)
+
+
+IBP = Loss(mixed(worst_case))
+"""(1 - lambda) * CE(clean) + lambda * CE(v)."""
 
 
 def warmup_regulariser(bounds: Bounds, region: Box) -> Tensor:

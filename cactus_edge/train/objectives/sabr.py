@@ -7,28 +7,30 @@ IBP, one of 0 adversarial training (Madry et al. 2018): a box without radius has
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
+from dataclasses import replace
+
 from torch import Tensor
 
+from cactus_edge.train.attacks import Attack, climb
 from cactus_edge.train.bounds import Box
-from cactus_edge.train.folded import Folded, detach, forward
+from cactus_edge.train.folded import Folded
+from cactus_edge.train.objectives.ibp import IBP
+from cactus_edge.train.objectives.loss import Batch, Loss, Step
 
-STEPS = 8
-"""Steps of the attack, of 2.5 / STEPS of the shrunk radius each; the paper's number."""
 
-
-def small_box(net: Folded, region: Box, y: Tensor, ratio: float, *, steps: int = STEPS) -> Box:
-    """The box of radius ratio * r around the attack's point x', |x' - centre| <= (1 - ratio) * r elementwise; [N, C, H, W].
-
-    The attack begins at a random point, drawn from torch's global generator.
-    """
+def small_box(net: Folded, region: Box, y: Tensor, ratio: float, attack: Attack, *, seed: int = 0) -> Box:
+    """The box of radius ratio * r around the attack's point x', |x' - centre| <= (1 - ratio) * r elementwise; [N, C, H, W]."""
     if ratio == 1:
         return region
-    net, reach = detach(net), (1 - ratio) * region.radius
-    shift = (2 * torch.rand_like(region.centre) - 1) * reach
-    for _ in range(steps):
-        point = (region.centre + shift).requires_grad_()
-        (gradient,) = torch.autograd.grad(F.cross_entropy(forward(net, point), y, reduction="sum"), point)
-        shift = torch.minimum(torch.maximum(shift + 2.5 / steps * reach * gradient.sign(), -reach), reach)
-    return Box(region.centre + shift, ratio * region.radius)
+    return Box(climb(net, region, y, attack, reach=1 - ratio, seed=seed), ratio * region.radius)
+
+
+def small_boxes(ratio: float, attack: Attack) -> Loss:
+    """IBP's loss, on the small box; without radius there is nothing to look for."""
+
+    def aim(net: Folded, batch: Batch, step: Step) -> Batch:
+        if step.eps == 0:
+            return batch
+        return replace(batch, region=small_box(net, batch.region, batch.y, ratio, attack, seed=batch.seed))
+
+    return Loss(IBP.of, aim)

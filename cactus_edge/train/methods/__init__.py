@@ -1,0 +1,21 @@
+"""Training methods, one a file: each is a tuple of stages, run in order."""
+
+from __future__ import annotations
+
+from cactus_edge.errors import InputError
+from cactus_edge.train.methods.cactus import CACTUS
+from cactus_edge.train.methods.small import SMALL
+from cactus_edge.train.stages import Stage
+
+METHODS: dict[str, tuple[Stage, ...]] = {
+    "cactus": CACTUS,
+    "small": SMALL,
+}
+"""Every training method by its name in recipes."""
+
+
+def stages(method: str) -> tuple[Stage, ...]:
+    """The stages of the method of that name. Raises InputError."""
+    if method not in METHODS:
+        raise InputError(f"no training method is called {method!r}", hint=f"one of {', '.join(METHODS)}")
+    return METHODS[method]
