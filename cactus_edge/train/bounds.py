@@ -13,8 +13,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from cactus_edge.train.folded import Affine, Folded
-from cactus_edge.train.models import linear
+from cactus_edge.train.folded import Affine, Folded, plan
+from cactus_edge.train.models import linear, walk
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,20 @@ def ball(x: Tensor, eps: Radius, domain: tuple[Fraction, Fraction]) -> Box:
 
 def through(affine: Affine, region: Box) -> Box:
     """Box of weight * z + bias over z in `region`: centre' = W c + b, radius' = |W| r. Source: Gowal et al. 2018, arXiv 1810.12715."""
-    return Box(affine.pre(region.centre), linear(region.radius, affine.weight.abs(), affine.layer))
+    region = read(affine, region)
+    return Box(affine.map(region.centre), linear(region.radius, affine.weight.abs(), affine.layer))
+
+
+def read(affine: Affine, region: Box) -> Box:
+    """Box of what the layer's weights see of `region`: itself, or that of its means, which do not decrease in any element."""
+    return region if affine.layer.pool is None else box(affine.read(region.lower), affine.read(region.upper))
+
+
+def join(affine: Affine, pre: Box, other: Box | None) -> Box:
+    """Box of what the activation sees: `pre` and, where the layer adds a value, that value's box added."""
+    if other is None:
+        return pre
+    return box(affine.join(pre.lower, other.lower), affine.join(pre.upper, other.upper))
 
 
 def activate(affine: Affine, pre: Box) -> Box:
@@ -70,23 +83,28 @@ def activate(affine: Affine, pre: Box) -> Box:
 
 @dataclass(frozen=True)
 class Bounds:
-    """Boxes before each hidden activation and before the last layer, and the lower margins.
+    """Boxes of what each hidden layer's activation sees and of what the last layer reads, and the lower margins.
 
-    margin float [N, classes]: lower bound of logit_y - logit_j, 0 for j = y.
+    margin float [N, classes]: lower bound of logit_y - logit_j, 0 for j = y. rectified: the boxes in `pre` that a ReLU follows.
     """
 
     pre: tuple[Box, ...]
     last_in: Box
     margin: Tensor
+    rectified: tuple[Box, ...]
 
 
 def propagate(net: Folded, region: Box, y: Tensor) -> Bounds:
     """Bounds of every hidden layer and of the margins of class y int64 [N] over `region` [N, C, H, W]."""
     pre: list[Box] = []
-    for affine in net[:-1]:
-        pre.append(through(affine, region))
-        region = activate(affine, pre[-1])
-    return Bounds(tuple(pre), region, margins(net[-1], region, y))
+
+    def step(i: int, read: Box, other: Box | None) -> Box:
+        pre.append(join(net[i], through(net[i], read), other))
+        return activate(net[i], pre[-1])
+
+    region = walk(plan(net[:-1]), region, step)
+    rectified = tuple(found for affine, found in zip(net, pre, strict=False) if affine.layer.relu)
+    return Bounds(tuple(pre), region, margins(net[-1], region, y), rectified)
 
 
 def margins(last: Affine, region: Box, y: Tensor) -> Tensor:
@@ -94,8 +112,8 @@ def margins(last: Affine, region: Box, y: Tensor) -> Tensor:
 
     [N, classes], 0 for j = y.
     """
-    weight = last.weight.flatten(1)
-    centre = last.pre(region.centre).flatten(1)
+    weight, region = last.weight.flatten(1), read(last, region)
+    centre = last.map(region.centre).flatten(1)
     classes = weight.shape[0]
     spread = (weight[:, None] - weight[None]).abs().reshape(classes * classes, -1)
     radius = (region.radius.flatten(1) @ spread.T).view(-1, classes, classes)
@@ -124,9 +142,11 @@ __all__ = [
     "ball",
     "box",
     "holds",
+    "join",
     "logits",
     "margins",
     "over_channels",
     "propagate",
+    "read",
     "through",
 ]

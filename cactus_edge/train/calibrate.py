@@ -21,7 +21,7 @@ from torch import Tensor as Real
 from cactus_edge.recipe import Recipe
 from cactus_edge.train.bounds import Box, ball, box, logits
 from cactus_edge.train.data import Dataset
-from cactus_edge.train.fakequant import fake_quantise, peaks
+from cactus_edge.train.fakequant import ceilings_of, fake_quantise, peaks
 from cactus_edge.train.folded import Folded
 from cactus_edge.train.loop import to_torch
 
@@ -37,11 +37,13 @@ BATCH = 1000
 
 @dataclass(frozen=True)
 class Calibration:
-    """ceilings: largest real activation of each hidden layer. clips: those over the validation split's clean maximum.
+    """ceilings: largest real magnitude of each int8 tensor of the hidden layers, in the order of `fakequant.Ceilings`. clips:
+    those over the validation split's clean maximum.
 
     in_scale: of the input tensor. out_scale, out_zero_point: the logits' int8 grid. certified, correct of samples: what the
     ranking bounds counted. symmetric: every zero point is 0, so that what is never negative has 127 steps; else the
-    hidden layers' are -128, and they have 255. signed_input: the domain goes below zero, and so the input's is 0.
+    hidden layers' are -128, and they have 255. signed_input: the domain goes below zero, and so the input's is 0, as
+    that of every hidden tensor that may be negative.
     """
 
     ceilings: tuple[float, ...]
@@ -82,9 +84,8 @@ def calibrate(net: Folded, dataset: Dataset, recipe: Recipe) -> Calibration:
     zero = 0 if symmetric or signed else -128
     levels = recipe.quantise.levels
     with torch.no_grad():
-        learned = tuple(affine.ceiling for affine in net[:-1] if affine.ceiling is not None)
-        kept = len(learned) == len(net) - 1
-        tops, factors = (learned, (1.0,)) if kept else (peaks(net, x), recipe.quantise.clips)
+        learned = ceilings_of(net)
+        tops, factors = (peaks(net, x), recipe.quantise.clips) if learned is None else (learned, (1.0,))
         regions = [
             (_rounded(ball(a, eps, dataset.domain), steps, zero), _rounded(box(a, a), steps, zero), b)
             for a, b in zip(torch.split(x, BATCH), torch.split(y, BATCH), strict=True)

@@ -7,13 +7,18 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from cactus_edge.train.folded import Affine, Folded
+from cactus_edge.errors import InternalError
+from cactus_edge.train.folded import SIGNED_LEVELS, Affine, Folded, plan, ranges
+from cactus_edge.train.models import sources, walk
 
 WEIGHT_MAX = 127
 """Weights are symmetric and narrow: integers in [-127, 127]."""
 
 Ceilings = tuple[Tensor, ...]
-"""Largest representable activation of each hidden layer, float32 scalars."""
+"""Largest representable magnitude of each int8 tensor that the hidden layers make, float32 scalars.
+
+In order: one for each hidden layer's output and, where it adds a value, one before it for what goes into the sum.
+"""
 
 
 def weight_scales(weight: Tensor, *, per_channel: bool) -> Tensor:
@@ -35,23 +40,49 @@ def quantise_weight(weight: Tensor, *, per_channel: bool) -> Tensor:
 def fake_quantise(net: Folded, ceilings: Ceilings, levels: int = 255) -> Folded:
     """The network with int8 weights (per channel in convolutions, per tensor in dense layers) and activations of `levels` steps.
 
-    Biases stay real: their int32 grid, input step times weight step, is far below what matters. The input is exact already.
+    Sums have two grids: of what goes into them, and of what comes out. Biases stay real: their int32 grid, input step times
+    weight step, is far below what matters. The input is exact already.
     """
-    hidden = tuple(
+    ranged = _with_ceilings(net, ceilings, levels)
+    steps = [step(affine) for affine in ranged]
+    return tuple(
         replace(
             affine,
             weight=quantise_weight(affine.weight, per_channel=not affine.layer.dense),
-            ceiling=ceiling,
-            levels=levels,
+            read_step=None if affine.layer.pool is None else steps[reads],
         )
-        for affine, ceiling in zip(net[:-1], ceilings, strict=True)
+        for affine, (reads, _) in zip(ranged, sources(plan(net)), strict=True)
     )
-    return (*hidden, replace(net[-1], weight=quantise_weight(net[-1].weight, per_channel=False)))
+
+
+def step(affine: Affine) -> Tensor | None:
+    """Step of the layer's output on its grid; None if it is real."""
+    if affine.ceiling is None:
+        return None
+    return affine.ceiling / (affine.levels if affine.layer.relu else SIGNED_LEVELS)
 
 
 def clamp(net: Folded, ceilings: Ceilings) -> Folded:
-    """The network with real weights and its hidden activations clamped to [0, ceiling]: what int8 rounds."""
-    hidden = (replace(a, ceiling=c, levels=0) for a, c in zip(net[:-1], ceilings, strict=True))
+    """The network with real weights and its hidden activations clamped to [0, ceiling] (without ReLU to [-128/127 ceiling,
+    ceiling]): what int8 rounds."""
+    return _with_ceilings(net, ceilings, 0)
+
+
+def ceilings_of(net: Folded) -> Ceilings | None:
+    """The ceilings that `clamp` or `fake_quantise` gave the network; None if a hidden layer has none."""
+    found = [c for a in net[:-1] for c in ((a.ceiling,) if a.layer.adds is None else (a.sum_ceiling, a.ceiling))]
+    whole = tuple(c for c in found if c is not None)
+    return whole if len(whole) == len(found) else None
+
+
+def _with_ceilings(net: Folded, ceilings: Ceilings, levels: int) -> Folded:
+    left = iter(ceilings)
+    hidden = tuple(
+        replace(a, sum_ceiling=None if a.layer.adds is None else next(left), ceiling=next(left), levels=levels)
+        for a in net[:-1]
+    )
+    if next(left, None) is not None:
+        raise InternalError(f"{len(ceilings)} ceilings for {len(net) - 1} hidden layers")
     return (*hidden, net[-1])
 
 
@@ -62,13 +93,15 @@ def usual_ceilings(net: Folded, x: Tensor, *, clip: float, batch: int) -> Ceilin
 
 
 def peaks(net: Folded, x: Tensor) -> Ceilings:
-    """Largest clean activation of each hidden layer over the samples x [N, C, H, W]; at least 1e-3."""
-    found = []
-    for affine in net[:-1]:
-        x = _real(affine).post(affine.pre(x))
-        found.append(x.detach().amax().clamp(min=1e-3))
+    """Largest clean magnitude of each int8 tensor of the hidden layers over the samples x [N, C, H, W]; at least 1e-3."""
+    found: list[Tensor] = []
+
+    def step(i: int, read: Tensor, other: Tensor | None) -> Tensor:
+        affine = replace(net[i], ceiling=None, sum_ceiling=None, read_step=None)
+        z = affine.pre(read)
+        y = affine.post(affine.join(z, other))
+        found.extend(ranges(affine, z, y))
+        return y
+
+    walk(plan(net[:-1]), x, step)
     return tuple(found)
-
-
-def _real(affine: Affine) -> Affine:
-    return replace(affine, ceiling=None)

@@ -5,6 +5,7 @@ Folding is differentiable, so training bounds and quantises exactly the weights 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,16 +13,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cactus_edge.train.models import NORM_EPSILON, Layer, Layers, linear, per_channel
+from cactus_edge.train.models import NORM_EPSILON, Layer, Layers, linear, per_channel, pooled, walk
+
+SIGNED_LEVELS = 127
+"""Steps between 0 and the ceiling of a value that may be negative; its least is one step below -ceiling."""
 
 
 @dataclass(frozen=True)
 class Affine:
-    """One layer y = relu?(weight * x + bias); geometry as in `layer` (whose own parameters are not read).
+    """One layer y = relu?(weight * pool(x) + bias + other?); geometry as in `layer` (whose own parameters are not read).
 
-    weight float32 [O, I, KH, KW], bias float32 [O]. ceiling: largest representable activation, a float32 scalar; the output is
-    then clamped to [0, ceiling] and rounded to multiples of ceiling / levels with straight-through gradients; levels = 0 clamps
-    only. None leaves it real.
+    weight float32 [O, I, KH, KW] ([O, 1, KH, KW] depthwise), bias float32 [O]. ceiling: largest representable activation, a
+    float32 scalar; the output is then clamped to [0, ceiling] and rounded to multiples of ceiling / levels with straight-through
+    gradients; without ReLU it is the largest magnitude, and the steps are ceiling / SIGNED_LEVELS. levels = 0 clamps only. None
+    leaves it real. sum_ceiling: likewise of weight * pool(x) + bias before `other` is added, without ReLU. read_step: step of the
+    value that is read, to which its means are rounded (None: they are real).
     """
 
     layer: Layer
@@ -29,41 +35,79 @@ class Affine:
     bias: Tensor
     ceiling: Tensor | None = None
     levels: int = 255
+    sum_ceiling: Tensor | None = None
+    read_step: Tensor | None = None
+
+    def read(self, x: Tensor) -> Tensor:
+        """What the weights see of x [N, I, H, W]: itself, or its means over windows, on its own grid. Non-decreasing."""
+        if self.layer.pool is None:
+            return x
+        mean = pooled(x, self.layer)
+        return mean if self.read_step is None else _to_multiples(mean, self.read_step)
+
+    def map(self, x: Tensor) -> Tensor:
+        """weight * x + bias of x that was `read`. [N, I, H, W] -> [N, O, H', W']."""
+        return linear(x, self.weight, self.layer) + per_channel(self.bias)
 
     def pre(self, x: Tensor) -> Tensor:
-        """weight * x + bias. [N, I, H, W] -> [N, O, H', W']."""
-        return linear(x, self.weight, self.layer) + per_channel(self.bias)
+        """weight * pool(x) + bias. [N, I, H, W] -> [N, O, H', W']."""
+        return self.map(self.read(x))
+
+    def join(self, z: Tensor, other: Tensor | None) -> Tensor:
+        """What the activation sees: z, or z (on its grid, if it has one) + other. Elementwise, non-decreasing in both."""
+        if other is None:
+            return z
+        return (z if self.sum_ceiling is None else _signed(z, self.sum_ceiling, self.levels)) + other
 
     def post(self, z: Tensor) -> Tensor:
         """ReLU (if the layer has one), then the clamp or the activation grid (if it has one). Elementwise, non-decreasing."""
-        y = F.relu(z) if self.layer.relu else z
         if self.ceiling is None:
-            return y
+            return F.relu(z) if self.layer.relu else z
+        if not self.layer.relu:
+            return _signed(z, self.ceiling, self.levels)
         if self.levels == 0:
-            return torch.minimum(y, self.ceiling)
-        return round_to_grid(y, self.ceiling / self.levels, self.levels)
+            return torch.minimum(F.relu(z), self.ceiling)
+        return round_to_grid(F.relu(z), self.ceiling / self.levels, self.levels)
+
+    def apply(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """The layer's output for what it reads and what it adds, if anything."""
+        return self.post(self.join(self.pre(x), other))
 
 
-def round_to_grid(y: Tensor, step: Tensor, levels: int = 255) -> Tensor:
-    """y rounded to step * {0, ..., levels} (ties to even), gradients straight through inside the range and 0 outside.
+def _signed(z: Tensor, ceiling: Tensor, levels: int) -> Tensor:
+    """z clamped to [-128, 127] steps of ceiling / SIGNED_LEVELS, and rounded to them unless levels = 0."""
+    step = ceiling / SIGNED_LEVELS
+    if levels == 0:
+        return torch.minimum(torch.maximum(z, -(SIGNED_LEVELS + 1) * step), ceiling)
+    return round_to_grid(z, step, SIGNED_LEVELS, -SIGNED_LEVELS - 1)
 
-    Bit-equal to torch.fake_quantize_per_tensor_affine(y, step, 0, 0, levels), whose scalar loop takes ten times as long on a CPU.
+
+def _to_multiples(x: Tensor, step: Tensor) -> Tensor:
+    """x rounded to multiples of `step` (ties to even), gradients straight through."""
+    return x + (torch.round(x / step) * step - x).detach()
+
+
+def round_to_grid(y: Tensor, step: Tensor, levels: int = 255, least: int = 0) -> Tensor:
+    """y rounded to step * {least, ..., levels} (ties to even), gradients straight through inside the range and 0 outside.
+
+    Bit-equal to torch.fake_quantize_per_tensor_affine(y, step, 0, least, levels), whose scalar loop takes ten times as long on a
+    CPU.
     """
-    rounded: Tensor = _RoundToGrid.apply(y, step, levels)  # type: ignore[no-untyped-call]
+    rounded: Tensor = _RoundToGrid.apply(y, step, levels, least)  # type: ignore[no-untyped-call]
     return rounded
 
 
 class _RoundToGrid(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, step: Tensor, levels: int) -> Tensor:
+    def forward(ctx: Any, y: Tensor, step: Tensor, levels: int, least: int) -> Tensor:
         level = torch.round(y * (1 / step))
-        ctx.save_for_backward((level >= 0) & (level <= levels))
-        return level.clamp_(0, levels).mul_(step)
+        ctx.save_for_backward((level >= least) & (level <= levels))
+        return level.clamp_(least, levels).mul_(step)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (inside,) = ctx.saved_tensors
-        return gradients[0] * inside, None, None
+        return gradients[0] * inside, None, None, None
 
 
 Folded = tuple[Affine, ...]
@@ -71,9 +115,12 @@ Folded = tuple[Affine, ...]
 
 def forward(net: Folded, x: Tensor) -> Tensor:
     """Logits [N, classes] of x [N, C, H, W]."""
-    for affine in net:
-        x = affine.post(affine.pre(x))
-    return x.flatten(1)
+    return walk(plan(net), x, lambda i, read, other: net[i].apply(read, other)).flatten(1)
+
+
+def plan(net: Folded) -> Layers:
+    """The layers that the network was folded from: its geometry and what reads what."""
+    return tuple(affine.layer for affine in net)
 
 
 def fold(layers: Layers) -> Folded:
@@ -88,7 +135,7 @@ def fold(layers: Layers) -> Folded:
 class Pass:
     """What one clean pass over a batch yields. net: folded with the batch's statistics; logits float32 [N, classes].
 
-    peaks: largest activation of each hidden layer, detached scalars of at least 1e-3.
+    peaks: largest activation of each hidden layer, as `ranges` orders them, detached scalars of at least 1e-3.
     """
 
     net: Folded
@@ -103,18 +150,34 @@ def fold_batch(layers: Layers, x: Tensor) -> Pass:
     """
     net: list[Affine] = []
     peaks: list[Tensor] = []
-    for layer in layers:
+
+    def step(i: int, read: Tensor, other: Tensor | None) -> Tensor:
+        layer = layers[i]
         if layer.norm is None:
             net.append(_fold(layer, None))
-            x = net[-1].post(net[-1].pre(x))
+            z = net[-1].pre(read)
         else:
-            z = linear(x, layer.weight, layer) + per_channel(layer.bias)
-            mean, var = moments(z)
+            raw = linear(pooled(read, layer), layer.weight, layer) + per_channel(layer.bias)
+            mean, var = moments(raw)
             net.append(_fold(layer, (mean, var)))
             scale = layer.norm.gamma * torch.rsqrt(var + NORM_EPSILON)
-            x = net[-1].post(z * per_channel(scale) + per_channel(layer.norm.beta - mean * scale))
-        peaks.append(x.detach().amax().clamp(min=1e-3))
-    return Pass(tuple(net), x.flatten(1), tuple(peaks[:-1]))
+            z = raw * per_channel(scale) + per_channel(layer.norm.beta - mean * scale)
+        y = net[-1].post(net[-1].join(z, other))
+        peaks.extend(ranges(net[-1], z, y))
+        return y
+
+    logits = walk(layers, x, step).flatten(1)
+    return Pass(tuple(net), logits, tuple(peaks[:-1]))
+
+
+def ranges(affine: Affine, z: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    """Largest magnitude of each int8 tensor that the layer makes, detached scalars of at least 1e-3, in the order of `Ceilings`.
+
+    That is its output y and, where it adds a value, before it the z = weight * pool(x) + bias that goes into the sum.
+    """
+    top = y.detach() if affine.layer.relu else y.detach().abs()
+    found = (top,) if affine.layer.adds is None else (z.detach().abs(), top)
+    return tuple(t.amax().clamp(min=1e-3) for t in found)
 
 
 def moments(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,12 +189,14 @@ def moments(z: Tensor) -> tuple[Tensor, Tensor]:
 def statistics(layers: Layers, x: Tensor) -> tuple[tuple[Tensor, Tensor] | None, ...]:
     """Mean and variance of each normalised layer's input over the samples x, each layer fed by normalised ones before it."""
     found: list[tuple[Tensor, Tensor] | None] = []
-    for layer in layers:
-        z = linear(x, layer.weight, layer) + per_channel(layer.bias)
-        stats = None if layer.norm is None else moments(z)
-        found.append(stats)
-        affine = _fold(layer, stats)
-        x = affine.post(affine.pre(x))
+
+    def step(i: int, read: Tensor, other: Tensor | None) -> Tensor:
+        layer = layers[i]
+        z = linear(pooled(read, layer), layer.weight, layer) + per_channel(layer.bias)
+        found.append(None if layer.norm is None else moments(z))
+        return _fold(layer, found[-1]).apply(read, other)
+
+    walk(layers, x, step)
     return tuple(found)
 
 
@@ -145,19 +210,28 @@ def _fold(layer: Layer, stats: tuple[Tensor, Tensor] | None) -> Affine:
 
 def detach(net: Folded) -> Folded:
     """The same network cut off from gradients."""
-    return tuple(
-        replace(
-            a, weight=a.weight.detach(), bias=a.bias.detach(), ceiling=None if a.ceiling is None else a.ceiling.detach()
-        )
-        for a in net
-    )
+    return mapped(net, Tensor.detach)
 
 
 def to_double(net: Folded) -> Folded:
     """The same network in float64, for bounds whose rounding does not matter."""
+    return mapped(net, Tensor.double)
+
+
+def mapped(net: Folded, f: Callable[[Tensor], Tensor]) -> Folded:
+    """The same network with f of each of its tensors."""
+
+    def some(t: Tensor | None) -> Tensor | None:
+        return None if t is None else f(t)
+
     return tuple(
         replace(
-            a, weight=a.weight.double(), bias=a.bias.double(), ceiling=None if a.ceiling is None else a.ceiling.double()
+            a,
+            weight=f(a.weight),
+            bias=f(a.bias),
+            ceiling=some(a.ceiling),
+            sum_ceiling=some(a.sum_ceiling),
+            read_step=some(a.read_step),
         )
         for a in net
     )

@@ -179,9 +179,9 @@ class _Run:
         self._key = run_key(recipe, dataset, method, seed)
         self._file = checkpoint(recipe, dataset, workdir, method, seed)
         self._stages = stages(method)
-        widths = self._stages[0].widths(recipe)
+        shape, classes, compressed = dataset.shape, len(dataset.labels), self._stages[0].compressed
         # Drawn on the CPU wherever it trains, as everything random here: equal seeds begin with equal weights.
-        self._network = build(recipe.model, dataset.shape, len(dataset.labels), seed, widths=widths).to(device)
+        self._network = build(recipe.model, shape, classes, seed, compressed=compressed).to(device)
         self._widths_before, self._weights_before = self._network.widths(), self._network.weights()
         self._history: list[EpochStats] = []
         self._stage, self._epoch = 0, 0

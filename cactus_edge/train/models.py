@@ -1,20 +1,24 @@
 """Small networks as a tuple of layers: what training, compression and export all transform.
 
-A layer is linear map, optional batch normalisation, ReLU (all but the last). Inside torch images are N, C, H, W. A dense
-layer keeps its weight as [O, I, H, W] over the map that it reads, so that channels are removed from convolutions and dense
-layers by the same indexing, and the flattening order is decided once, at export.
+A layer is linear map, optional batch normalisation, optional sum with an earlier value, ReLU (not the last). It reads the
+layer before it, or any earlier one; so a tuple of layers is a graph in the order of execution, and `walk` runs it. Inside
+torch images are N, C, H, W; a signal of T steps is a map of T x 1. A dense layer keeps its weight as [O, I, H, W] over the
+map that it reads, so that channels are removed from convolutions and dense layers by the same indexing, and the flattening
+order is decided once, at export.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cactus_edge.errors import InputError
+from cactus_edge.errors import InputError, InternalError
 from cactus_edge.ir.ops import Padding2d, same_padding
 from cactus_edge.recipe import LayerRecipe, ModelRecipe
 
@@ -32,43 +36,89 @@ class Norm:
     var: Tensor
 
 
+INPUT = -1
+"""The network's input, where a layer names the value that it reads or adds."""
+
+
 @dataclass(frozen=True)
 class Layer:
-    """z = weight * x + bias, then `norm`, then ReLU if `relu`.
+    """z = weight * pool(x) + bias, then `norm`, then plus an earlier value if `adds` names one, then ReLU if `relu`.
 
-    weight float32 [O, I, KH, KW]; bias float32 [O]; in_size is the (H, W) of the input map. For a dense layer
-    (KH, KW) = in_size and the output map is 1 x 1.
+    weight float32 [O, I, KH, KW], [O, 1, KH, KW] in a `depthwise` layer, whose output o reads channel o alone; bias float32 [O].
+    in_size is the (H, W) of the map that it reads, before `pool`: the mean over windows of that size side by side, a rest at the
+    right or the bottom left out. For a dense layer (KH, KW) is the map after pooling, and the output map is 1 x 1. stride: (down,
+    right). reads, adds: index of an earlier layer whose output that is, INPUT for the network's input; reads = None is the layer
+    before. kept: channels that stay when the network is compressed (0: all).
     """
 
     weight: Tensor
     bias: Tensor
     norm: Norm | None
     in_size: tuple[int, int]
-    stride: int
+    stride: tuple[int, int]
     padding: Padding2d
     dense: bool
     relu: bool
+    depthwise: bool = False
+    reads: int | None = None
+    adds: int | None = None
+    pool: tuple[int, int] | None = None
+    kept: int = 0
+
+    @property
+    def map_size(self) -> tuple[int, int]:
+        """(H, W) of the map that the weights see: pooled, if it is."""
+        (h, w), (ph, pw) = self.in_size, self.pool or (1, 1)
+        return (h // ph, w // pw)
 
     @property
     def out_size(self) -> tuple[int, int]:
         """(H, W) of the output map."""
         if self.dense:
             return (1, 1)
-        (h, w), p, (kh, kw) = self.in_size, self.padding, self.weight.shape[2:]
-        return ((h + p.top + p.bottom - kh) // self.stride + 1, (w + p.left + p.right - kw) // self.stride + 1)
+        (h, w), p, (kh, kw) = self.map_size, self.padding, self.weight.shape[2:]
+        return ((h + p.top + p.bottom - kh) // self.stride[0] + 1, (w + p.left + p.right - kw) // self.stride[1] + 1)
 
 
 Layers = tuple[Layer, ...]
 
+_Value = TypeVar("_Value")
+
+
+def sources(layers: Sequence[Layer]) -> tuple[tuple[int, int | None], ...]:
+    """What each layer reads and what it adds, if anything: indices of layers, INPUT for the input."""
+    return tuple((i - 1 if layer.reads is None else layer.reads, layer.adds) for i, layer in enumerate(layers))
+
+
+def walk(layers: Sequence[Layer], x: _Value, step: Callable[[int, _Value, _Value | None], _Value]) -> _Value:
+    """The last layer's value, where value i is step(i, the value that layer i reads, the one that it adds or None).
+
+    Values are let go after their last use, so that a chain holds one at a time.
+    """
+    found = sources(layers)
+    last = {value: i for i, pair in enumerate(found) for value in pair if value is not None}
+    values: dict[int, _Value] = {INPUT: x}
+    for i, (reads, adds) in enumerate(found):
+        values[i] = step(i, values[reads], None if adds is None else values[adds])
+        for value in {reads, adds}:
+            if value is not None and last[value] == i:
+                del values[value]
+    return values[len(layers) - 1]
+
 
 def linear(x: Tensor, weight: Tensor, layer: Layer) -> Tensor:
-    """weight * x with the geometry of `layer`, without bias. x [N, I, H, W] -> [N, O, H', W']."""
+    """weight * x with the geometry of `layer`, without bias. x [N, I, H, W], pooled if it is -> [N, O, H', W']."""
     if layer.dense:
         return (x.flatten(1) @ weight.flatten(1).T)[:, :, None, None]
-    p = layer.padding
+    p, groups = layer.padding, len(weight) if layer.depthwise else 1
     if p.top == p.bottom and p.left == p.right:
-        return F.conv2d(x, weight, stride=layer.stride, padding=(p.top, p.left))
-    return F.conv2d(F.pad(x, (p.left, p.right, p.top, p.bottom)), weight, stride=layer.stride)
+        return F.conv2d(x, weight, stride=layer.stride, padding=(p.top, p.left), groups=groups)
+    return F.conv2d(F.pad(x, (p.left, p.right, p.top, p.bottom)), weight, stride=layer.stride, groups=groups)
+
+
+def pooled(x: Tensor, layer: Layer) -> Tensor:
+    """The map that the layer's weights see: x [N, I, H, W], or its means over the layer's windows."""
+    return x if layer.pool is None else F.avg_pool2d(x, layer.pool)
 
 
 def per_channel(v: Tensor) -> Tensor:
@@ -76,11 +126,35 @@ def per_channel(v: Tensor) -> Tensor:
     return v[None, :, None, None]
 
 
+def check(layers: Layers) -> None:
+    """Raises InternalError unless each layer reads and adds earlier values of fitting shapes and the last is plainly dense."""
+    first, last = layers[0], layers[-1]
+    maps: dict[int, tuple[int, tuple[int, int]]] = {
+        INPUT: (first.weight.shape[0 if first.depthwise else 1], first.in_size)
+    }
+    for i, (layer, (reads, adds)) in enumerate(zip(layers, sources(layers), strict=True)):
+        width, fan_in = layer.weight.shape[:2]
+        made = maps[i] = (width, layer.out_size)
+        read = maps.get(reads) if reads < i else None
+        if read != (width if layer.depthwise else fan_in, layer.in_size) or (layer.depthwise and fan_in != 1):
+            raise InternalError(f"layer {i} reads {read}: weights {tuple(layer.weight.shape)}, map {layer.in_size}")
+        if adds is not None and (adds >= i or maps.get(adds) != made):
+            raise InternalError(f"layer {i} of {made} adds {maps.get(adds)}")
+        if layer.dense and tuple(layer.weight.shape[2:]) != layer.map_size:
+            raise InternalError(f"layer {i}: dense weights {tuple(layer.weight.shape)} on a map of {layer.map_size}")
+        if layer.pool is not None and reads == INPUT:
+            raise InternalError(f"layer {i} pools the network's input, whose steps are not known here")
+    if not last.dense or last.relu or last.adds is not None or last.reads not in (None, len(layers) - 2):
+        raise InternalError("the last layer is dense on the layer before it, without sum and ReLU")
+
+
 class Network(nn.Module):
     """Parameters and running statistics of a tuple of layers; `layers()` is the live functional view."""
 
     def __init__(self, layers: Layers) -> None:
+        """Raises InternalError for layers that are no network."""
         super().__init__()
+        check(layers)
         self._plan = layers
         for i, layer in enumerate(layers):
             self.register_parameter(f"weight{i}", nn.Parameter(layer.weight.detach().clone()))
@@ -111,25 +185,31 @@ class Network(nn.Module):
         """Output channels of each hidden layer."""
         return tuple(int(layer.weight.shape[0]) for layer in self._plan[:-1])
 
+    def kept_widths(self) -> tuple[int, ...]:
+        """Output channels of each hidden layer after compression."""
+        return tuple(
+            min(layer.kept or width, width) for layer, width in zip(self._plan[:-1], self.widths(), strict=True)
+        )
+
     def weights(self) -> tuple[int, ...]:
         """Number of weight elements of each layer, biases and normalisation not counted."""
         return tuple(int(layer.weight.numel()) for layer in self._plan)
 
 
 def build(
-    model: ModelRecipe, shape: tuple[int, int, int], classes: int, seed: int, *, widths: tuple[int, ...] | None = None
+    model: ModelRecipe, shape: tuple[int, int, int], classes: int, seed: int, *, compressed: bool = False
 ) -> Network:
     """A network for samples of `shape` (height, width, channels), initialised for interval bounds.
 
-    widths: output channels per hidden layer instead of the recipe's `channels`. Weights are drawn from N(0, 2 pi / fan_in^2),
+    compressed: with the channels that are left after compression from the start. Weights are drawn from N(0, 2 pi / fan_in^2),
     so that interval radii neither grow nor vanish with depth. Source: Shi et al. 2021, arXiv 2103.17268 (IBP initialisation).
     Raises InputError where a kernel does not fit its map.
     """
     generator = torch.Generator().manual_seed(seed)
     size, channels = (shape[0], shape[1]), shape[2]
-    hidden = model.layer
     plan: list[Layer] = []
-    for i, (spec, width) in enumerate(zip(hidden, widths or tuple(s.channels for s in hidden), strict=True)):
+    for i, spec in enumerate(model.layer):
+        width = spec.width if compressed else spec.channels
         layer = _layer(spec, size, channels, width, model.batch_norm, generator, f"model layer {i}")
         plan.append(layer)
         size, channels = layer.out_size, width
@@ -147,7 +227,8 @@ def _layer(
     where: str,
 ) -> Layer:
     if spec.kind == "dense":
-        return _dense(size, channels, width, batch_norm=batch_norm, relu=True, generator=generator)
+        layer = _dense(size, channels, width, batch_norm=batch_norm, relu=True, generator=generator)
+        return replace(layer, kept=spec.kept)
     kernel, stride = (spec.kernel, spec.kernel), (spec.stride, spec.stride)
     if spec.padding == "valid" and min(size) < spec.kernel:
         raise InputError(
@@ -156,16 +237,8 @@ def _layer(
         )
     padding = same_padding(size, kernel, stride) if spec.padding == "same" else Padding2d()
     weight = _draw((width, channels, *kernel), generator)
-    return Layer(
-        weight,
-        torch.zeros(width),
-        _norm(width) if batch_norm else None,
-        size,
-        spec.stride,
-        padding,
-        dense=False,
-        relu=True,
-    )
+    norm = _norm(width) if batch_norm else None
+    return Layer(weight, torch.zeros(width), norm, size, stride, padding, dense=False, relu=True, kept=spec.kept)
 
 
 def _dense(
@@ -173,7 +246,14 @@ def _dense(
 ) -> Layer:
     weight = _draw((width, channels, *size), generator)
     return Layer(
-        weight, torch.zeros(width), _norm(width) if batch_norm else None, size, 1, Padding2d(), dense=True, relu=relu
+        weight,
+        torch.zeros(width),
+        _norm(width) if batch_norm else None,
+        size,
+        (1, 1),
+        Padding2d(),
+        dense=True,
+        relu=relu,
     )
 
 

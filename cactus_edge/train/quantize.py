@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -9,13 +11,14 @@ from cactus_edge.errors import ModelError
 from cactus_edge.ir.arith import LARGEST_FLOAT_BIAS
 from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.graph import Graph, Tensor
-from cactus_edge.ir.ops import Activation, Conv2d, Dense, Float32, Int8, Int32, freeze
+from cactus_edge.ir.ops import Activation, Add, AvgPool, Conv2d, Dense, DepthwiseConv2d, Float32, Int8, Int32, freeze
 from cactus_edge.recipe import Recipe
 from cactus_edge.train.calibrate import Calibration, calibrate
 from cactus_edge.train.data import Dataset
 from cactus_edge.train.fakequant import WEIGHT_MAX, Ceilings, fake_quantise, weight_scales
-from cactus_edge.train.folded import Affine, Folded
+from cactus_edge.train.folded import SIGNED_LEVELS, Affine, Folded, plan
 from cactus_edge.train.loop import TrainedModel
+from cactus_edge.train.models import walk
 
 
 def to_graph(trained: TrainedModel, dataset: Dataset, recipe: Recipe) -> Graph:
@@ -28,36 +31,57 @@ def export(net: Folded, calibration: Calibration, shape: tuple[int, int, int], n
     """The integer graph: weight = rint(w / s_w), bias = rint(b / (s_in s_w)), activations in steps of ceiling / levels from their zero
     point on.
 
-    s_w per channel in convolutions, per tensor in dense layers. A symmetric network's biases are small enough for float32, as
-    TensorRT takes them. Raises ModelError where a bias leaves int32.
+    s_w per channel in convolutions, per tensor in dense layers. What may be negative, the terms of sums above all, has steps of
+    ceiling / 127 on both sides of a zero point of 0. A sum is a convolution without ReLU and an ADD with it. A symmetric
+    network's biases are small enough for float32, as TensorRT takes them. Raises ModelError where a bias leaves int32.
     """
     builder = GraphBuilder()
     least = 0 if calibration.symmetric else -128
-    at = builder.input(Tensor(name, shape, "int8", calibration.in_scale, calibration.in_zero_point))
-    for i, affine in enumerate(net):
-        last = i == len(net) - 1
-        scale = calibration.out_scale if last else float(np.float32(calibration.ceilings[i] / calibration.levels))
-        zero_point = calibration.out_zero_point if last else least
-        height, width = affine.layer.out_size
+    most = LARGEST_FLOAT_BIAS if calibration.symmetric else _LARGEST
+    ceilings = iter(calibration.ceilings)
+
+    def grid(name: str, shape: tuple[int, ...], *, signed: bool) -> Tensor:
+        steps, zero_point = (SIGNED_LEVELS, 0) if signed else (calibration.levels, least)
+        return Tensor(name, shape, "int8", float(np.float32(next(ceilings) / steps)), zero_point)
+
+    def layer(i: int, at: int, other: int | None) -> int:
+        affine, last = net[i], i == len(net) - 1
+        made, relu = affine.layer, Activation.RELU if affine.layer.relu else Activation.NONE
+        label = "logits" if last else f"{'dense' if made.dense else 'depthwise' if made.depthwise else 'conv'}{i}"
         channels = int(affine.weight.shape[0])
-        out_shape = (channels,) if affine.layer.dense else (height, width, channels)
-        label = "logits" if last else f"{'dense' if affine.layer.dense else 'conv'}{i}"
-        out = Tensor(label, out_shape, "int8", scale, zero_point)
-        most = LARGEST_FLOAT_BIAS if calibration.symmetric else _LARGEST
-        at = builder.node(_op(affine, builder.tensor(at).scale, label, most), [at], out)
-    return builder.finish(at)
+        out_shape = (channels,) if made.dense else (*made.out_size, channels)
+        if made.pool is not None:
+            read = builder.tensor(at)
+            means = replace(read, name=f"pool{i}", shape=(*made.map_size, read.shape[2]))
+            at = builder.node(AvgPool(made.pool, made.pool), [at], means)
+        s_in = builder.tensor(at).scale
+        if other is not None:
+            term = builder.node(
+                _op(affine, s_in, label, most, Activation.NONE), [at], grid(label, out_shape, signed=True)
+            )
+            return builder.node(Add(relu), [other, term], grid(f"sum{i}", out_shape, signed=not made.relu))
+        if last:
+            out = Tensor(label, out_shape, "int8", calibration.out_scale, calibration.out_zero_point)
+        else:
+            out = grid(label, out_shape, signed=not made.relu)
+        return builder.node(_op(affine, s_in, label, most, relu), [at], out)
+
+    at = builder.input(Tensor(name, shape, "int8", calibration.in_scale, calibration.in_zero_point))
+    return builder.finish(walk(plan(net), at, layer))
 
 
 _LARGEST = 2**31 - 1
 
 
-def _op(affine: Affine, s_in: float, label: str, most: int) -> Conv2d | Dense:
-    dense = affine.layer.dense
+def _op(affine: Affine, s_in: float, label: str, most: int, activation: Activation) -> Conv2d | DepthwiseConv2d | Dense:
+    layer = affine.layer
     weight, bias, scales = integers(affine, s_in, label, most)
-    activation = Activation.RELU if affine.layer.relu else Activation.NONE
-    if dense:
+    if layer.dense:
         return Dense(weight.reshape(weight.shape[0], -1), bias, scales, activation)
-    return Conv2d(weight, bias, scales, (affine.layer.stride,) * 2, affine.layer.padding, activation=activation)
+    if layer.depthwise:
+        flat = freeze(weight[..., 0].transpose(1, 2, 0), np.int8)
+        return DepthwiseConv2d(flat, bias, scales, layer.stride, layer.padding, activation=activation)
+    return Conv2d(weight, bias, scales, layer.stride, layer.padding, activation=activation)
 
 
 def integers(affine: Affine, s_in: float, label: str, most: int = _LARGEST) -> tuple[Int8, Int32, Float32]:

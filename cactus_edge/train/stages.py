@@ -16,6 +16,7 @@ from cactus_edge.train.objectives import OBJECTIVES, cactus
 from cactus_edge.train.objectives.ibp import warmup_regulariser
 from cactus_edge.train.objectives.loss import Batch, Step
 from cactus_edge.train.projections import Projection
+from cactus_edge.train.prune import shrink
 from cactus_edge.train.updates import Update, clipped
 
 
@@ -65,13 +66,14 @@ Objective = Callable[[Network, Batch, Step], Terms]
 class Stage:
     """enter: the network to train from the one that the previous stage left. The other callables follow from the recipe.
 
-    widths: channels of each hidden layer while the stage trains; the first stage's network is built with them.
+    compressed: whether the stage trains the network without the channels that compression removes; the first stage's network is
+    built so.
     clamped: whether every member that the stage trains has clamped activations.
     """
 
     name: str
     enter: Callable[[Network, Recipe], Network]
-    widths: Callable[[Recipe], tuple[int, ...]]
+    compressed: bool
     schedule: Callable[[Recipe], Schedule]
     objective: Callable[[Recipe], Objective]
     update: Callable[[Recipe], Update]
@@ -84,12 +86,13 @@ def over_members(members: Callable[[Recipe], tuple[str, ...]]) -> Callable[[Reci
 
     def of(recipe: Recipe) -> Objective:
         names, train = members(recipe), recipe.train
-        widths, clip, levels = kept_widths(recipe), recipe.quantise.train_clip, recipe.quantise.levels
+        clip, levels = recipe.quantise.train_clip, recipe.quantise.levels
         certified_loss = OBJECTIVES[train.objective](train)
 
         def objective(network: Network, batch: Batch, step: Step) -> Terms:
+            layers, widths = network.layers(), network.kept_widths()
             found, clean, aimed = cactus.members(
-                network.layers(), batch, names, certified_loss, step, widths=widths, clip=clip, levels=levels
+                layers, batch, names, certified_loss, step, widths=widths, clip=clip, levels=levels
             )
             loss = torch.stack([m.loss for m in found.values()]).mean()
             first = next(iter(found.values()))
@@ -121,14 +124,9 @@ def same(network: Network, _: Recipe) -> Network:
     return network
 
 
-def initial_widths(recipe: Recipe) -> tuple[int, ...]:
-    """Channels of each hidden layer before compression."""
-    return tuple(layer.channels for layer in recipe.model.layer)
-
-
-def kept_widths(recipe: Recipe) -> tuple[int, ...]:
-    """Channels of each hidden layer after compression."""
-    return tuple(layer.width for layer in recipe.model.layer)
+def without_channels(network: Network, _: Recipe) -> Network:
+    """The most important channels of the network that the previous stage left."""
+    return shrink(network, network.kept_widths())[0]
 
 
 def training(recipe: Recipe) -> Schedule:

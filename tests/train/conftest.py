@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -81,7 +82,8 @@ def make_network() -> Callable[..., Network]:
         second = 'channels = 6\nkernel = 2\npadding = "valid"\n'
         text = TINY.replace("[model]\n", head + first).replace("channels = 6\nkept = 4\nstride = 2\n", second)
         model = parse_recipe(text, "made.toml").model
-        network = build(model, (7, 6, 2), 4, seed, widths=widths)
+        layers = tuple(replace(layer, channels=n, kept=0) for layer, n in zip(model.layer, widths, strict=True))
+        network = build(replace(model, layer=layers), (7, 6, 2), 4, seed)
         generator = torch.Generator().manual_seed(seed + 1000)
         with torch.no_grad():
             for layer in network.layers():

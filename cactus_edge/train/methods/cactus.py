@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-from cactus_edge.recipe import Recipe
-from cactus_edge.train.models import Network
 from cactus_edge.train.projections import positive_gamma
-from cactus_edge.train.prune import shrink
 from cactus_edge.train.stages import (
     Stage,
     clip,
     finetuning,
-    initial_widths,
-    kept_widths,
     only_quantised,
     over_members,
     same,
     training,
+    without_channels,
 )
-
-
-def _compressed(network: Network, recipe: Recipe) -> Network:
-    return shrink(network, kept_widths(recipe))[0]
-
 
 CACTUS = (
     Stage(
         "train",
         same,
-        initial_widths,
+        False,
         training,
         over_members(lambda r: r.train.members),
         clip,
@@ -36,8 +27,8 @@ CACTUS = (
     ),
     Stage(
         "compress",
-        _compressed,
-        kept_widths,
+        without_channels,
+        True,
         finetuning,
         over_members(lambda r: r.compress.members),
         clip,

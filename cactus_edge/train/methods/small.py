@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from cactus_edge.train.projections import positive_gamma
-from cactus_edge.train.stages import Stage, clip, joint, kept_widths, over_members, same
+from cactus_edge.train.stages import Stage, clip, joint, over_members, same
 
-SMALL = (
-    Stage("train", same, kept_widths, joint, over_members(lambda _: ("full",)), clip, positive_gamma, lambda _: False),
-)
+SMALL = (Stage("train", same, True, joint, over_members(lambda _: ("full",)), clip, positive_gamma, lambda _: False),)

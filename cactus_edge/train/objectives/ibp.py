@@ -27,7 +27,7 @@ IBP = Loss(mixed(worst_case))
 
 
 def warmup_regulariser(bounds: Bounds, region: Box) -> Tensor:
-    """(L_tight + L_relu) / number of hidden layers: keeps boxes from growing layer by layer and ReLUs from dying.
+    """(L_tight + L_relu) / number of ReLUs: keeps boxes from growing layer by layer and ReLUs from dying.
 
     L_tight = sum relu(t - r_0 / r_i) / t with mean radii r_0 of the input and r_i before activation i. L_relu compares
     active (lower > 0) with inactive (upper < 0) neurons: their centres' mean magnitude and variance should balance.
@@ -35,7 +35,7 @@ def warmup_regulariser(bounds: Bounds, region: Box) -> Tensor:
     """
     total = torch.zeros(())
     start = region.radius.mean()
-    for pre in bounds.pre:
+    for pre in bounds.rectified:
         if float(start) > 0:
             total = total + _short(start / pre.radius.mean().clamp(min=1e-12))
         centre = pre.centre
@@ -43,7 +43,7 @@ def warmup_regulariser(bounds: Bounds, region: Box) -> Tensor:
         spread = (centre - centre.mean()) ** 2
         total = total + _balance((centre * active).mean(), -(centre * inactive).mean())
         total = total + _balance((spread * active).mean(), (spread * inactive).mean())
-    return total / max(len(bounds.pre), 1)
+    return total / max(len(bounds.rectified), 1)
 
 
 def _balance(a: Tensor, b: Tensor) -> Tensor:
