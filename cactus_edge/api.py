@@ -5,8 +5,6 @@ Each function imports what it needs when it is called: `verify` runs on numpy al
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -38,6 +36,7 @@ Bounds = Literal["interval", "linear"]
 def build(
     recipe: Recipe | str | Path = "digits",
     *,
+    run: Path | str | None = None,
     target: str = "mcu",
     out: Path | str | None = None,
     seed: int | None = None,
@@ -52,13 +51,15 @@ def build(
 ) -> Built:
     """Trains, compresses, lowers, compares, certifies and runs `recipe` on `target`; returns the bundle.
 
-    out: the bundle's folder, build/RECIPE-TARGET by default; finished steps found there are kept. host: user@host of a target
+    run: the folder of a finished training, whose recipe and network are taken instead. out: the bundle's folder, build/RECIPE-TARGET
+    by default, RUN-TARGET of a run; finished steps found there are kept. host: user@host of a target
     that is reached by ssh. live: firmware that can bound the decision around an input. Raises CactusError for what the user can
     fix, MismatchError where a runtime or the board contradicts the interpreter.
     """
     from cactus_edge.board import Options
     from cactus_edge.device.targets import JetsonTarget, SshTarget, Target, load_target
     from cactus_edge.recipe import Recipe, load_recipe
+    from cactus_edge.runs import command_line, read_run, require_unchanged
 
     for name, value, least, most in (
         ("seed", seed or 0, 0, 2**31 - 1),
@@ -74,14 +75,28 @@ def build(
         raise InputError(f"{board.title} has no firmware of ours, which live inputs need", hint="leave it out")
     if port and not isinstance(board, Target):
         raise InputError(f"{board.title} is reached by ssh, not by a serial port", hint="--host user@host")
-    chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    trained = None if run is None else read_run(Path(run))
+    if trained is not None and seed is not None:
+        raise InputError("a run has its seed", hint="leave --seed out, or train another run")
+    chosen = trained.recipe if trained else recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     if seed is not None:
         chosen = replace(chosen, train=replace(chosen.train, seed=seed))
-    folder = require_folder(Path(out) if out is not None else Path("build") / f"{chosen.name}-{target}", "--out")
-    command = (
-        shlex.join(["cactus-edge", *sys.argv[1:]]) if Path(sys.argv[0]).stem == "cactus-edge" else "cactus_edge.build"
+    if trained is not None:
+        require_unchanged(trained, chosen)
+    name = trained.folder.resolve().name if trained else chosen.name
+    folder = require_folder(Path(out) if out is not None else Path("build") / f"{name}-{target}", "--out")
+    options = Options(
+        target,
+        emulator,
+        compiler,
+        port,
+        device_inputs,
+        threads,
+        command_line("cactus_edge.build"),
+        host,
+        live,
+        trained.folder if trained else None,
     )
-    options = Options(target, emulator, compiler, port, device_inputs, threads, command, host, live)
     if isinstance(board, SshTarget):
         from cactus_edge import linux
 

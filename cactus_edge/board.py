@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Options:
     """How to build, beside the recipe. threads 0: all processors. port "": the emulator, or nothing on a real board. host "": no
-    computer to run on, else user@host[:port]. live: firmware that bounds the decision around an input (`certify`)."""
+    computer to run on, else user@host[:port]. live: firmware that bounds the decision around an input (`certify`). trained: the
+    folder of a finished run, whose network is exported; None: the network is trained in the build's own folder."""
 
     target: str = "mcu"
     emulator: Literal["unicorn", "qemu"] = "unicorn"
@@ -32,6 +33,7 @@ class Options:
     command: str = ""
     host: str = ""
     live: bool = False
+    trained: Path | None = None
 
 
 def run_on_board(

@@ -23,6 +23,7 @@ from cactus_edge.version import __version__
 if TYPE_CHECKING:
     from cactus_edge.pipeline import Chain
     from cactus_edge.steps import Steps
+    from cactus_edge.train.data import Dataset
 
 PACKAGES = (
     "numpy",
@@ -104,16 +105,7 @@ def collect(chain: Chain, found: Found, steps: Steps) -> r.BuildResults:
         recipe_sha256=recipe.digest(),
         seeds=(recipe.train.seed,),
         machine=machine(),
-        data=r.Data(
-            data.name,
-            data.digest(),
-            len(data.train.y),
-            len(data.validation.y),
-            len(data.test.y),
-            data.shape,
-            tuple(data.labels),
-            data.preprocessing,
-        ),
+        data=data_record(data),
         region=_region(chain, source.scale, source.zero_point),
         training=_training(chain, found["train"]),
         accuracy=r.Accuracy(
@@ -161,6 +153,20 @@ def _region(chain: Chain, scale: float, zero_point: int) -> r.Region:
         unit = f"times {said}" if len(radii) > 1 else f"{unit}, which is {said}"
     text = "1" if len(radii) > 1 else str(radii[0])
     return r.Region(text, float(low), float(high), unit, scale, zero_point)
+
+
+def data_record(data: Dataset) -> r.Data:
+    """The data set as a record."""
+    return r.Data(
+        data.name,
+        data.digest(),
+        len(data.train.y),
+        len(data.validation.y),
+        len(data.test.y),
+        data.shape,
+        tuple(data.labels),
+        data.preprocessing,
+    )
 
 
 def _training(chain: Chain, trained: dict[str, Any]) -> r.Training:

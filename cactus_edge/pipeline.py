@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable
 from fractions import Fraction
 from functools import cached_property, partial
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,18 +175,14 @@ class Chain:
     def _train(self, advance: Advance) -> TrainedModel:
         from cactus_edge.train.loop import EpochStats, planned, train
 
-        lengths = planned(self.recipe)
-        before = dict(zip(lengths, accumulate(lengths.values(), initial=0), strict=False))
-        total = sum(lengths.values())
+        plan = planned(self.recipe)
 
         def on_epoch(e: EpochStats) -> None:
-            shown = (
-                "" if e.val_certified is None else f"certified {e.val_certified:.1%} of validation at full precision"
-            )
-            advance(before[e.stage] + e.epoch, total, shown)
+            shown = f"certified {e.val_certified:.1%} of validation at full precision"
+            advance(e.number(plan), sum(plan.values()), shown)
 
-        threads = self.options.threads or None
-        return train(self.recipe, self.dataset, self.folder / ".train", on_epoch=on_epoch, threads=threads)
+        workdir = self.options.trained or self.folder / ".train"
+        return train(self.recipe, self.dataset, workdir, on_epoch=on_epoch, threads=self.options.threads or None)
 
     def train(self, advance: Advance) -> Result:
         """Trains over the network set, removes channels for good, fine-tunes the network that ships."""

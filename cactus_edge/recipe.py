@@ -245,6 +245,10 @@ class Recipe:
         plain: dict[str, Any] = _plain(self, lambda field, record: True)
         return plain
 
+    def to_toml(self) -> str:
+        """The recipe as `parse_recipe` reads it, with the keys that are at their default; what is empty stands for no key."""
+        return takes.written(_plain(self, lambda field, record: getattr(record, field.name) not in ("", ())))
+
 
 def _plain(value: Any, kept: Callable[[Field[Any], Any], bool]) -> Any:
     if is_dataclass(value):

@@ -1,13 +1,14 @@
-"""What a recipe's key takes: functions from a TOML value to ours, which raise BadValueError for any other value.
+"""What a recipe's key takes: functions from a TOML value to ours, which raise BadValueError for any other value; and the way back.
 
 Decimals arrive as Decimal, so that radii stay exact.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -153,3 +154,32 @@ def n_of_m(pattern: str | float) -> tuple[int, int] | None:
         return None
     n, m = int(match[1]), int(match[2])
     return (n, m) if n < m <= 32 else None
+
+
+def written(table: Mapping[str, Any]) -> str:
+    """TOML text of nested tables of strings, integers, floats, truth values and lists of them; None is left out."""
+    return "\n".join(_lines(table, "")).lstrip("\n") + "\n"
+
+
+def _lines(table: Mapping[str, Any], path: str) -> Iterator[str]:
+    """Plain keys come first: below a [header] they would belong to it."""
+    inner = {}
+    for key, value in table.items():
+        if isinstance(value, Mapping) or (isinstance(value, list) and value and isinstance(value[0], Mapping)):
+            inner[key] = value
+        elif value is not None:
+            yield f"{key} = {_literal(value)}"
+    for key, value in inner.items():
+        name = f"{path}{key}"
+        for one in value if isinstance(value, list) else [value]:
+            yield f"\n[[{name}]]" if isinstance(value, list) else f"\n[{name}]"
+            yield from _lines(one, f"{name}.")
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_literal, value))}]"
+    if isinstance(value, str):
+        # JSON escapes what TOML asks for, but for the delete character.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
+    return str(value).lower() if isinstance(value, bool) else repr(value)

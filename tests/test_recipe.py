@@ -220,3 +220,21 @@ def test_new_keys_leave_old_digests_alone() -> None:
     old, new = (parse_recipe(text, "mine.toml") for text in (GOOD, GOOD + '\n[compress]\nsparsity = "none"\n'))
     assert old.digest() == new.digest()
     assert old.digest() != parse_recipe(GOOD + '\n[compress]\nsparsity = "2:4"\n', "mine.toml").digest()
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_built_in_recipe_is_written_as_it_reads(name: str) -> None:
+    recipe = load_recipe(name)
+    assert parse_recipe(recipe.to_toml(), "written.toml") == recipe
+
+
+def test_what_is_written_reads_back_with_every_kind_of_value() -> None:
+    odd = (
+        changed('name = "mine"', r'name = "quote \" back\\slash \u007f tab\t é 東"')
+        + '\n[compress]\nsparsity = "2:4"\n'
+    )
+    recipe = parse_recipe(odd, "mine.toml")
+    written = recipe.to_toml()
+    assert parse_recipe(written, "written.toml") == recipe
+    assert 'eps = "1/16"' in written and "batch_norm = true" in written and "file" not in written
+    assert parse_recipe(written.replace("1/16", "1/15"), "written.toml") != recipe

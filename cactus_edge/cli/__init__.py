@@ -25,6 +25,7 @@ from cactus_edge.cli import (
     schema,
     sign,
     targets,
+    train,
     verify,
 )
 from cactus_edge.errors import UNUSABLE, CactusError
@@ -32,6 +33,7 @@ from cactus_edge.process import settle
 from cactus_edge.version import __version__
 
 VERBS = (
+    train,
     build,
     certify,
     verify,

@@ -11,8 +11,10 @@ def add_parser(verbs: Any) -> None:
     """Adds the verb."""
     p = verbs.add_parser("build", help="train, export and certify a network for a target", description=__doc__)
     p.add_argument("--target", default="mcu", help="board to build for (default: mcu); see `cactus-edge targets`")
-    p.add_argument("--recipe", default="digits", help="built-in name or TOML file (default: digits)")
-    p.add_argument("--out", type=Path, help="folder of the bundle (default: build/RECIPE-TARGET)")
+    source = p.add_mutually_exclusive_group()
+    source.add_argument("--recipe", default="digits", help="built-in name or TOML file (default: digits)")
+    source.add_argument("--run", dest="trained", type=Path, metavar="DIR", help="export what `train` left there")
+    p.add_argument("--out", type=Path, help="folder of the bundle (default: build/RECIPE-TARGET, build/RUN-TARGET)")
     p.add_argument("--seed", type=int, help="replaces the recipe's training seed")
     p.add_argument(
         "--port", default="", help="serial port of a real board: auto, /dev/..., id:SERIAL, rfc2217://HOST:PORT"
@@ -41,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     built = api.build(
         arguments.recipe,
+        run=arguments.trained,
         target=arguments.target,
         out=arguments.out,
         seed=arguments.seed,

@@ -114,8 +114,34 @@ def brackets_image(certified: Sequence[float | None], refuted: Sequence[float | 
 
 def training_svg(epochs: Sequence[Epoch]) -> str:
     """Validation accuracy (percent) above, training loss below, against the epoch."""
+    last = epochs[-1]
+    parts = [f"{len(epochs)} epochs", f"loss at the end {last.loss:.4g}"]
+    parts += [
+        f"{name} {value:.2f} %"
+        for name, pairs in zip(("clean", "certified"), _validated(epochs), strict=True)
+        for _, value in pairs[-1:]
+    ]
+    title = "Training: validation accuracy and loss"
+    return _svg("training", title, "; ".join(parts), TRAINING_INCHES, _training(epochs))
+
+
+def training_image(epochs: Sequence[Epoch], kind: str) -> bytes:
+    """`training_svg` as a PNG or SVG file."""
+    return _file(kind, TRAINING_INCHES, _training(epochs))
+
+
+TRAINING_INCHES = (5.4, 3.4)
+Pairs = list[tuple[int, float]]
+
+
+def _validated(epochs: Sequence[Epoch]) -> tuple[Pairs, Pairs]:
+    """Clean and certified accuracy on the validation split, percent by epoch, where they were evaluated."""
     clean = [(e.epoch, 100 * e.clean) for e in epochs if e.clean is not None]
-    certified = [(e.epoch, 100 * e.certified) for e in epochs if e.certified is not None]
+    return clean, [(e.epoch, 100 * e.certified) for e in epochs if e.certified is not None]
+
+
+def _training(epochs: Sequence[Epoch]) -> Callable[[Figure], None]:
+    clean, certified = _validated(epochs)
 
     def draw(figure: Figure) -> None:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
@@ -133,14 +159,7 @@ def training_svg(epochs: Sequence[Epoch]) -> str:
         below.set_xlabel("epoch")
         _whole_numbers(below)
 
-    last = epochs[-1]
-    parts = [f"{len(epochs)} epochs", f"loss at the end {last.loss:.4g}"]
-    parts += [
-        f"{name} {value:.2f} %"
-        for name, pairs in (("clean", clean), ("certified", certified))
-        for _, value in pairs[-1:]
-    ]
-    return _svg("training", "Training: validation accuracy and loss", "; ".join(parts), (5.4, 3.4), draw)
+    return draw
 
 
 def _series(point: CurvePoint) -> str:

@@ -27,6 +27,7 @@ from cactus_edge.train.bounds import ball, holds, propagate
 from cactus_edge.train.data import Dataset, Split
 from cactus_edge.train.fakequant import Ceilings, clamp, usual_ceilings
 from cactus_edge.train.folded import Folded, fold, forward, statistics
+from cactus_edge.train.history import EpochStats as EpochStats
 from cactus_edge.train.methods import stages
 from cactus_edge.train.models import Network, build
 from cactus_edge.train.objectives.loss import Batch, Step
@@ -38,30 +39,6 @@ STATISTICS_SAMPLES = 4096
 """Training samples over which batch normalisation's running statistics are taken after each epoch."""
 
 _FORMAT = 1
-
-
-@dataclass(frozen=True)
-class EpochStats:
-    """One finished epoch. Accuracies are in [0, 1].
-
-    train_*: over the epoch's batches, certified at the epoch's last training eps, by the first member of the set.
-    val_*: of the float network that the stage would hand on now, on the validation split, certified at the recipe's certify
-    eps. seconds: wall time. cpu_seconds: processor time of all threads, which other programs do not lengthen much (0 in
-    records from before it was kept).
-    """
-
-    stage: str
-    epoch: int
-    epochs: int
-    loss: float
-    eps: float
-    learning_rate: float
-    train_clean: float
-    train_certified: float
-    val_clean: float
-    val_certified: float
-    seconds: float
-    cpu_seconds: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)

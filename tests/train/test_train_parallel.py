@@ -1,10 +1,7 @@
-"""Two processes give the weights of one, bit for bit; devices; and what is refused."""
+"""Parts of a batch, devices, and what is refused; `tests/cli/test_cli_train.py` runs two processes."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,56 +16,6 @@ from cactus_edge.train.data import Dataset
 from cactus_edge.train.loop import run_key, train
 from cactus_edge.train.objectives.loss import Batch
 from cactus_edge.train.parallel import ALONE, Group, find_device, in_parts, joined, set_gradient
-
-WORKER = """
-import sys
-from dataclasses import replace
-from pathlib import Path
-from conftest import TINY
-from cactus_edge.recipe import parse_recipe
-from cactus_edge.train.data import Dataset, Split, load_dataset
-from cactus_edge.train.loop import train
-from cactus_edge.train.parallel import joined
-
-recipe = parse_recipe(TINY, "tiny.toml")
-short = replace(recipe.train, parts=2, epochs=2, ramp_epochs=0)
-recipe = replace(recipe, train=short, compress=replace(recipe.compress, finetune_epochs=1))
-whole = load_dataset(recipe.data)
-few = Dataset(whole.name, Split(whole.train.x[:150].copy(), whole.train.y[:150].copy()), whole.validation, whole.test,
-              whole.labels, whole.preprocessing)
-seen = []
-with joined("cpu") as group:
-    trained = train(recipe, few, Path(sys.argv[1]), seen.append, threads=1, group=group)
-    line = f"{group.rank} {group.size} {len(seen)} {trained.digest()}"
-    losses = " ".join(repr(s.loss) for s in trained.history)
-    sys.stdout.write(f"{line} {losses}\\n")
-"""
-
-
-def test_two_processes_give_the_bits_of_one(tiny: Recipe, few_digits: Dataset, tmp_path: Path) -> None:
-    worker = tmp_path / "worker.py"
-    worker.write_text(WORKER)
-    short = replace(tiny.train, parts=2, epochs=2, ramp_epochs=0)
-    halves = replace(tiny, train=short, compress=replace(tiny.compress, finetune_epochs=1))
-    alone = train(halves, few_digits, tmp_path / "one", threads=1)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [*command, str(worker), str(tmp_path / "two")],
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    ranks = sorted(line.split() for line in done.stdout.splitlines())
-    assert [r[:3] for r in ranks] == [["0", "2", "3"], ["1", "2", "0"]]
-    assert {r[3] for r in ranks} == {alone.digest()}
-    assert [float(v) for v in ranks[0][4:]] == [s.loss for s in alone.history]
-    # One process takes up what two have left, and finds it finished.
-    seen: list[object] = []
-    assert train(halves, few_digits, tmp_path / "two", seen.append, threads=1).digest() == alone.digest() and not seen
 
 
 def test_other_parts_are_another_run(tiny: Recipe, few_digits: Dataset) -> None:

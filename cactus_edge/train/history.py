@@ -1,0 +1,35 @@
+"""What training records of each epoch: a module of its own, so that records are read without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class EpochStats:
+    """One finished epoch. Accuracies are in [0, 1].
+
+    train_*: over the epoch's batches, certified at the epoch's last training eps, by the first member of the set.
+    val_*: of the float network that the stage would hand on now, on the validation split, certified at the recipe's certify
+    eps. seconds: wall time. cpu_seconds: processor time of all threads, which other programs do not lengthen much (0 in
+    records from before it was kept).
+    """
+
+    stage: str
+    epoch: int
+    epochs: int
+    loss: float
+    eps: float
+    learning_rate: float
+    train_clean: float
+    train_certified: float
+    val_clean: float
+    val_certified: float
+    seconds: float
+    cpu_seconds: float = 0.0
+
+    def number(self, plan: Mapping[str, int]) -> int:
+        """The epoch counted through all stages; plan: each stage's epochs, in order."""
+        names = list(plan)
+        return sum(plan[name] for name in names[: names.index(self.stage)]) + self.epoch
