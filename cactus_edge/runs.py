@@ -224,8 +224,8 @@ def _finish(run: Run) -> None:
 
 def portable(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe with its own data named from `folder`, where the recipe will stand."""
-    own = {key: os.path.relpath(path, folder) for key in ("file", "folder") if (path := getattr(recipe.data, key))}
-    return replace(recipe, data=replace(recipe.data, **own))
+    file, images = (os.path.relpath(p, folder) if p else "" for p in (recipe.data.file, recipe.data.folder))
+    return replace(recipe, data=replace(recipe.data, file=file, folder=images))
 
 
 def epochs(history: tuple[EpochStats, ...]) -> tuple[r.Epoch, ...]:
