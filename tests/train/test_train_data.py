@@ -37,7 +37,7 @@ def test_digits_are_in_sensor_units_and_split_without_overlap() -> None:
 
 def test_the_split_is_fixed_for_ever() -> None:
     assert load_dataset(DIGITS).test.digest() == load_dataset(DIGITS).test.digest()
-    assert dataset._shuffled(6, 0).tolist() == FIRST_SIX
+    assert dataset.in_fixed_order(6, 0).tolist() == FIRST_SIX
     other = DataRecipe(set="digits", validation_samples=180, test_samples=360, split_seed=1)
     assert load_dataset(other).digest() != load_dataset(DIGITS).digest()
 

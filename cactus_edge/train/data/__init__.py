@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from cactus_edge.errors import DataError, InstallError
 from cactus_edge.recipe import DataRecipe
-from cactus_edge.train.data import idx, own
+from cactus_edge.train.data import cifar, folder, idx, own, signals
 from cactus_edge.train.data.dataset import About, Channel, Dataset, Float32, Int64, Raw, Split, divide
 from cactus_edge.train.data.sources import ENVIRONMENT
 
-SETS = ("digits", *idx.SETS)
+SETS: dict[str, Callable[[DataRecipe], Dataset]] = {
+    "digits": lambda recipe: _digits(recipe),
+    **{name: partial(idx.load, name) for name in idx.SETS},
+    "cifar10": cifar.load,
+    "har": signals.har,
+    "ecg": signals.ecg,
+}
 """The built-in data sets."""
 
 
@@ -20,13 +28,13 @@ def load_dataset(recipe: DataRecipe) -> Dataset:
     """The data set that the recipe names. Raises DataError where it is missing, damaged or too small for the split."""
     if recipe.file:
         return own.load(Path(recipe.file), recipe)
-    if recipe.set == "digits":
-        return _digits(recipe)
-    if recipe.set in idx.SETS:
-        return idx.load(recipe.set, recipe)
+    if recipe.folder:
+        return folder.load(Path(recipe.folder), recipe)
+    if recipe.set in SETS:
+        return SETS[recipe.set](recipe)
     raise DataError(
         f"no data set is called {recipe.set!r}; there are {', '.join(SETS)}",
-        hint='[data] file = "mine.npz" for your own',
+        hint='[data] file = "mine.npz" or folder = "images" for your own',
     )
 
 

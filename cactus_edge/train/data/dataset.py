@@ -148,7 +148,7 @@ class Raw:
     y: Int64
     group: Int64 | None = None
 
-    def pick(self, index: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> Split:
+    def pick(self, index: Int64) -> Split:
         """Those samples."""
         return Split(np.ascontiguousarray(self.x[index]), np.ascontiguousarray(self.y[index]))
 
@@ -174,7 +174,8 @@ class About:
 def divide(about: About, rest: Raw, test: Split | None, recipe: DataRecipe) -> Dataset:
     """Test samples first (where the set has none of its own), then validation samples, in the order drawn by split_seed.
 
-    With [data] validation_groups the samples of those groups of `rest` validate instead, and no others.
+    With [data] validation_groups the samples of those groups of `rest` validate instead, and no others. Both parts are in a
+    fixed random order: whoever takes the first thousand gets some of everybody's.
     """
     if recipe.validation_groups:
         if test is None:
@@ -183,13 +184,14 @@ def divide(about: About, rest: Raw, test: Split | None, recipe: DataRecipe) -> D
                 hint="x_test and y_test",
             )
         held = _in_groups(about.name, rest, recipe.validation_groups)
-        return about.dataset(rest.pick(~held), rest.pick(held), test)
+        order = in_fixed_order(len(rest.y), recipe.split_seed)
+        return about.dataset(rest.pick(order[~held[order]]), rest.pick(order[held[order]]), test)
     if rest.group is not None:
         raise DataError(
             f"the samples of {about.name!r} belong together in groups, which a random split would divide",
             hint=f"validation_groups = [{int(rest.group[0])}, ...] instead of validation_samples",
         )
-    order = _shuffled(len(rest.y), recipe.split_seed)
+    order = in_fixed_order(len(rest.y), recipe.split_seed)
     tests = 0 if test is not None else recipe.test_samples
     if test is None and tests == 0:
         raise DataError(
@@ -218,7 +220,7 @@ def _in_groups(name: str, raw: Raw, groups: Sequence[int]) -> npt.NDArray[np.boo
     return np.isin(whose, list(groups))
 
 
-def _shuffled(count: int, seed: int) -> Int64:
+def in_fixed_order(count: int, seed: int) -> Int64:
     """0 .. count - 1 in the order of SHA-256("seed:index"): fixed for ever, whatever the version of numpy."""
     keys = [hashlib.sha256(f"{seed}:{i}".encode()).digest() for i in range(count)]
     return np.asarray(sorted(range(count), key=keys.__getitem__), np.int64)
