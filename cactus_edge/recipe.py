@@ -107,7 +107,10 @@ class TrainRecipe:
     For `warmup_epochs` the radius is 0, over the next `ramp_epochs` it grows linearly to `eps`, and robust_weight (lambda
     of CACTUS, kappa of IBP) grows with it from 0. The learning rate is constant until decay_from of the stage, then
     falls linearly to one hundredth. shift_pixels, rotate_degrees and zoom (a part of the size) bound the random movement of
-    each training sample. threads: torch's while training (0: all processors), since sums in another order are other weights.
+    each training sample; crop shifts it by up to so many whole pixels (of a signal: steps in time) with its edge repeated,
+    mirror turns half of them left to right, gain bounds a random factor 1 +- gain. class_balance: 0 draws every sample once an
+    epoch, 1 every class as often as the others, b in between class c in proportion to n_c^(1 - b) of its n_c samples.
+    threads: torch's while training (0: all processors), since sums in another order are other weights.
     parts: each batch is cut into so many, with statistics of their own, as the processes of torchrun compute them
     (`train.parallel`); other parts are other weights.
 
@@ -138,6 +141,10 @@ class TrainRecipe:
         default="ibp", metadata=_LATER
     )
     box_ratio: Annotated[float, takes.number(0, 1)] = field(default=1.0, metadata=_LATER)
+    crop: Annotated[int, takes.integer(0, 64)] = field(default=0, metadata=_LATER)
+    mirror: Annotated[bool, takes.flag] = field(default=False, metadata=_LATER)
+    gain: Annotated[float, takes.number(0, 0.9)] = field(default=0.0, metadata=_LATER)
+    class_balance: Annotated[float, takes.number(0, 1)] = field(default=0.0, metadata=_LATER)
     mix: Annotated[float, takes.number(0, 1)] = field(default=0.5, metadata=_LATER)
     hinge_weight: Annotated[float, takes.number(0, 100)] = field(default=0.5, metadata=_LATER)
     hinge_margin: Annotated[float, takes.number(0, 100)] = field(default=0.2, metadata=_LATER)

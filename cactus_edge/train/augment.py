@@ -1,12 +1,57 @@
-"""Random small movements of training samples."""
+"""Random small changes of training samples."""
 
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from cactus_edge.recipe import TrainRecipe
+
+
+def augmented(x: Tensor, train: TrainRecipe, domain: tuple[Fraction, Fraction], generator: torch.Generator) -> Tensor:
+    """x [N, C, H, W] as the recipe changes training samples: moved, cropped, mirrored, amplified; inside the domain.
+
+    What the recipe leaves at 0 draws no number from the generator.
+    """
+    x = moved(x, generator, shift_pixels=train.shift_pixels, rotate_degrees=train.rotate_degrees, zoom=train.zoom)
+    x = cropped(x, generator, train.crop)
+    x = mirrored(x, generator) if train.mirror else x
+    return amplified(x, generator, train.gain, domain)
+
+
+def cropped(x: Tensor, generator: torch.Generator, most: int) -> Tensor:
+    """Each sample shifted by up to `most` whole rows and columns, the edge repeated; an axis of length 1 stays.
+
+    For images the crop after padding by `most` that CIFAR-10 is trained with; for signals [N, C, T, 1] a shift in time.
+    """
+    if most == 0:
+        return x
+    n, _, h, w = x.shape
+    draw = torch.randint(-most, most + 1, (2, n), generator=generator).to(x.device)
+    rows, columns = (
+        (torch.arange(size, device=x.device) + (shift[:, None] if size > 1 else 0)).clamp(0, size - 1).expand(n, size)
+        for size, shift in zip((h, w), draw, strict=True)
+    )
+    x = x.gather(2, rows[:, None, :, None].expand_as(x))
+    return x.gather(3, columns[:, None, None, :].expand_as(x))
+
+
+def mirrored(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Each sample left to right with probability 1/2."""
+    flip = torch.rand(len(x), generator=generator).to(x.device) < 0.5
+    return torch.where(flip[:, None, None, None], x.flip(3), x)
+
+
+def amplified(x: Tensor, generator: torch.Generator, gain: float, domain: tuple[Fraction, Fraction]) -> Tensor:
+    """Each sample times 1 +- gain, uniformly at random, cut off at the domain's ends."""
+    if gain == 0:
+        return x
+    factor = 1 + gain * (2 * torch.rand(len(x), generator=generator).to(x.device) - 1)
+    return (x * factor[:, None, None, None]).clamp(float(domain[0]), float(domain[1]))
 
 
 def moved(

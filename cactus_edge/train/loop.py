@@ -21,7 +21,7 @@ from torch import Tensor
 from cactus_edge.errors import InputError
 from cactus_edge.recipe import Recipe
 from cactus_edge.resources import write_atomic
-from cactus_edge.train.augment import moved
+from cactus_edge.train.augment import augmented
 from cactus_edge.train.averaging import Average, nothing
 from cactus_edge.train.bounds import ball, holds, propagate
 from cactus_edge.train.data import Dataset, Split
@@ -33,6 +33,7 @@ from cactus_edge.train.models import Network, build
 from cactus_edge.train.objectives.loss import Batch, Step
 from cactus_edge.train.parallel import ALONE, Group, in_parts, set_gradient, settled
 from cactus_edge.train.prune import shrink
+from cactus_edge.train.sampling import batches, typical
 from cactus_edge.train.stages import Schedule, Stage, Terms
 
 STATISTICS_SAMPLES = 4096
@@ -152,6 +153,7 @@ class _Run:
         self._reach = [float(r) / whole if whole else 0.0 for r in dataset.radii(recipe.train.eps)]
         self._group, device = group, group.device
         self._x, self._y = (t.to(device) for t in to_torch(dataset.train))
+        self._typical = self._x[typical(self._y, STATISTICS_SAMPLES, recipe.train.class_balance)]
         self._validation = tuple(t.to(device) for t in to_torch(dataset.validation))
         self._key = run_key(recipe, dataset, method, seed)
         self._file = checkpoint(recipe, dataset, workdir, method, seed)
@@ -212,21 +214,15 @@ class _Run:
         objective, update = stage.objective(self._recipe), stage.update(self._recipe)
         seed = _epoch_seed(self._seed, self._stage, self._epoch)
         generator = torch.Generator().manual_seed(seed)
-        batches = list(_batches(len(self._y), recipe.batch, generator))
+        epoch = list(batches(self._y, recipe.batch, recipe.class_balance, generator))
         total, correct, certified, seen, step = 0.0, 0, 0, 0, Step(0.0, 0.0, 0.0)
-        for i, index in enumerate(batches):
-            at = self._epoch + i / len(batches)
+        for i, index in enumerate(epoch):
+            at = self._epoch + i / len(epoch)
             progress = schedule.progress(at)
             step = Step(progress, progress * schedule.eps, progress * schedule.robust_weight)
             for group in optimizer.param_groups:
                 group["lr"] = schedule.rate(at)
-            x = moved(
-                self._x[index],
-                generator,
-                shift_pixels=recipe.shift_pixels,
-                rotate_degrees=recipe.rotate_degrees,
-                zoom=recipe.zoom,
-            )
+            x = augmented(self._x[index], recipe, self._domain, generator)
             region = ball(x, [step.eps * part for part in self._reach], self._domain)
             batch = Batch(x, self._y[index], region, seed=seed + 1 + i)
             parts = self._group.share(in_parts(batch, recipe.parts))
@@ -277,7 +273,7 @@ class _Run:
     def _set_statistics(self, network: Network) -> None:
         with torch.no_grad():
             layers = network.layers()
-            for layer, found in zip(layers, statistics(layers, self._x[:STATISTICS_SAMPLES]), strict=True):
+            for layer, found in zip(layers, statistics(layers, self._typical), strict=True):
                 if layer.norm is not None and found is not None:
                     layer.norm.mean.copy_(found[0])
                     layer.norm.var.copy_(found[1])
@@ -288,7 +284,7 @@ class _Run:
             return None
         with torch.no_grad():
             net = fold(network.layers())
-            x, recipe = self._x[:STATISTICS_SAMPLES], self._recipe
+            x, recipe = self._typical, self._recipe
             return usual_ceilings(net, x, clip=recipe.quantise.train_clip, batch=recipe.train.batch)
 
     def _validate(self, network: Network, stage: Stage) -> tuple[float, float]:
@@ -358,10 +354,3 @@ class _Run:
 
 def _epoch_seed(seed: int, stage: int, epoch: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{stage}/{epoch}".encode()).digest()[:7], "little")
-
-
-def _batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Index tensors of one epoch in random order; a remainder too small for batch statistics (under size / 2) is left out."""
-    for index in torch.split(torch.randperm(count, generator=generator), size):
-        if len(index) >= min(count, (size + 1) // 2):
-            yield index
