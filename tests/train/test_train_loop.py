@@ -82,7 +82,7 @@ def test_interrupted_inside_an_epoch_resumes_at_its_start(
 ) -> None:
     whole = train(tiny, few_digits, tmp_path / "whole", threads=1)
     calls = 0
-    honest = loop.moved
+    honest = loop.augmented
 
     def interrupting(*args: object, **options: object) -> torch.Tensor:
         nonlocal calls
@@ -91,7 +91,7 @@ def test_interrupted_inside_an_epoch_resumes_at_its_start(
             raise KeyboardInterrupt
         return honest(*args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "moved", interrupting)
+    monkeypatch.setattr(loop, "augmented", interrupting)
     with pytest.raises(KeyboardInterrupt):
         train(tiny, few_digits, tmp_path / "cut", threads=1)
     monkeypatch.undo()
