@@ -58,6 +58,7 @@ def build(
     """
     from cactus_edge.board import Options
     from cactus_edge.device.targets import JetsonTarget, SshTarget, Target, load_target
+    from cactus_edge.gains import for_target, require_gain
     from cactus_edge.recipe import Recipe, load_recipe
     from cactus_edge.runs import command_line, read_run, require_unchanged
 
@@ -83,6 +84,9 @@ def build(
         chosen = replace(chosen, train=replace(chosen.train, seed=seed))
     if trained is not None:
         require_unchanged(trained, chosen)
+        require_gain(chosen, board)
+    else:
+        chosen = for_target(chosen, board)
     name = trained.folder.resolve().name if trained else chosen.name
     folder = require_folder(Path(out) if out is not None else Path("build") / f"{name}-{target}", "--out")
     options = Options(

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cactus_edge.errors import MismatchError
+from cactus_edge.formats.zeros import zeros
+from cactus_edge.gains import gains
 from cactus_edge.ir import ops
 from cactus_edge.report import html
 from cactus_edge.report import results as r
@@ -67,6 +69,7 @@ class Built:
         if condition := self.results.certificate.conditional_on:
             rows.append(("conditional on", condition))
         rows += [(row.name, row.value) for row in self.results.twins]
+        rows += [(row.name.lower(), row.value) for row in self.results.gains]
         if self.results.remote:
             rows += [(row.name.lower(), row.value) for row in self.results.remote]
         elif device is None:
@@ -140,6 +143,7 @@ def collect(chain: Chain, found: Found, steps: Steps) -> r.BuildResults:
         remote=tuple(r.Row(name, value) for name, value in found["run"].get("rows", [])),
         findings=tuple(found["run"].get("findings", [])),
         twins=tuple(r.Row(name, value) for name, value in verdict.get("twins", [])),
+        gains=gains(recipe, chain.target, program.graph, sum(found["train"]["weights_before"])),
     )
 
 
@@ -267,6 +271,8 @@ def manifest(chain: Chain, results: r.BuildResults) -> dict[str, Any]:
             "scale": results.region.input_scale,
             "zero_point": results.region.input_zero_point,
         },
+        "sparsity": {z.name: {"zeros": z.zeros, "weights": z.weights, "2:4": z.two_of_four} for z in zeros(chain.program.graph)},
+        "gains": {row.name: row.value for row in results.gains},
         "data_sha256": results.data.sha256,
         "blob_sha256": results.model.blob_sha256,
         "files": {f.path: f.sha256 for f in (*results.files, _file(chain.folder, "results.json"), _file(chain.folder, "report.html"))},

@@ -20,6 +20,7 @@ from cactus_edge.formats.c.blob import build
 from cactus_edge.formats.c.plan import plan
 from cactus_edge.formats.onnx.tensorrt import read_tensorrt
 from cactus_edge.formats.read import AnyModel, graph_for, read_model
+from cactus_edge.formats.zeros import Zeros, zeros
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import PROFILES, profile
 from cactus_edge.ir.graph import Graph, Node, Tensor
@@ -42,7 +43,7 @@ class OpFacts:
 
     macs: multiply-accumulates of one inference, taps that fall outside the image included. constant_bytes: weights int8 and
     bias int32 or int64 as the file stores them. bound: no integer quantity of the op exceeds it in magnitude, for any input, under
-    any profile that can run the file; None where no profile can.
+    any profile that can run the file; None where no profile can. zeros: among its weights, None where it has none.
     """
 
     index: int
@@ -53,6 +54,7 @@ class OpFacts:
     macs: int
     constant_bytes: int
     bound: int | None
+    zeros: Zeros | None
 
     @property
     def bits(self) -> int | None:
@@ -144,7 +146,7 @@ class Inspection:
 
     def op_table(self, *, wide: bool) -> Table:
         """Heading and rows, one an op; `wide` adds the bound on its int32 quantities, whole scales and its output's name."""
-        titles = ("scale", "zero", "bytes", "MACs", *(["|integer| <="] if wide else []), "bits")
+        titles = ("scale", "zero", "bytes", "zeros", "MACs", *(["|integer| <="] if wide else []), "bits")
         numbers = [Column(title, right=True) for title in titles]
         head: list[str | Column] = [Column("#", right=True), "op", Column("reads", right=True), "output", *numbers]
         if wide:
@@ -179,6 +181,7 @@ def inspect_model(data: bytes) -> Inspection:
     except ModelError as error:
         c_bytes, c_refusal = 0, error.message
     writers = {node.output: index for index, node in enumerate(graph.nodes)}
+    sparse = {z.index: z for z in zeros(graph)}
     return Inspection(
         len(data),
         model.sha256,
@@ -186,7 +189,7 @@ def inspect_model(data: bytes) -> Inspection:
         graph.input,
         graph.output,
         tuple(sorted(model.metadata)),
-        tuple(_op(graph, index, node, writers, facts) for index, node in enumerate(graph.nodes)),
+        tuple(_op(graph, index, node, writers, facts, sparse.get(index)) for index, node in enumerate(graph.nodes)),
         layout.live_bytes,
         layout.arena_bytes,
         c_bytes,
@@ -206,7 +209,9 @@ def macs(node: Node, out: Tensor) -> int:
             return 0
 
 
-def _op(graph: Graph, index: int, node: Node, writers: dict[int, int], facts: Sequence[Fact]) -> OpFacts:
+def _op(
+    graph: Graph, index: int, node: Node, writers: dict[int, int], facts: Sequence[Fact], sparse: Zeros | None
+) -> OpFacts:
     out = graph.tensors[node.output]
     bounds = [fact.bound for fact in facts if fact.node == index]
     return OpFacts(
@@ -218,6 +223,7 @@ def _op(graph: Graph, index: int, node: Node, writers: dict[int, int], facts: Se
         macs(node, out),
         sum(array.nbytes for name, array in ops.constants(node.op).items() if name in ("weight", "bias")),
         max(bounds, default=0) if facts else None,
+        sparse,
     )
 
 
@@ -275,6 +281,7 @@ def _cells(op: OpFacts, wide: bool) -> tuple[str, ...]:
         scale if out.dtype != "float32" else "float32",
         str(out.zero_point) if out.dtype != "float32" else "",
         _count(op.constant_bytes),
+        _share(op.zeros),
         _count(op.macs),
         *([_count(op.bound)] if wide else []),
         str(op.bits) if op.bound else "",
@@ -287,6 +294,11 @@ def _name(joined: str) -> str:
     first, *others = joined.split(";")
     end = first if len(first) <= NAME else f"...{first[-NAME + 3 :]}"
     return f"{end} +{len(others)}" if others else end
+
+
+def _share(zeros: Zeros | None) -> str:
+    """The share of zeros among the weights, marked where sparse kernels can skip them."""
+    return "" if zeros is None else f"{zeros.share:.0%}{' 2:4' if zeros.two_of_four else ''}"
 
 
 def _count(number: int | None) -> str:

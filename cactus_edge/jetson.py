@@ -24,6 +24,8 @@ from cactus_edge.formats.onnx.certified import ONNX
 from cactus_edge.formats.onnx.runtime import PROFILE as HOST_PROFILE
 from cactus_edge.formats.onnx.runtime import OrtSession, check_runnable
 from cactus_edge.formats.onnx.tensorrt import RULES, require_tensorrt
+from cactus_edge.formats.zeros import zeros
+from cactus_edge.gains import require_rows
 from cactus_edge.ir.arithmetic import profile as named_profile
 from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.evaluate import evaluate
@@ -117,6 +119,7 @@ class JetsonChain(Chain):
         from cactus_edge.train.quantize import to_graph
 
         graph = to_graph(self.network, self.dataset, self.recipe)
+        require_rows(self.recipe, graph)
         metadata = {METADATA: self._metadata()}
         data = write_onnx(graph, metadata=metadata, bias="float32", relu="sum")
         write_atomic(self.folder / self.model_name, data)
@@ -236,6 +239,7 @@ def work_for(data: bytes, x: Array, target: JetsonTarget) -> Work:
             f"the model takes {wanted}, the data are {x.dtype} {x.shape[1:]}", hint="pass this model's data"
         )
     low, high = propagate(program, *point_boxes(program, x))[program.output]
+    sparse = any(z.two_of_four for z in zeros(program.graph)) and bool(target.kernels.sparse)
     nodes = tuple(n.name for n in file.node if n.op_type in ("Conv", "Gemm"))
     scale = program.output_tensor.scale
     return Work(
@@ -247,6 +251,7 @@ def work_for(data: bytes, x: Array, target: JetsonTarget) -> Work:
         channel_first(low),
         channel_first(high),
         nodes,
+        sparse,
     )
 
 
@@ -260,11 +265,13 @@ def device_rows(report: JetsonReport) -> dict[str, Any]:
         f"{report.int8_layers} of {report.weighted_layers} convolutions and dense layers in int8, as the engine reports"
     )
     unknown = "; ".join(report.unknown)
+    sparse = [] if report.sparse is None else [("Sparse kernels", report.sparse.words())]
     rows = [
         ("Device", ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in report.device.items())),
         ("Runtime", report.runtime),
         ("Outputs", inside),
         ("Layers", f"{layers}; not told: {unknown}" if unknown else layers),
+        *sparse,
         ("Latency", f"{_spread(report.latency_ms)}, {report.runs} runs"),
         ("Kernels", _spread(report.compute_ms)),
         ("Meanwhile", "unknown: tegrastats said nothing" if report.load is None else report.load.words()),

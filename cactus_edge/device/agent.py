@@ -281,7 +281,9 @@ class TensorRt(OnnxRuntime):
         options.log_severity_level = 3
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         options.enable_profiling, options.profile_file_prefix = True, str(HERE / "profile")
-        chosen = [(PROVIDER, {"trt_int8_enable": True, "trt_fp16_enable": False})]
+        # Sparse kernels are tried on layers whose weights have zeros where they must be, and on no other.
+        how = {"trt_int8_enable": True, "trt_fp16_enable": False, "trt_sparsity_enable": True}
+        chosen = [(PROVIDER, how)]
         try:
             kept = ort.InferenceSession(data, options, providers=chosen, enable_fallback=0)
             if kept.get_providers()[:1] != [PROVIDER]:

@@ -31,6 +31,7 @@ from cactus_edge.device.tensorrt import (
     outputs_command,
     parse_layers,
     parse_output,
+    parse_sparse,
     parse_times,
     parse_version,
     precision,
@@ -96,7 +97,7 @@ async def run_trtexec(shell: Shell, target: JetsonTarget, work: Work, trtexec: s
     model = Model(f"{folder}/model.onnx", work.input, work.inputs.shape[1:])
     await shell.put("model.onnx", work.file)
     await shell.put("inputs.bin", np.ascontiguousarray(work.inputs, "<f4").tobytes())
-    log = await _tool(shell, build_command(trtexec, model, f"{folder}/model.engine", count), BUILD_S)
+    log = await _tool(shell, build_command(trtexec, model, f"{folder}/model.engine", count, work.sparse), BUILD_S)
     version = parse_version(log)
     require_version(version)
     tensorrt = f"TensorRT {'.'.join(map(str, version))}"
@@ -126,6 +127,7 @@ async def run_trtexec(shell: Shell, target: JetsonTarget, work: Work, trtexec: s
         latency_ms=_spread(measured, "latency"),
         runs=len(measured.compute_ms),
         load=load_of(lines),
+        sparse=parse_sparse(log) if work.sparse else None,
     )
 
 

@@ -17,7 +17,7 @@ from cactus_edge.device.agent import MARK
 from cactus_edge.device.jetson import RELEASE_FILE, Load, parse_clocks, parse_power_mode, parse_release
 from cactus_edge.device.ssh import Finished
 from cactus_edge.device.targets import JetsonTarget
-from cactus_edge.device.tensorrt import EnvelopeCheck
+from cactus_edge.device.tensorrt import EnvelopeCheck, SparseMath
 from cactus_edge.errors import DeviceError
 
 Array = npt.NDArray[Any]
@@ -57,7 +57,8 @@ class Work:
     """A file and what to do with it.
 
     input, output: names in the file. inputs float32 [N, *shape as the file stores it]. scale: of the output's codes. low, high
-    int64 [N, *output]: the envelope of each output. nodes: names of the file's convolutions and dense layers.
+    int64 [N, *output]: the envelope of each output. nodes: names of the file's convolutions and dense layers. sparse: whether
+    weights of some have zeros that the device's kernels skip.
     """
 
     file: bytes
@@ -68,6 +69,7 @@ class Work:
     low: Array
     high: Array
     nodes: tuple[str, ...]
+    sparse: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ class JetsonReport:
     """What a run showed. Times in ms of single inferences: with the copies (latency) and, where told, of the kernels (compute).
 
     runtime: what ran TensorRT. problems: what contradicts the profile's assumption; unknown: what of it the engine does not
-    tell. load: of the device while the times were taken.
+    tell. load: of the device while the times were taken. sparse: which layers run on sparse kernels, None where that was not
+    asked for or not told.
     """
 
     device: dict[str, str]
@@ -90,6 +93,7 @@ class JetsonReport:
     latency_ms: dict[str, float]
     runs: int
     load: Load | None
+    sparse: SparseMath | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from cactus_edge.errors import TargetError
+from cactus_edge.recipe_values import n_of_m
 from cactus_edge.resources import data_path
 
 Kind = Literal["emulated", "board"]
@@ -84,6 +85,19 @@ class Ssh:
 
 
 @dataclass(frozen=True)
+class Kernels:
+    """What the int8 kernels there ask of a network.
+
+    channel_multiple: output channels that they compute together, so that a layer's width had better be a whole multiple.
+    sparse: the pattern "n:m" of zeros that they skip, "" where zeros cost as much as any weight. source: where both are from.
+    """
+
+    channel_multiple: int
+    sparse: str
+    source: str
+
+
+@dataclass(frozen=True)
 class SshTarget:
     """A Linux computer that is reached by ssh.
 
@@ -98,6 +112,7 @@ class SshTarget:
     evidence: str
     note: str
     ssh: Ssh
+    kernels: Kernels
     tflite: Engine | None = None
     onnx: Engine | None = None
 
@@ -139,6 +154,7 @@ class JetsonTarget:
     evidence: str
     note: str
     ssh: Ssh
+    kernels: Kernels
 
     @property
     def emulated(self) -> bool:
@@ -166,6 +182,7 @@ class Target:
     profile: str
     evidence: str
     note: str
+    kernels: Kernels
     memory: Memory
     serial: Serial
     flash: Flash
@@ -194,7 +211,7 @@ _FAMILIES: dict[str, type[Target] | type[SshTarget] | type[JetsonTarget]] = {
     "linux-ssh": SshTarget,
     "jetson": JetsonTarget,
 }
-_TABLES = (Memory, Serial, Flash, Ssh, Engine)
+_TABLES = (Memory, Serial, Flash, Ssh, Engine, Kernels)
 
 
 def targets() -> tuple[AnyTarget, ...]:
@@ -308,7 +325,13 @@ class _Reader:
         raise self.error(section, key, f"{key} = {value!r}: expected {wanted}", "change it there")
 
     def cross_check(self, target: AnyTarget) -> None:
-        """What one key alone cannot tell."""
+        """What one key alone cannot tell, and ranges."""
+        kernels = target.kernels
+        if not 1 <= kernels.channel_multiple <= 256:
+            message = f"channel_multiple = {kernels.channel_multiple}: expected 1 to 256"
+            raise self.error("kernels", "channel_multiple", message, "4")
+        if kernels.sparse and n_of_m(kernels.sparse) is None:
+            raise self.error("kernels", "sparse", f'sparse = {kernels.sparse!r}: expected "n:m" or ""', "2:4")
         if isinstance(target, SshTarget):
             if not target.engines:
                 raise self.error("", "name", "neither [tflite] nor [onnx]: nothing runs there", "add one of them")

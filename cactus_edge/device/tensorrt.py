@@ -38,6 +38,10 @@ _BANNER = re.compile(r"\[TensorRT v(\d{4,6})\]")
 _METRIC = re.compile(
     r"\[I\] (Latency|Enqueue Time|H2D Latency|GPU Compute Time|D2H Latency|End-to-End Host Latency): (min = .*)$"
 )
+_SPARSE = (
+    re.compile(r"\(Sparsity\) Layers eligible for sparse math:(.*)"),
+    re.compile(r"\(Sparsity\) TRT inference plan picked sparse implementation for layers:(.*)"),
+)
 _FIGURE = re.compile(r"(min|max|mean|median|percentile\((\d+(?:\.\d+)?)%\)) = ([0-9.eE+-]+) ms")
 _TYPES = {
     "int8": "int8",
@@ -79,8 +83,11 @@ class Model:
         return f"{self.input}:{'x'.join(map(str, (batch, *self.shape)))}"
 
 
-def build_command(trtexec: str, model: Model, engine: str, largest_batch: int) -> list[str]:
-    """Builds the engine `engine`, tuned for batch 1, for batches of 1 to largest_batch. No TF32, no other precision than the file's."""
+def build_command(trtexec: str, model: Model, engine: str, largest_batch: int, sparse: bool = False) -> list[str]:
+    """Builds the engine `engine`, tuned for batch 1, for batches of 1 to largest_batch. No TF32, no other precision than the file's.
+
+    sparse: kernels that skip zeros are tried as well, on layers whose weights have them where they must be.
+    """
     return [
         trtexec,
         f"--onnx={model.path}",
@@ -91,6 +98,7 @@ def build_command(trtexec: str, model: Model, engine: str, largest_batch: int) -
         f"--minShapes={model.shaped(1)}",
         f"--optShapes={model.shaped(1)}",
         f"--maxShapes={model.shaped(largest_batch)}",
+        *(["--sparsity=enable"] if sparse else []),
         "--skipInference",
     ]
 
@@ -134,6 +142,26 @@ def parse_version(log: str) -> tuple[int, int, int]:
     if len(match[1]) == 4:
         return number // 1000, number // 100 % 10, number % 100
     return number // 10_000, number // 100 % 100, number % 100
+
+
+@dataclass(frozen=True)
+class SparseMath:
+    """Layers whose weights let sparse kernels run them, and those for which TensorRT took one: it takes what is faster."""
+
+    eligible: tuple[str, ...]
+    taken: tuple[str, ...]
+
+    def words(self) -> str:
+        """For people."""
+        return f"taken for {len(self.taken)} of {len(self.eligible)} eligible layers: {', '.join(self.taken) or 'none'}"
+
+
+def parse_sparse(log: str) -> SparseMath | None:
+    """What the log of a build with --sparsity=enable says of it (TensorRT developer guide, "Structured Sparsity"); None for nothing."""
+    found = [
+        match and tuple(filter(None, re.split(r",\s*", match[1].strip()))) for match in (p.search(log) for p in _SPARSE)
+    ]
+    return SparseMath(*(names or () for names in found)) if any(names is not None for names in found) else None
 
 
 def require_version(version: tuple[int, int, int]) -> None:

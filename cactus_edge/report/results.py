@@ -372,6 +372,8 @@ class BuildResults:
     """What such a run showed against the certificate or against what it assumes, one sentence each."""
     twins: tuple[Row, ...] = ()
     """Files beside the model that hold the same network, and what was certified of them."""
+    gains: tuple[Row, ...] = ()
+    """What the target gains from what was compressed."""
 
     def __post_init__(self) -> None:
         _sha256(self.recipe_sha256, "recipe_sha256")

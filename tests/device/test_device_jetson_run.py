@@ -9,7 +9,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -127,6 +127,16 @@ def test_a_run_in_which_nothing_contradicts() -> None:
     rows = device_rows(found)
     assert rows["findings"] == [] and dict(rows["rows"])["Outputs"].startswith("2 of 2 inputs in their envelopes; 1 of")
     json.dumps(found.to_json())
+
+
+def test_what_sparse_kernels_ran_is_told() -> None:
+    log = "[I] [TRT] (Sparsity) Layers eligible for sparse math: conv\n"
+    shell = replay(trtexec=BANNER + log)
+    found = done(shell, replace(WORK, sparse=True))
+    assert dict(device_rows(found)["rows"])["Sparse kernels"] == "taken for 0 of 1 eligible layers: none"
+    tools = [words for words in shell.asked if words[0].endswith("trtexec")]
+    assert ["--sparsity=enable" in words for words in tools] == [True, False, False]
+    assert "Sparse kernels" not in dict(device_rows(done(replay()))["rows"])
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,8 @@ SINS = {
     "unknown_family": ('family = "mcu"', 'family = "mpu"', "family = 'mpu': expected one of mcu, linux-ssh", "mcu"),
     "misspelt_key": ("ram_bytes =", "ram_byte =", "unknown key 'ram_byte' in .memory.", "ram_bytes"),
     "misspelt_table": ("[memory]", "[memry]", "unknown key 'memry' in the top level", "memory"),
+    "no_multiple": ("channel_multiple = 4", "channel_multiple = 0", "channel_multiple = 0: expected 1 to 256", "4"),
+    "no_pattern": ('sparse = ""', 'sparse = "half"', "sparse = 'half': expected .n:m. or", "2:4"),
     "key_without_unit": (
         "core_clock_hz =",
         "core_clock =",
@@ -116,7 +118,8 @@ def test_sins_are_named_with_their_line(sin):
 
 
 def test_a_number_where_a_table_belongs():
-    text = MCU[: MCU.index("[memory]")] + "memory = 3\n" + MCU[MCU.index("[serial]") :]
+    kernels, memory, serial = (MCU.index(f"[{name}]") for name in ("kernels", "memory", "serial"))
+    text = MCU[:kernels] + "memory = 3\n" + MCU[kernels:memory] + MCU[serial:]
     with pytest.raises(TargetError, match="memory = 3: expected a table") as caught:
         parse_target(text, "mine.toml")
     assert str(caught.value).startswith(f"mine.toml:{line_of(text, 'memory = 3')}: ")
@@ -142,6 +145,10 @@ machine = "aarch64"
 cpu = "any"
 evidence = ""
 note = ""
+[kernels]
+channel_multiple = 1
+sparse = ""
+source = ""
 [ssh]
 connect_s = 15.0
 idle_s = 300.0

@@ -17,6 +17,7 @@ from cactus_edge.device.tensorrt import (
     outputs_command,
     parse_layers,
     parse_output,
+    parse_sparse,
     parse_summary,
     parse_times,
     parse_version,
@@ -293,3 +294,33 @@ def test_an_output_outside_its_envelope_is_named() -> None:
     assert outside.first == "input 1, output 1: code 2, the envelope is 1 to 1"
     with pytest.raises(InputError, match="shape"):
         check_envelope(np.zeros((2, 3)), low, high)
+
+
+# TensorRT developer guide, "Structured Sparsity"; NVIDIA/TensorRT issue 1403 for the empty list.
+SPARSE = (
+    "[I] [TRT] (Sparsity) Layers eligible for sparse math: conv1, conv2, dense3\n"
+    "[I] [TRT] (Sparsity) TRT inference plan picked sparse implementation for layers: conv2, dense3\n"
+)
+
+
+def test_sparse_kernels_are_tried_where_asked_for() -> None:
+    assert "--sparsity=enable" in build_command("trtexec", MODEL, "e", 8, True)
+    assert not any("sparsity" in word for word in build_command("trtexec", MODEL, "e", 8))
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        (SPARSE, "taken for 2 of 3 eligible layers: conv2, dense3"),
+        (SPARSE.replace("layers: conv2, dense3\n", "layers:\n"), "taken for 0 of 3 eligible layers: none"),
+        (SPARSE.splitlines()[0].replace("conv1, conv2, dense3", ""), "taken for 0 of 0 eligible layers: none"),
+    ],
+    ids=["some", "dense is faster", "none fits"],
+)
+def test_which_layers_took_them(log: str, words: str) -> None:
+    found = parse_sparse(SUMMARY_10 + log)
+    assert found is not None and found.words() == words
+
+
+def test_a_log_without_a_word_of_it() -> None:
+    assert parse_sparse(SUMMARY_10) is None
