@@ -136,6 +136,7 @@ class Inspection:
             ("input", _tensor(self.input)),
             ("output", _tensor(self.output)),
             ("constants", f"{self.constant_bytes:,} bytes of weights and biases in {len(self.ops)} ops"),
+            ("zeros", self._zeros()),
             ("work", f"{self.macs:,} MACs per inference"),
             (
                 "RAM",
@@ -144,9 +145,16 @@ class Inspection:
             ("as C", c),
         ]
 
+    def _zeros(self) -> str:
+        found = [op.zeros for op in self.ops if op.zeros is not None]
+        zero, weights = sum(z.zeros for z in found), sum(z.weights for z in found)
+        sparse = ", ".join(f"#{z.index}" for z in found if z.two_of_four)
+        return f"{zero:,} of {weights:,} weights; " + (f"2:4 holds in {sparse}" if sparse else "2:4 holds in no op")
+
     def op_table(self, *, wide: bool) -> Table:
-        """Heading and rows, one an op; `wide` adds the bound on its int32 quantities, whole scales and its output's name."""
-        titles = ("scale", "zero", "bytes", "zeros", "MACs", *(["|integer| <="] if wide else []), "bits")
+        """Heading and rows, one an op; `wide` adds zeros, the bound on its int32 quantities, whole scales and its output's name."""
+        more = ("zeros", "|integer| <=") if wide else ()
+        titles = ("scale", "zero", "bytes", "MACs", *more, "bits")
         numbers = [Column(title, right=True) for title in titles]
         head: list[str | Column] = [Column("#", right=True), "op", Column("reads", right=True), "output", *numbers]
         if wide:
@@ -281,9 +289,8 @@ def _cells(op: OpFacts, wide: bool) -> tuple[str, ...]:
         scale if out.dtype != "float32" else "float32",
         str(out.zero_point) if out.dtype != "float32" else "",
         _count(op.constant_bytes),
-        _share(op.zeros),
         _count(op.macs),
-        *([_count(op.bound)] if wide else []),
+        *([_share(op.zeros), _count(op.bound)] if wide else []),
         str(op.bits) if op.bound else "",
         *([_name(out.name)] if wide else []),
     )
