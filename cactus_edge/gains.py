@@ -37,7 +37,9 @@ def require_gain(recipe: Recipe, target: AnyTarget) -> None:
     if compress.sparsity == "none" or compress.allow_no_gain or skips(able, compress.sparsity):
         return
     why = f"its kernels skip zeros of the pattern {able} only" if able else _NOTHING
-    raise InputError(f"[compress] sparsity = {compress.sparsity!r} gains nothing on {target.title}: {why}", hint=WAY_OUT)
+    raise InputError(
+        f"[compress] sparsity = {compress.sparsity!r} gains nothing on {target.title}: {why}", hint=WAY_OUT
+    )
 
 
 _NOTHING = "its kernels compute zeros like any weight, and the file stores them"
