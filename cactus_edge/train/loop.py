@@ -11,7 +11,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from cactus_edge.errors import InputError
-from cactus_edge.recipe import Recipe
+from cactus_edge.recipe import CompressRecipe, Recipe
 from cactus_edge.resources import write_atomic
 from cactus_edge.train.augment import augmented
 from cactus_edge.train.averaging import Average, nothing
@@ -32,7 +32,6 @@ from cactus_edge.train.methods import stages
 from cactus_edge.train.models import Network, build
 from cactus_edge.train.objectives.loss import Batch, Step
 from cactus_edge.train.parallel import ALONE, Group, in_parts, set_gradient, settled
-from cactus_edge.train.prune import shrink
 from cactus_edge.train.sampling import batches, typical
 from cactus_edge.train.stages import Schedule, Stage, Terms
 
@@ -148,7 +147,8 @@ class _Run:
     def __init__(
         self, recipe: Recipe, dataset: Dataset, workdir: Path, method: str, seed: int, group: Group = ALONE
     ) -> None:
-        self._recipe, self._domain, self._method, self._seed = recipe, dataset.domain, method, seed
+        self._recipe = replace(recipe, train=replace(recipe.train, method=method, seed=seed))
+        self._domain, self._method, self._seed = dataset.domain, method, seed
         self._eps, whole = dataset.radii(recipe.certify.eps), float(recipe.train.eps)
         self._reach = [float(r) / whole if whole else 0.0 for r in dataset.radii(recipe.train.eps)]
         self._group, device = group, group.device
@@ -158,6 +158,7 @@ class _Run:
         self._key = run_key(recipe, dataset, method, seed)
         self._file = checkpoint(recipe, dataset, workdir, method, seed)
         self._stages = stages(method)
+        self._shared = _shared(recipe, dataset, workdir, self._stages[0], seed) if self._stages[0].shared else None
         shape, classes, compressed = dataset.shape, len(dataset.labels), self._stages[0].compressed
         # Drawn on the CPU wherever it trains, as everything random here: equal seeds begin with equal weights.
         self._network = build(recipe.model, shape, classes, seed, compressed=compressed).to(device)
@@ -173,7 +174,7 @@ class _Run:
         while self._stage < len(self._stages):
             stage = self._stages[self._stage]
             if self._optimizer is None:
-                self._network = stage.enter(self._network, self._recipe)
+                self._network = stage.enter(self._network, self._recipe, self._sample())
                 self._optimizer = self._new_optimizer()
                 self._set_statistics(self._network)
             schedule = stage.schedule(self._recipe)
@@ -187,6 +188,8 @@ class _Run:
             self._network = self._handed_on()
             self._stage, self._epoch, self._optimizer, self._average = self._stage + 1, 0, None, None
             self._save()
+            if self._shared and self._stage == 1:
+                self._write(*self._shared)
             if schedule.epochs > 0 and self._history[-1].epoch == schedule.epochs:
                 self._tell(on_epoch)
         ceilings = self._ceilings(self._network, self._stages[-1])
@@ -302,14 +305,22 @@ class _Run:
         correct, certified = self._group.totals(correct, certified)
         return correct / len(y), certified / len(y)
 
+    def _sample(self) -> Batch:
+        """What a stage may look at on its way in: the first training samples, their regions of the whole radius."""
+        x, y = self._x[:STATISTICS_SAMPLES], self._y[:STATISTICS_SAMPLES]
+        region = ball(x, [float(self._recipe.train.eps) * part for part in self._reach], self._domain)
+        return Batch(x, y, region, seed=_epoch_seed(self._seed, self._stage, -1))
+
     def _save(self) -> None:
+        self._write(self._file, self._key)
+
+    def _write(self, file: Path, key: str) -> None:
         if not self._group.first:
             return
         state = {
-            "key": self._key,
+            "key": key,
             "stage": self._stage,
             "epoch": self._epoch,
-            "widths": list(self._network.widths()),
             "network": self._network.state_dict(),
             "optimizer": None if self._optimizer is None else self._optimizer.state_dict(),
             "average": None if self._average is None else [self._average.count, self._average.total],
@@ -317,18 +328,24 @@ class _Run:
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        write_atomic(self._file, buffer.getvalue())
+        write_atomic(file, buffer.getvalue())
 
     def _restore(self) -> None:
-        content = self._group.told(self._read() if self._group.first else None)
-        if content is None:
-            return
+        """Goes on from this run's own checkpoint, else from what another method left of the same first stage."""
+        for file, key in [(self._file, self._key), *([self._shared] if self._shared else [])]:
+            content = self._group.told(_read(file) if self._group.first else None)
+            if content is not None:
+                self._load(file, key, content)
+                return
+
+    def _load(self, file: Path, key: str, content: bytes) -> None:
         try:
             state = torch.load(io.BytesIO(content), map_location=self._group.device, weights_only=True)
-            if state["key"] != self._key:
+            if state["key"] != key:
                 raise ValueError("it belongs to another run")
-            if tuple(state["widths"]) != self._network.widths():
-                self._network, _ = shrink(self._network, tuple(state["widths"]))
+            entered = state["stage"] + (state["optimizer"] is not None)
+            for stage in self._stages[:entered]:
+                self._network = stage.enter(self._network, self._recipe, self._sample())
             self._network.load_state_dict(state["network"])
             if state["optimizer"] is not None:
                 self._optimizer = self._new_optimizer()
@@ -338,18 +355,24 @@ class _Run:
             self._stage, self._epoch = state["stage"], state["epoch"]
         except Exception as error:  # torch.load raises whatever its unpickler meets in a damaged file
             raise InputError(
-                f"{self._file} is not a checkpoint of this run: {error}", hint="delete it to train anew"
+                f"{file} is not a checkpoint of this run: {error}", hint="delete it to train anew"
             ) from error
 
-    def _read(self) -> bytes | None:
-        try:
-            return self._file.read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise InputError(
-                f"cannot read {self._file}: {error.strerror or error}", hint="choose another folder"
-            ) from error
+
+def _read(file: Path) -> bytes | None:
+    try:
+        return file.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror or error}", hint="choose another folder") from error
+
+
+def _shared(recipe: Recipe, dataset: Dataset, workdir: Path, stage: Stage, seed: int) -> tuple[Path, str]:
+    """Checkpoint of a first stage that several methods share, and its key: the same whatever comes after."""
+    alone = replace(recipe, train=replace(recipe.train, method=stage.name), compress=CompressRecipe())
+    key = run_key(alone, dataset, seed=seed)
+    return workdir / f"train-{stage.name}-{seed}-{key[:12]}.pt", key
 
 
 def _epoch_seed(seed: int, stage: int, epoch: int) -> int:

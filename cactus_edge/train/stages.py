@@ -14,7 +14,7 @@ from cactus_edge.train.folded import Folded
 from cactus_edge.train.models import Network
 from cactus_edge.train.objectives import OBJECTIVES, cactus
 from cactus_edge.train.objectives.ibp import warmup_regulariser
-from cactus_edge.train.objectives.loss import Batch, Step
+from cactus_edge.train.objectives.loss import Batch, Loss, Step
 from cactus_edge.train.projections import Projection
 from cactus_edge.train.prune import shrink
 from cactus_edge.train.updates import Update, clipped
@@ -61,33 +61,47 @@ class Terms:
 
 Objective = Callable[[Network, Batch, Step], Terms]
 
+Enter = Callable[[Network, Recipe, Batch], Network]
+"""The network to train from the one that the previous stage left. The batch is a sample of the training data, its region whole.
+
+Shapes follow from the recipe alone, whatever the weights and the sample are: a resumed run finds its network's form by them.
+"""
+
 
 @dataclass(frozen=True)
 class Stage:
-    """enter: the network to train from the one that the previous stage left. The other callables follow from the recipe.
+    """How one stage goes on from the last; what its other callables give follows from the recipe.
 
     compressed: whether the stage trains the network without the channels that compression removes; the first stage's network is
     built so.
     clamped: whether every member that the stage trains has clamped activations.
+    shared: a first stage that does not depend on [compress]; other methods that begin with the stage of this name find what it
+    left.
     """
 
     name: str
-    enter: Callable[[Network, Recipe], Network]
+    enter: Enter
     compressed: bool
     schedule: Callable[[Recipe], Schedule]
     objective: Callable[[Recipe], Objective]
     update: Callable[[Recipe], Update]
     projection: Projection
     clamped: Callable[[Recipe], bool]
+    shared: bool = False
 
 
-def over_members(members: Callable[[Recipe], tuple[str, ...]]) -> Callable[[Recipe], Objective]:
-    """Mean over the members of the recipe's objective + the warm-up regulariser while eps grows + L1 of the folded weights."""
+def over_members(
+    members: Callable[[Recipe], tuple[str, ...]], around: Callable[[Loss], Loss] = lambda loss: loss
+) -> Callable[[Recipe], Objective]:
+    """Mean over the members of the recipe's objective + the warm-up regulariser while eps grows + L1 of the folded weights.
+
+    around: what a method makes of the recipe's objective first.
+    """
 
     def of(recipe: Recipe) -> Objective:
         names, train = members(recipe), recipe.train
         clip, levels = recipe.quantise.train_clip, recipe.quantise.levels
-        certified_loss = OBJECTIVES[train.objective](train)
+        certified_loss = around(OBJECTIVES[train.objective](train))
 
         def objective(network: Network, batch: Batch, step: Step) -> Terms:
             layers, widths = network.layers(), network.kept_widths()
@@ -119,12 +133,21 @@ def _margin(net: Folded, whole: Box, y: Tensor) -> Tensor:
         return propagate(net, whole, y).margin
 
 
-def same(network: Network, _: Recipe) -> Network:
+def same(network: Network, _: Recipe, __: Batch) -> Network:
     """The network that the previous stage left."""
     return network
 
 
-def without_channels(network: Network, _: Recipe) -> Network:
+only_full = over_members(lambda _: ("full",))
+"""The network itself, without its compressed versions."""
+
+
+def never(_: Recipe) -> bool:
+    """Of `clamped`: the network itself is trained."""
+    return False
+
+
+def without_channels(network: Network, _: Recipe, __: Batch) -> Network:
     """The most important channels of the network that the previous stage left."""
     return shrink(network, network.kept_widths())[0]
 

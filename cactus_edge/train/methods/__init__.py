@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from cactus_edge.errors import InputError
 from cactus_edge.train.methods.cactus import CACTUS
+from cactus_edge.train.methods.hydra import HYDRA
+from cactus_edge.train.methods.nrs import NRS
+from cactus_edge.train.methods.posthoc import GAMMA, L1, RANDOM, UNCOMPRESSED
 from cactus_edge.train.methods.small import SMALL
+from cactus_edge.train.methods.torch_pruning import BN_SCALE, LAMP, MAGNITUDE, TAYLOR
 from cactus_edge.train.stages import Stage
 
 METHODS: dict[str, tuple[Stage, ...]] = {
     "cactus": CACTUS,
     "small": SMALL,
+    "uncompressed": UNCOMPRESSED,
+    "posthoc-l1": L1,
+    "posthoc-gamma": GAMMA,
+    "posthoc-random": RANDOM,
+    "hydra": HYDRA,
+    "nrs": NRS,
+    "torch-pruning-magnitude": MAGNITUDE,
+    "torch-pruning-bn-scale": BN_SCALE,
+    "torch-pruning-lamp": LAMP,
+    "torch-pruning-taylor": TAYLOR,
 }
 """Every training method by its name in recipes."""
 

@@ -38,6 +38,11 @@ class Batch:
     points: Tensor | None = None
     seed: int = 0
 
+    def part(self, count: int) -> Batch:
+        """Its first `count` samples, without points."""
+        region = Box(self.region.centre[:count], self.region.radius[:count])
+        return Batch(self.x[:count], self.y[:count], region, seed=self.seed)
+
 
 @dataclass(frozen=True)
 class Member:

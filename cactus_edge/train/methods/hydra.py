@@ -1,0 +1,101 @@
+"""HYDRA: which channels stay is itself trained, with the certified loss, while the weights stand still.
+
+One score s a channel; the network computes with the k channels of largest |s| in each layer, and the gradient goes straight
+through that choice: dL/d|s| = dL/dmask. s begins at sqrt(6 / fan_in) * ||w||_1 / max ||w||_1, so that the first choice is the one
+by magnitude. Source: Sehwag et al. 2020, arXiv 2002.10509 (section 3 and algorithm 1), which gives every single weight a score;
+here a channel has one, so that what goes is gone from the file.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cactus_edge.recipe import Recipe
+from cactus_edge.train.methods.posthoc import DENSE, l1
+from cactus_edge.train.models import Layer, Layers, Network
+from cactus_edge.train.objectives.loss import Batch
+from cactus_edge.train.projections import positive_gamma, unconstrained
+from cactus_edge.train.prune import choose, take
+from cactus_edge.train.stages import Schedule, Stage, clip, finetuning, initial_widths, kept_widths, never, only_full
+
+
+class Scored(Network):
+    """A network that stands still but for a score per hidden channel; its layers have `widths[i]` channels switched on."""
+
+    def __init__(self, layers: Layers, widths: tuple[int, ...]) -> None:
+        super().__init__(layers)
+        self.requires_grad_(False)
+        self._kept = widths
+        for i, (layer, norm) in enumerate(zip(layers, l1(layers), strict=False)):
+            fan_in = math.prod(layer.weight.shape[1:])
+            start = math.sqrt(6 / fan_in) * norm / norm.amax().clamp(min=1e-12)
+            self.register_parameter(f"score{i}", nn.Parameter(start))
+
+    def scores(self) -> tuple[Tensor, ...]:
+        """|s| [O] of each hidden layer."""
+        return tuple(getattr(self, f"score{i}").abs() for i in range(len(self._kept)))
+
+    def layers(self) -> Layers:
+        """The layers with the channels that are not among the first switched off: gradients flow into the scores."""
+        layers = super().layers()
+        masks = (_First.apply(s, k) for s, k in zip(self.scores(), self._kept, strict=True))  # type: ignore[no-untyped-call]
+        return (*(_switched(layer, mask) for layer, mask in zip(layers, masks, strict=False)), layers[-1])
+
+    def chosen(self) -> Network:
+        """The smaller network of the channels that are on, its weights free again."""
+        layers = super().layers()
+        return Network(take(layers, choose(layers, self._kept, self.scores())))
+
+
+class _First(torch.autograd.Function):
+    """1 for the k largest (ties: the lower index), else 0; gradients straight through."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, k: int) -> Tensor:
+        first = torch.argsort(scores, descending=True, stable=True)[:k]
+        return torch.zeros_like(scores).index_fill(0, first, 1.0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+def _switched(layer: Layer, mask: Tensor) -> Layer:
+    """The layer with its channels' outputs times the mask, where 0 is off: ReLU gives 0 for them."""
+    if layer.norm is None:
+        return replace(layer, weight=layer.weight * mask[:, None, None, None], bias=layer.bias * mask)
+    return replace(layer, norm=replace(layer.norm, gamma=layer.norm.gamma * mask, beta=layer.norm.beta * mask))
+
+
+def _score(network: Network, recipe: Recipe, _: Batch) -> Network:
+    return Scored(network.layers(), kept_widths(recipe))
+
+
+def _chosen(network: Network, _: Recipe, __: Batch) -> Network:
+    assert isinstance(network, Scored)
+    return network.chosen()
+
+
+def scoring(recipe: Recipe) -> Schedule:
+    """A third of the fine-tuning's epochs, at its learning rate and the whole radius."""
+    whole = finetuning(recipe)
+    return replace(whole, epochs=whole.epochs // 3, average_epochs=0)
+
+
+def rest(recipe: Recipe) -> Schedule:
+    """What `scoring` leaves of the fine-tuning's epochs."""
+    whole = finetuning(recipe)
+    epochs = whole.epochs - whole.epochs // 3
+    return replace(whole, epochs=epochs, average_epochs=min(whole.average_epochs, epochs))
+
+
+HYDRA = (
+    DENSE,
+    Stage("score", _score, initial_widths, scoring, only_full, clip, unconstrained, never),
+    Stage("compress", _chosen, kept_widths, rest, only_full, clip, positive_gamma, never),
+)

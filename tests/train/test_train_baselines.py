@@ -1,0 +1,195 @@
+"""Post-hoc compression, HYDRA, NRSLoss and torch-pruning's criteria: what they keep, that they resume, what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+from train_kit import CtrlC, untimed
+
+from cactus_edge.errors import InputError, InstallError
+from cactus_edge.recipe import Recipe
+from cactus_edge.train.bounds import ball, propagate
+from cactus_edge.train.data import Dataset
+from cactus_edge.train.folded import fold, fold_batch, forward
+from cactus_edge.train.loop import train
+from cactus_edge.train.methods import METHODS, hydra, nrs, posthoc, torch_pruning
+from cactus_edge.train.models import Network
+from cactus_edge.train.objectives.ibp import IBP
+from cactus_edge.train.objectives.loss import Batch, Member, Step
+from cactus_edge.train.plain import Plain
+
+Make = Callable[..., Network]
+UNIT = (Fraction(0), Fraction(1))
+SHARING = ("posthoc-l1", "posthoc-gamma", "posthoc-random", "hydra")
+KEPT = (4, 7)
+
+
+def sample(count: int = 20) -> Batch:
+    x = torch.rand((count, 2, 7, 6), generator=torch.Generator().manual_seed(0))
+    y = torch.arange(count) % 4
+    return Batch(x, y, ball(x, 0.02, UNIT))
+
+
+@pytest.fixture(scope="module")
+def short(tiny: Recipe) -> Recipe:
+    train_ = replace(tiny.train, epochs=2, ramp_epochs=1, warmup_epochs=0)
+    return replace(tiny, train=train_, compress=replace(tiny.compress, finetune_epochs=3, average_epochs=1))
+
+
+@pytest.mark.parametrize("method", [*SHARING, "nrs"])
+def test_the_recipes_channels_are_left_and_every_epoch_is_spent(
+    short: Recipe, few_digits: Dataset, tmp_path: Path, method: str
+) -> None:
+    made = train(short, few_digits, tmp_path, method=method)
+    assert made.widths_before == (6, 10) and made.widths_after == KEPT
+    assert len(made.history) == short.train.epochs + short.compress.finetune_epochs
+    assert made.ceilings is None, "ranges are calibrated afterwards"
+
+
+def test_the_dense_network_is_trained_once(short: Recipe, few_digits: Dataset, tmp_path: Path) -> None:
+    told: dict[str, list[str]] = {}
+    for method in SHARING:
+        told[method] = []
+        made = train(short, few_digits, tmp_path, lambda e, to=told[method]: to.append(e.stage), method=method)
+        alone = train(short, few_digits, tmp_path / method, method=method)
+        assert made.digest() == alone.digest(), "as if it had trained it itself"
+        assert untimed(made) == untimed(alone)
+    assert [("dense" in stages) for stages in told.values()] == [True, False, False, False]
+
+
+def test_another_dense_network_is_not_taken(short: Recipe, few_digits: Dataset, tmp_path: Path) -> None:
+    train(short, few_digits, tmp_path, method="posthoc-l1")
+    told: list[str] = []
+    other = replace(short, train=replace(short.train, learning_rate=0.02))
+    train(other, few_digits, tmp_path, lambda e: told.append(e.stage), method="posthoc-gamma")
+    assert "dense" in told
+
+
+@pytest.mark.parametrize("method", ["posthoc-l1", "hydra", "nrs"])
+@pytest.mark.parametrize("after", [2, 3, 4])
+def test_an_interrupted_run_goes_on_with_the_same_bits(
+    short: Recipe, few_digits: Dataset, tmp_path: Path, method: str, after: int
+) -> None:
+    whole = train(short, few_digits, tmp_path / "whole", method=method)
+    with pytest.raises(KeyboardInterrupt):
+        train(short, few_digits, tmp_path / "cut", CtrlC(after), method=method)
+    resumed = train(short, few_digits, tmp_path / "cut", method=method)
+    assert resumed.digest() == whole.digest() and untimed(resumed) == untimed(whole)
+
+
+def test_criteria_are_what_they_are_called(make_network: Make) -> None:
+    layers = make_network(0).layers()
+    for layer, l1, gamma in zip(layers, posthoc.l1(layers), posthoc.gamma(layers), strict=False):
+        assert layer.norm is not None
+        assert torch.allclose(l1, torch.stack([w.abs().sum() for w in layer.weight]))
+        assert torch.equal(gamma, layer.norm.gamma.abs())
+    one, same, other = (posthoc.random(seed)(layers) for seed in (0, 0, 1))
+    assert all(torch.equal(a, b) and not torch.equal(a, c) for a, b, c in zip(one, same, other, strict=True))
+
+
+def test_no_gamma_without_batch_normalisation(make_network: Make) -> None:
+    with pytest.raises(InputError, match="hidden layer 0 has no batch normalisation"):
+        posthoc.gamma(make_network(0, batch_norm=False).layers())
+
+
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_hydra_switches_channels_as_removal_does(make_network: Make, batch_norm: bool) -> None:
+    network = make_network(1, batch_norm=batch_norm)
+    scored = hydra.Scored(network.layers(), (3, 2, 5))
+    x = sample().x
+    assert torch.allclose(forward(fold(scored.layers()), x), forward(fold(scored.chosen().layers()), x), atol=1e-5)
+    assert scored.chosen().widths() == (3, 2, 5)
+    whole = hydra.Scored(network.layers(), (5, 6, 8))
+    assert torch.allclose(forward(fold(whole.layers()), x), forward(fold(network.layers()), x), atol=1e-6)
+
+
+def test_hydra_trains_scores_and_nothing_else(make_network: Make) -> None:
+    scored = hydra.Scored(make_network(1).layers(), (3, 2, 5))
+    free = {name for name, p in scored.named_parameters() if p.requires_grad}
+    assert free == {"score0", "score1", "score2"}
+    fold_batch(scored.layers(), sample().x).logits.square().sum().backward()  # type: ignore[no-untyped-call]
+    for i, (score, kept) in enumerate(zip(scored.scores(), (3, 2, 5), strict=True)):
+        gradient = getattr(scored, f"score{i}").grad
+        assert gradient is not None and int((gradient != 0).sum()) == len(score) > kept, "straight through to all"
+
+
+def test_hydra_begins_with_the_choice_by_magnitude(make_network: Make) -> None:
+    layers = make_network(2).layers()
+    for score, l1, kept in zip(hydra.Scored(layers, (3, 2, 5)).scores(), posthoc.l1(layers), (3, 2, 5), strict=True):
+        assert set(score.topk(kept).indices.tolist()) == set(l1.topk(kept).indices.tolist())
+
+
+def check_stability(net_and_bounds: tuple[torch.Tensor, ...], low: torch.Tensor, high: torch.Tensor) -> None:
+    """A neuron counts as stable exactly where the region cannot switch it by more than its scale."""
+    steady = net_and_bounds[0]
+    sure = (low > 0) | (high < 0)
+    assert bool((steady[sure] >= float(torch.tanh(torch.tensor(1.0))) - 1e-6).all())
+    assert bool((steady[low * high < -100] < -0.9).all())
+
+
+def test_nrs_rewards_stable_neurons(make_network: Make) -> None:
+    network, batch = make_network(3), sample()
+    net = fold_batch(network.layers(), batch.x).net
+    bounds = propagate(net, batch.region, batch.y)
+    check_stability(nrs.stability(net, bounds), bounds.pre[0].lower, bounds.pre[0].upper)
+    with pytest.raises(AssertionError):  # the sign of the product turned round
+        check_stability(tuple(-t for t in nrs.stability(net, bounds)), bounds.pre[0].lower, bounds.pre[0].upper)
+
+
+def test_nrs_adds_its_term_to_any_loss(make_network: Make) -> None:
+    batch, step = sample(), Step(1.0, 0.02, 0.5)
+    member = Member(fold_batch(make_network(3).layers(), batch.x).net)
+    plain, with_term = IBP.of(member, batch, step), nrs.regularised(IBP, 0.25).of(member, batch, step)
+    mean = torch.cat([t.flatten() for t in nrs.stability(member.net, plain.bounds)]).mean()
+    assert torch.allclose(with_term.loss, plain.loss - 0.25 * mean)
+
+
+def test_nrs_goes_down_to_the_kept_channels_in_rounds(tiny: Recipe) -> None:
+    steps = [nrs.widths(done)(tiny) for done in range(nrs.ROUNDS + 1)]
+    assert steps[0] == (6, 10) and steps[-1] == KEPT
+    assert all(a >= b for one, two in zip(steps, steps[1:], strict=False) for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 5, 12, 13])
+def test_rounds_and_rest_spend_the_finetuning(tiny: Recipe, epochs: int) -> None:
+    recipe = replace(tiny, compress=replace(tiny.compress, finetune_epochs=epochs))
+    for method in ("nrs", "hydra", "posthoc-l1"):
+        stages = METHODS[method][1:]
+        assert sum(stage.schedule(recipe).epochs for stage in stages) == epochs, method
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("batch_norm", [True, False])
+def test_ordinary_modules_compute_the_same(make_network: Make, seed: int, batch_norm: bool) -> None:
+    network = make_network(seed, batch_norm=batch_norm)
+    x = sample().x
+    assert torch.allclose(Plain(network.layers())(x), forward(fold(network.layers()), x), atol=1e-5)
+
+
+def test_torch_prunings_criteria(make_network: Make, tiny: Recipe) -> None:
+    pytest.importorskip("torch_pruning")
+    network = make_network(4)
+    layers = network.layers()
+    gammas = torch_pruning.scores(layers, lambda criteria: criteria.BNScaleImportance())
+    for found, expected in zip(gammas, posthoc.gamma(layers), strict=True):
+        assert torch.allclose(found / found.sum(), expected / expected.sum(), atol=1e-6)
+    norms = torch_pruning.scores(layers, lambda criteria: criteria.GroupMagnitudeImportance())
+    own = [layer.weight.square().sum((1, 2, 3)) for layer in layers]
+    read = [layers[i + 1].weight.square().sum((0, 2, 3)) for i in range(3)]
+    assert len(norms) == 3 and [len(n) for n in norms] == [5, 6, 8]
+    assert torch.corrcoef(torch.stack([norms[0], own[0] + read[0] + gammas[0]]))[0, 1] > 0.5
+    slopes = torch_pruning.certified_gradients(layers, tiny, sample())
+    taylor = torch_pruning.scores(layers, lambda criteria: criteria.GroupTaylorImportance(), slopes)
+    assert all(bool((t >= 0).all()) and float(t.sum()) > 0 for t in taylor)
+
+
+def test_without_the_tool_the_error_says_how_to_install_it(make_network: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "torch_pruning", None)
+    with pytest.raises(InstallError, match="torch-pruning") as refused:
+        torch_pruning.scores(make_network(0).layers(), lambda criteria: criteria.BNScaleImportance())
+    assert refused.value.hint == "pip install 'cactus-edge[baselines]'"
