@@ -85,7 +85,7 @@ def test_the_ball_holds_each_channel_to_its_own_radius(radii: list[Fraction], se
 def test_training_takes_each_channel_at_its_radius(
     tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The balls of the warm-up, of the last step, and of validation: the schedule's part of each radius."""
+    """The balls that a stage sees on its way in, of the warm-up, of the last step, and of validation."""
     from cactus_edge.train import loop
 
     seen: list[Any] = []
@@ -93,7 +93,8 @@ def test_training_takes_each_channel_at_its_radius(
     eps = ChannelEps((Fraction(1, 5), Fraction(3, 5)), ("g", "rad/s"))
     recipe = replace(tiny, train=replace(tiny.train, eps=eps), certify=replace(tiny.certify, eps=eps))
     trained = train(recipe, signals(), tmp_path, threads=1)
-    assert seen[0] == [0.0, 0.0, 0.0]
+    assert seen[0] == pytest.approx([0.1, 0.1, 0.15])
+    assert seen[1] == [0.0, 0.0, 0.0]
     assert seen[-2] == pytest.approx([0.1, 0.1, 0.15])
     assert seen[-1] == [Fraction(1, 10), Fraction(1, 10), Fraction(3, 20)]
     assert trained.history[-1].eps == pytest.approx(0.6)
