@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from cactus_edge.errors import InstallError
-from cactus_edge.train.folded import Affine, Folded
+from cactus_edge.train.folded import Affine, Folded, plan
+from cactus_edge.train.models import walk
 
 INPUT, OUTPUT = "x", "logits"
 OPSET, IR = 17, 8
@@ -33,24 +34,31 @@ def float_onnx(net: Folded, shape: tuple[int, int, int]) -> Any:
         constants.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
         return name
 
-    at = INPUT
-    for i, affine in enumerate(net):
+    def node(kind: str, reads: list[str], name: str, **attributes: Any) -> str:
+        nodes.append(helper.make_node(kind, reads, [name], f"{kind} {name}", **attributes))
+        return name
+
+    def layer(i: int, at: str, other: str | None) -> str:
+        affine = net[i]
         weight, bias = affine.weight.detach().numpy(), constant(f"bias{i}", affine.bias.detach().numpy())
+        if affine.layer.pool is not None:
+            pool = list(affine.layer.pool)
+            at = node("AveragePool", [at], f"p{i}", kernel_shape=pool, strides=pool)
         if affine.layer.dense:
-            if weight[0].size > weight.shape[1] or at == INPUT:
-                to = constant(f"flat{i}", np.array([-1, weight[0].size], np.int64))
-                nodes.append(helper.make_node("Reshape", [at, to], [f"r{i}"], f"reshape{i}"))
-                at = f"r{i}"
+            flat = constant(f"flat{i}", np.array([-1, weight[0].size], np.int64))
+            at = node("Reshape", [at, flat], f"r{i}") if at not in vectors else at
             rows = constant(f"weight{i}", weight.reshape(len(weight), -1))
-            nodes.append(helper.make_node("Gemm", [at, rows, bias], [f"z{i}"], f"dense{i}", transB=1))
+            at = node("Gemm", [at, rows, bias], f"z{i}", transB=1)
         else:
-            kernel = constant(f"weight{i}", weight)
-            nodes.append(helper.make_node("Conv", [at, kernel, bias], [f"z{i}"], f"conv{i}", **_geometry(affine)))
-        at = f"z{i}"
-        if affine.layer.relu:
-            nodes.append(helper.make_node("Relu", [at], [f"y{i}"], f"relu{i}"))
-            at = f"y{i}"
-    nodes.append(helper.make_node("Identity", [at], [OUTPUT], "end"))
+            at = node("Conv", [at, constant(f"weight{i}", weight), bias], f"z{i}", **_geometry(affine))
+        at = at if other is None else node("Add", [at, other], f"s{i}")
+        at = node("Relu", [at], f"y{i}") if affine.layer.relu else at
+        if affine.layer.dense:
+            vectors.add(at)
+        return at
+
+    vectors: set[str] = set()
+    node("Identity", [walk(plan(net), INPUT, layer)], OUTPUT)
     graph = helper.make_graph(
         nodes,
         "network",
@@ -62,5 +70,6 @@ def float_onnx(net: Folded, shape: tuple[int, int, int]) -> Any:
 
 
 def _geometry(affine: Affine) -> dict[str, Any]:
-    p, stride = affine.layer.padding, affine.layer.stride
-    return {"pads": [p.top, p.left, p.bottom, p.right], "strides": [stride, stride]}
+    p = affine.layer.padding
+    groups = len(affine.weight) if affine.layer.depthwise else 1
+    return {"pads": [p.top, p.left, p.bottom, p.right], "strides": list(affine.layer.stride), "group": groups}

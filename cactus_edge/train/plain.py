@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cactus_edge.train.models import NORM_EPSILON, Layer, Layers
+from cactus_edge.train.models import NORM_EPSILON, Layer, Layers, pooled, walk
 
 
 class Plain(nn.Module):
@@ -23,11 +23,13 @@ class Plain(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer, linear, norm in zip(self._plan, self.linears, self.norms, strict=True):
-            x = x.flatten(1) if layer.dense else _padded(x, layer)
-            x = norm(linear(x))
-            x = F.relu(x) if layer.relu else x
-        return x
+        def step(i: int, read: Tensor, other: Tensor | None) -> Tensor:
+            layer, read = self._plan[i], pooled(read, self._plan[i])
+            z: Tensor = self.norms[i](self.linears[i](read.flatten(1) if layer.dense else _padded(read, layer)))
+            z = z if other is None else z + other
+            return F.relu(z) if layer.relu else z
+
+        return walk(self._plan, x, step)
 
 
 def _linear(layer: Layer) -> nn.Module:
@@ -38,7 +40,10 @@ def _linear(layer: Layer) -> nn.Module:
     else:
         p = layer.padding
         padding = (p.top, p.left) if (p.top, p.left) == (p.bottom, p.right) else 0
-        made = nn.Conv2d(inputs, outputs, (kernel[0], kernel[1]), layer.stride, padding)
+        inputs = outputs if layer.depthwise else inputs
+        made = nn.Conv2d(
+            inputs, outputs, (kernel[0], kernel[1]), layer.stride, padding, groups=outputs if layer.depthwise else 1
+        )
     with torch.no_grad():
         made.weight.copy_(layer.weight.reshape(made.weight.shape))
         assert made.bias is not None

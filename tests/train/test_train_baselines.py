@@ -152,9 +152,11 @@ def test_nrs_adds_its_term_to_any_loss(make_network: Make) -> None:
     assert torch.allclose(with_term.loss, plain.loss - 0.25 * mean)
 
 
-def test_nrs_goes_down_to_the_kept_channels_in_rounds(tiny: Recipe) -> None:
-    steps = [nrs.widths(done)(tiny) for done in range(nrs.ROUNDS + 1)]
-    assert steps[0] == (6, 10) and steps[-1] == KEPT
+def test_nrs_goes_down_to_the_kept_channels_in_rounds() -> None:
+    steps = [(64, 10)]
+    for left in range(nrs.ROUNDS, 0, -1):
+        steps.append(nrs.widths(steps[-1], (16, 7), left))
+    assert steps[-1] == (16, 7) and steps[1][0] == round(64 * 4 ** (-1 / nrs.ROUNDS))
     assert all(a >= b for one, two in pairwise(steps) for a, b in zip(one, two, strict=True))
 
 

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from cactus_edge.recipe import Recipe
 from cactus_edge.train.methods.posthoc import DENSE, l1
-from cactus_edge.train.models import Layers, Network, per_channel
+from cactus_edge.train.models import INPUT, Layers, Network, per_channel, sources
 from cactus_edge.train.objectives.loss import Batch
 from cactus_edge.train.projections import positive_gamma, unconstrained
-from cactus_edge.train.prune import choose, take
-from cactus_edge.train.stages import Schedule, Stage, clip, finetuning, initial_widths, kept_widths, never, only_full
+from cactus_edge.train.prune import choose, take, together
+from cactus_edge.train.stages import Schedule, Stage, clip, finetuning, never, only_full
 
 
 class Scored(Network):
@@ -37,22 +37,23 @@ class Scored(Network):
             self.register_parameter(f"score{i}", nn.Parameter(start))
 
     def scores(self) -> tuple[Tensor, ...]:
-        """|s| [O] of each hidden layer."""
-        return tuple(getattr(self, f"score{i}").abs() for i in range(len(self._kept)))
+        """|s| [O] of each hidden layer, summed over channels that are tied."""
+        return together(self._plan, tuple(getattr(self, f"score{i}").abs() for i in range(len(self._kept))))
 
     def layers(self) -> Layers:
         """The layers with the channels that are not among the first switched off: gradients flow into the scores.
 
-        A channel is off where nobody reads it. (Its own weights cannot be what is masked: behind a ReLU at 0 no gradient would
-        ever reach the score of a channel that is off.)
+        A channel is off where nobody reads it; what only hands it on, a sum or a depthwise layer, has it off too. (Its own
+        weights cannot be what is masked: behind a ReLU at 0 no gradient would ever reach the score of a channel that is off.)
         """
         layers = super().layers()
         masks = [_First.apply(s, k) for s, k in zip(self.scores(), self._kept, strict=True)]  # type: ignore[no-untyped-call]
-        readers = (
-            replace(reader, weight=reader.weight * per_channel(mask))
-            for reader, mask in zip(layers[1:], masks, strict=True)
+        return tuple(
+            layer
+            if reads == INPUT or layer.depthwise
+            else replace(layer, weight=layer.weight * per_channel(masks[reads]))
+            for layer, (reads, _) in zip(layers, sources(layers), strict=True)
         )
-        return (layers[0], *readers)
 
     def chosen(self) -> Network:
         """The smaller network of the channels that are on, its weights free again."""
@@ -73,8 +74,8 @@ class _First(torch.autograd.Function):
         return gradients[0], None
 
 
-def _score(network: Network, recipe: Recipe, _: Batch) -> Network:
-    return Scored(network.layers(), kept_widths(recipe))
+def _score(network: Network, _: Recipe, __: Batch) -> Network:
+    return Scored(network.layers(), network.kept_widths())
 
 
 def _chosen(network: Network, _: Recipe, __: Batch) -> Network:
@@ -97,6 +98,6 @@ def rest(recipe: Recipe) -> Schedule:
 
 HYDRA = (
     DENSE,
-    Stage("score", _score, initial_widths, scoring, only_full, clip, unconstrained, never),
-    Stage("compress", _chosen, kept_widths, rest, only_full, clip, positive_gamma, never),
+    Stage("score", _score, False, scoring, only_full, clip, unconstrained, never),
+    Stage("compress", _chosen, True, rest, only_full, clip, positive_gamma, never),
 )

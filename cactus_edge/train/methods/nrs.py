@@ -21,15 +21,13 @@ from cactus_edge.train.folded import Affine, Folded, fold_batch
 from cactus_edge.train.models import Layers, Network, per_channel
 from cactus_edge.train.objectives.loss import Batch, Loss, Member, MemberLoss, Step
 from cactus_edge.train.projections import positive_gamma
-from cactus_edge.train.prune import shrink
+from cactus_edge.train.prune import shrink, together
 from cactus_edge.train.stages import (
     Enter,
     Schedule,
     Stage,
     clip,
     finetuning,
-    initial_widths,
-    kept_widths,
     never,
     over_members,
     same,
@@ -47,7 +45,7 @@ SAMPLES = 1024
 
 
 def stability(net: Folded, bounds: Bounds) -> tuple[Tensor, ...]:
-    """tanh(1 + l u / (gamma^2 + 1e-8)) of every hidden neuron, [N, O, H, W] of each layer: 1 is stable, -1 is not."""
+    """tanh(1 + l u / (gamma^2 + 1e-8)) of every hidden neuron, [N, O, H, W] of each layer: near 1 is stable, near -1 is not."""
     return tuple(
         torch.tanh(1 + pre.lower * pre.upper / (per_channel(_gamma(affine)).square() + 1e-8))
         for affine, pre in zip(net, bounds.pre, strict=False)
@@ -64,8 +62,9 @@ def regularised(loss: Loss, weight: float = WEIGHT) -> Loss:
 
     def of(member: Member, batch: Batch, step: Step) -> MemberLoss:
         found = loss.of(member, batch, step)
-        steady = torch.cat([t.flatten() for t in stability(member.net, found.bounds)]).mean()
-        return MemberLoss(found.loss - weight * steady, found.bounds)
+        steady = stability(member.net, found.bounds)
+        rectified = [t.flatten() for affine, t in zip(member.net, steady, strict=False) if affine.layer.relu]
+        return MemberLoss(found.loss - weight * torch.cat(rectified).mean(), found.bounds)
 
     return replace(loss, of=of)
 
@@ -78,19 +77,15 @@ def score(layers: Layers, sample: Batch) -> tuple[Tensor, ...]:
         return tuple(t.mean((0, 2, 3)) for t in stability(net, bounds))
 
 
-def widths(done: int) -> Callable[[Recipe], tuple[int, ...]]:
-    """Channels after `done` rounds: the same share goes in each, down to the recipe's kept widths."""
-
-    def of(recipe: Recipe) -> tuple[int, ...]:
-        ends = zip(initial_widths(recipe), kept_widths(recipe), strict=True)
-        return tuple(round(whole * (kept / whole) ** (done / ROUNDS)) for whole, kept in ends)
-
-    return of
+def widths(now: tuple[int, ...], kept: tuple[int, ...], left: int) -> tuple[int, ...]:
+    """Channels after the next of the `left` rounds from now on: the same share goes in each, down to `kept`."""
+    return tuple(round(whole * (end / whole) ** (1 / left)) for whole, end in zip(now, kept, strict=True))
 
 
 def _removal(done: int) -> Enter:
-    def enter(network: Network, recipe: Recipe, sample: Batch) -> Network:
-        return shrink(network, widths(done)(recipe), score(network.layers(), sample.part(SAMPLES)))[0]
+    def enter(network: Network, _: Recipe, sample: Batch) -> Network:
+        layers, fewer = network.layers(), widths(network.widths(), network.kept_widths(), ROUNDS - done + 1)
+        return shrink(network, fewer, together(layers, score(layers, sample.part(SAMPLES))))[0]
 
     return enter
 
@@ -116,10 +111,10 @@ def _rest(recipe: Recipe) -> Schedule:
 _objective = over_members(lambda _: ("full",), regularised)
 
 NRS = (
-    Stage("dense", same, initial_widths, training, _objective, clip, positive_gamma, never),
+    Stage("dense", same, False, training, _objective, clip, positive_gamma, never),
     *(
-        Stage(f"round {done}", _removal(done), widths(done), _round(done), _objective, clip, positive_gamma, never)
+        Stage(f"round {done}", _removal(done), False, _round(done), _objective, clip, positive_gamma, never)
         for done in range(1, ROUNDS + 1)
     ),
-    Stage("compress", same, kept_widths, _rest, _objective, clip, positive_gamma, never),
+    Stage("compress", same, True, _rest, _objective, clip, positive_gamma, never),
 )

@@ -18,22 +18,20 @@ from cactus_edge.recipe import Recipe
 from cactus_edge.train.models import Layers, Network
 from cactus_edge.train.objectives.loss import Batch
 from cactus_edge.train.projections import positive_gamma
-from cactus_edge.train.prune import shrink
+from cactus_edge.train.prune import shrink, together
 from cactus_edge.train.stages import (
     Enter,
     Stage,
     clip,
     finetuning,
-    initial_widths,
     joint,
-    kept_widths,
     never,
     only_full,
     same,
     training,
 )
 
-DENSE = Stage("dense", same, initial_widths, training, only_full, clip, positive_gamma, never, shared=True)
+DENSE = Stage("dense", same, False, training, only_full, clip, positive_gamma, never, shared=True)
 """The full network alone. Every method that begins with it finds the same one."""
 
 Score = Callable[[Layers], tuple[Tensor, ...]]
@@ -72,10 +70,11 @@ def random(seed: int) -> Score:
 
 
 def removal(criterion: Criterion) -> Enter:
-    """Channels go for good, down to the recipe's kept widths."""
+    """Channels go for good, down to the recipe's kept widths; the scores of tied channels are summed."""
 
     def enter(network: Network, recipe: Recipe, sample: Batch) -> Network:
-        return shrink(network, kept_widths(recipe), criterion(recipe, sample)(network.layers()))[0]
+        layers = network.layers()
+        return shrink(network, network.kept_widths(), together(layers, criterion(recipe, sample)(layers)))[0]
 
     return enter
 
@@ -84,11 +83,11 @@ def posthoc(criterion: Criterion) -> tuple[Stage, ...]:
     """`DENSE`, then what is left after removal by the criterion, fine-tuned alone and at full precision."""
     return (
         DENSE,
-        Stage("compress", removal(criterion), kept_widths, finetuning, only_full, clip, positive_gamma, never),
+        Stage("compress", removal(criterion), True, finetuning, only_full, clip, positive_gamma, never),
     )
 
 
-UNCOMPRESSED = (Stage("train", same, initial_widths, joint, only_full, clip, positive_gamma, never),)
+UNCOMPRESSED = (Stage("train", same, False, joint, only_full, clip, positive_gamma, never),)
 """The upper reference: every channel stays, trained for as many epochs as any method has in all."""
 
 L1 = posthoc(lambda recipe, sample: l1)
