@@ -153,7 +153,8 @@ class _Run:
         self._reach = [float(r) / whole if whole else 0.0 for r in dataset.radii(recipe.train.eps)]
         self._group, device = group, group.device
         self._x, self._y = (t.to(device) for t in to_torch(dataset.train))
-        self._typical = self._x[typical(self._y, STATISTICS_SAMPLES, recipe.train.class_balance)]
+        rows = typical(self._y, STATISTICS_SAMPLES, recipe.train.class_balance)
+        self._typical, self._typical_y = self._x[rows], self._y[rows]
         self._validation = tuple(t.to(device) for t in to_torch(dataset.validation))
         self._key = run_key(recipe, dataset, method, seed)
         self._file = checkpoint(recipe, dataset, workdir, method, seed)
@@ -306,10 +307,10 @@ class _Run:
         return correct / len(y), certified / len(y)
 
     def _sample(self) -> Batch:
-        """What a stage may look at on its way in: the first training samples, their regions of the whole radius."""
-        x, y = self._x[:STATISTICS_SAMPLES], self._y[:STATISTICS_SAMPLES]
+        """What a stage may look at on its way in: typical training samples, their regions of the whole radius."""
+        x = self._typical
         region = ball(x, [float(self._recipe.train.eps) * part for part in self._reach], self._domain)
-        return Batch(x, y, region, seed=_epoch_seed(self._seed, self._stage, -1))
+        return Batch(x, self._typical_y, region, seed=_epoch_seed(self._seed, self._stage, -1))
 
     def _save(self) -> None:
         self._write(self._file, self._key)
