@@ -115,8 +115,9 @@ class TrainRecipe:
     (`train.parallel`); other parts are other weights.
 
     method: the stages and what they train. objective: the certified loss of every member of the set. box_ratio: 1 trains on
-    the whole region (ibp), less on a box of that part of its radius around an adversarial point (sabr), 0 on that point. mix:
-    of mtl-ibp, cc-ibp and exp-ibp, from 0 (the adversarial point alone) to 1 (the bounds alone). hinge_weight, hinge_margin (of
+    the whole region (ibp), less on a box of that part of its radius around an adversarial point (sabr), 0 on that point.
+    crown_start, crown_end: weight of crown-ibp's linear margins against those of intervals, as the ramp begins and ends. mix: of
+    mtl-ibp, cc-ibp and exp-ibp, from 0 (the adversarial point alone) to 1 (the bounds alone). hinge_weight, hinge_margin (of
     logits) and width_weight: of qa-ibp, as the ramp ends. attack_*: steps, random starts, first step as a part of the radius
     that the attack has (0: 2.5 / steps), and what it is multiplied by after half and after seven eighths of the steps.
     """
@@ -137,14 +138,16 @@ class TrainRecipe:
     zoom: Annotated[float, takes.number(0, 0.5)] = 0.0
     members: Annotated[tuple[Member, ...], takes.list_of(takes.one_of(*get_args(Member)))] = ("full",)
     method: Annotated[str, takes.text] = field(default="cactus", metadata=_LATER)
-    objective: Annotated[str, takes.one_of("ibp", "sabr", "mtl-ibp", "cc-ibp", "exp-ibp", "qa-ibp")] = field(
-        default="ibp", metadata=_LATER
+    objective: Annotated[str, takes.one_of("ibp", "sabr", "crown-ibp", "mtl-ibp", "cc-ibp", "exp-ibp", "qa-ibp")] = (
+        field(default="ibp", metadata=_LATER)
     )
     box_ratio: Annotated[float, takes.number(0, 1)] = field(default=1.0, metadata=_LATER)
     crop: Annotated[int, takes.integer(0, 64)] = field(default=0, metadata=_LATER)
     mirror: Annotated[bool, takes.flag] = field(default=False, metadata=_LATER)
     gain: Annotated[float, takes.number(0, 0.9)] = field(default=0.0, metadata=_LATER)
     class_balance: Annotated[float, takes.number(0, 1)] = field(default=0.0, metadata=_LATER)
+    crown_start: Annotated[float, takes.number(0, 1)] = field(default=1.0, metadata=_LATER)
+    crown_end: Annotated[float, takes.number(0, 1)] = field(default=0.0, metadata=_LATER)
     mix: Annotated[float, takes.number(0, 1)] = field(default=0.5, metadata=_LATER)
     hinge_weight: Annotated[float, takes.number(0, 100)] = field(default=0.5, metadata=_LATER)
     hinge_margin: Annotated[float, takes.number(0, 100)] = field(default=0.2, metadata=_LATER)

@@ -86,25 +86,29 @@ class Bounds:
     """Boxes of what each hidden layer's activation sees and of what the last layer reads, and the lower margins.
 
     margin float [N, classes]: lower bound of logit_y - logit_j, 0 for j = y. rectified: the boxes in `pre` that a ReLU follows.
+    mapped: those of weight * z + bias, which are `pre` but where a layer adds a value.
     """
 
     pre: tuple[Box, ...]
     last_in: Box
     margin: Tensor
     rectified: tuple[Box, ...]
+    mapped: tuple[Box, ...]
 
 
 def propagate(net: Folded, region: Box, y: Tensor) -> Bounds:
     """Bounds of every hidden layer and of the margins of class y int64 [N] over `region` [N, C, H, W]."""
     pre: list[Box] = []
+    mapped: list[Box] = []
 
     def step(i: int, read: Box, other: Box | None) -> Box:
-        pre.append(join(net[i], through(net[i], read), other))
+        mapped.append(through(net[i], read))
+        pre.append(join(net[i], mapped[-1], other))
         return activate(net[i], pre[-1])
 
     region = walk(plan(net[:-1]), region, step)
     rectified = tuple(found for affine, found in zip(net, pre, strict=False) if affine.layer.relu)
-    return Bounds(tuple(pre), region, margins(net[-1], region, y), rectified)
+    return Bounds(tuple(pre), region, margins(net[-1], region, y), rectified, tuple(mapped))
 
 
 def margins(last: Affine, region: Box, y: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from cactus_edge.recipe import TrainRecipe
 from cactus_edge.train.attacks import Attack
+from cactus_edge.train.objectives.crown_ibp import falling
 from cactus_edge.train.objectives.expressive import cc_ibp, exp_ibp, mtl_ibp
 from cactus_edge.train.objectives.ibp import IBP
 from cactus_edge.train.objectives.loss import Loss
@@ -15,6 +16,7 @@ from cactus_edge.train.objectives.sabr import small_boxes
 OBJECTIVES: dict[str, Callable[[TrainRecipe], Loss]] = {
     "ibp": lambda t: IBP if t.box_ratio == 1 else small_boxes(t.box_ratio, attack(t)),
     "sabr": lambda t: small_boxes(t.box_ratio, attack(t)),
+    "crown-ibp": lambda t: falling(t.crown_start, t.crown_end),
     "mtl-ibp": lambda t: mtl_ibp(t.mix, attack(t)),
     "cc-ibp": lambda t: cc_ibp(t.mix, attack(t)),
     "exp-ibp": lambda t: exp_ibp(t.mix, attack(t)),

@@ -78,14 +78,22 @@ class Loss:
 
 
 Robust = Callable[[Member, Bounds, Batch, Step], Tensor]
-"""The robust loss R of a member from its interval bounds, a scalar."""
+"""The robust loss R of a member from its bounds, a scalar."""
+
+Bound = Callable[[Member, Batch, Step], Bounds]
+"""A member's bounds over the batch's region."""
 
 
-def mixed(robust: Robust) -> Callable[[Member, Batch, Step], MemberLoss]:
+def intervals(member: Member, batch: Batch, _: Step) -> Bounds:
+    """Those of interval arithmetic."""
+    return propagate(member.net, batch.region, batch.y)
+
+
+def mixed(robust: Robust, bound: Bound = intervals) -> Callable[[Member, Batch, Step], MemberLoss]:
     """(1 - lambda) * CE(clean logits) + lambda * R: how a robust loss is weighed against the clean one, lambda the step's."""
 
     def of(member: Member, batch: Batch, step: Step) -> MemberLoss:
-        bounds = propagate(member.net, batch.region, batch.y)
+        bounds = bound(member, batch, step)
         hardened = robust(member, bounds, batch, step)
         clean = F.cross_entropy(member.logits(batch.x), batch.y)
         return MemberLoss((1 - step.robust_weight) * clean + step.robust_weight * hardened, bounds)
