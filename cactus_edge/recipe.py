@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -196,6 +197,12 @@ class CompressRecipe:
     sparsity_scope: Annotated[str, takes.one_of("global", "layer")] = field(default="global", metadata=_LATER)
     mask_gradient: Annotated[str, takes.one_of("kept", "all")] = field(default="kept", metadata=_LATER)
     allow_no_gain: Annotated[bool, takes.flag] = field(default=False, metadata=_UNDIGESTED)
+
+    def kept_of(self, channels: int) -> int:
+        """Channels that stay of so many by `keep`, a whole multiple or all; 0 where `keep` leaves it to the layers."""
+        multiple = self.channel_multiple or 1
+        wanted = multiple * math.ceil(max(self.keep * channels, 1) / multiple - 1e-9)
+        return min(channels, wanted) if self.keep else 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from torch import Tensor
 from cactus_edge.errors import InputError
 from cactus_edge.recipe import CompressRecipe, Recipe
 from cactus_edge.resources import write_atomic
+from cactus_edge.train.allocation import allocated, begun, keeping
 from cactus_edge.train.augment import augmented
 from cactus_edge.train.averaging import Average, nothing
 from cactus_edge.train.bounds import ball, holds, propagate
@@ -29,10 +30,12 @@ from cactus_edge.train.fakequant import Ceilings, clamp, usual_ceilings
 from cactus_edge.train.folded import Folded, fold, forward, statistics
 from cactus_edge.train.history import EpochStats as EpochStats
 from cactus_edge.train.methods import stages
-from cactus_edge.train.models import Network, build
+from cactus_edge.train.models import Network
 from cactus_edge.train.objectives.loss import Batch, Step
 from cactus_edge.train.parallel import ALONE, Group, in_parts, set_gradient, settled
+from cactus_edge.train.projections import unconstrained
 from cactus_edge.train.sampling import batches, typical
+from cactus_edge.train.sparsity import Sparsity, held, sparsified
 from cactus_edge.train.stages import Schedule, Stage, Terms
 
 STATISTICS_SAMPLES = 4096
@@ -162,7 +165,7 @@ class _Run:
         self._shared = _shared(recipe, dataset, workdir, self._stages[0], seed) if self._stages[0].shared else None
         shape, classes, compressed = dataset.shape, len(dataset.labels), self._stages[0].compressed
         # Drawn on the CPU wherever it trains, as everything random here: equal seeds begin with equal weights.
-        self._network = build(recipe.model, shape, classes, seed, compressed=compressed).to(device)
+        self._network = begun(recipe, shape, classes, seed, compressed=compressed).to(device)
         self._widths_before, self._weights_before = self._network.widths(), self._network.weights()
         self._history: list[EpochStats] = []
         self._stage, self._epoch = 0, 0
@@ -175,7 +178,7 @@ class _Run:
         while self._stage < len(self._stages):
             stage = self._stages[self._stage]
             if self._optimizer is None:
-                self._network = stage.enter(self._network, self._recipe, self._sample())
+                self._network = self._entered(stage)
                 self._optimizer = self._new_optimizer()
                 self._set_statistics(self._network)
             schedule = stage.schedule(self._recipe)
@@ -206,6 +209,14 @@ class _Run:
             None if ceilings is None else tuple(c.cpu() for c in ceilings),
         )
 
+    def _entered(self, stage: Stage) -> Network:
+        """The network that `stage` trains. How much of each layer stays is decided once, when the first stage is over."""
+        network, recipe, sample = self._network, self._recipe, self._sample()
+        if self._stage == 1:
+            network = allocated(network, recipe, sample, self._held_out())
+        network = stage.enter(network, recipe, sample)
+        return sparsified(network, Sparsity.of(recipe.compress)) if stage.compressed and self._stage > 0 else network
+
     def _tell(self, on_epoch: Callable[[EpochStats], None] | None) -> None:
         if on_epoch and self._group.first:
             on_epoch(self._history[-1])
@@ -216,6 +227,7 @@ class _Run:
     def _run_epoch(self, stage: Stage, schedule: Schedule, optimizer: torch.optim.Optimizer) -> EpochStats:
         start, cpu_start, recipe = time.monotonic(), time.process_time(), self._recipe.train
         objective, update = stage.objective(self._recipe), stage.update(self._recipe)
+        zeros = unconstrained if self._recipe.compress.sparsity == "none" else held(self._network)
         seed = _epoch_seed(self._seed, self._stage, self._epoch)
         generator = torch.Generator().manual_seed(seed)
         epoch = list(batches(self._y, recipe.batch, recipe.class_balance, generator))
@@ -244,6 +256,7 @@ class _Run:
 
             total += float(update(closure, optimizer)) * len(index)
             stage.projection(self._network)
+            zeros(self._network)
             correct, certified = correct + sum(t.correct for t in found), certified + sum(t.certified for t in found)
             seen += len(index)
         correct, certified = self._group.totals(correct, certified)
@@ -265,6 +278,11 @@ class _Run:
             time.monotonic() - start,
             time.process_time() - cpu_start,
         )
+
+    def _held_out(self) -> Batch:
+        """What layers are measured on: validation samples, their regions those to be certified."""
+        x, y = (t[:STATISTICS_SAMPLES] for t in self._validation)
+        return Batch(x, y, ball(x, self._eps, self._domain))
 
     def _handed_on(self) -> Network:
         """The network that the next stage gets: the average where one has begun, with its own statistics."""
@@ -322,6 +340,7 @@ class _Run:
             "key": key,
             "stage": self._stage,
             "epoch": self._epoch,
+            "kept": list(self._network.kept_widths()),
             "network": self._network.state_dict(),
             "optimizer": None if self._optimizer is None else self._optimizer.state_dict(),
             "average": None if self._average is None else [self._average.count, self._average.total],
@@ -345,6 +364,8 @@ class _Run:
             if state["key"] != key:
                 raise ValueError("it belongs to another run")
             entered = state["stage"] + (state["optimizer"] is not None)
+            if entered > 1 and state.get("kept"):  # absent in older files
+                self._network = keeping(self._network, tuple(state["kept"]))
             for stage in self._stages[:entered]:
                 self._network = stage.enter(self._network, self._recipe, self._sample())
             self._network.load_state_dict(state["network"])

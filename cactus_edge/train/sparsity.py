@@ -74,7 +74,7 @@ def _in_rows(layer: Layer, n: int, m: int) -> Tensor:
     rows = weight.flatten(1) if layer.dense else weight.permute(0, 2, 3, 1)
     group = rows.abs().reshape(-1, m)
     one, other = group[:, :, None], group[:, None, :]
-    earlier = torch.ones(m, m, dtype=torch.bool).tril(-1)
+    earlier = torch.ones(m, m, dtype=torch.bool, device=weight.device).tril(-1)
     rank = ((other > one) | ((other == one) & earlier)).sum(2)
     kept = (rank < n).view(rows.shape)
     return kept.view_as(weight) if layer.dense else kept.permute(0, 3, 1, 2)
@@ -114,8 +114,10 @@ def still(layers: Layers) -> Layers:
     return apply(layers, present(layers))
 
 
-def sparsified(network: Network, sparsity: Sparsity) -> Network:
-    """A new network whose weights have the zeros for good."""
+def sparsified(network: Network, sparsity: Sparsity | None) -> Network:
+    """A new network whose weights have the zeros for good; the same network where there are to be none."""
+    if sparsity is None:
+        return network
     return Network(apply(network.layers(), masks(network.layers(), sparsity)))
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from cactus_edge.recipe import Recipe
+from cactus_edge.train.allocation import ranked, scores
 from cactus_edge.train.bounds import Box, holds, propagate
 from cactus_edge.train.folded import Folded
 from cactus_edge.train.models import Network
@@ -17,6 +19,7 @@ from cactus_edge.train.objectives.ibp import warmup_regulariser
 from cactus_edge.train.objectives.loss import Batch, Loss, Step
 from cactus_edge.train.projections import Projection
 from cactus_edge.train.prune import shrink
+from cactus_edge.train.sparsity import Sparsity, still
 from cactus_edge.train.updates import Update, clipped
 
 
@@ -64,7 +67,8 @@ Objective = Callable[[Network, Batch, Step], Terms]
 Enter = Callable[[Network, Recipe, Batch], Network]
 """The network to train from the one that the previous stage left. The batch is a sample of the training data, its region whole.
 
-Shapes follow from the recipe alone, whatever the weights and the sample are: a resumed run finds its network's form by them.
+Shapes follow from the recipe and from the layers' `kept` alone, whatever the weights and the sample are: a resumed run finds its
+network's form by them.
 """
 
 
@@ -101,13 +105,13 @@ def over_members(
     def of(recipe: Recipe) -> Objective:
         names, train = members(recipe), recipe.train
         clip, levels = recipe.quantise.train_clip, recipe.quantise.levels
-        certified_loss = around(OBJECTIVES[train.objective](train))
+        certified_loss, sparsity = around(OBJECTIVES[train.objective](train)), Sparsity.of(recipe.compress)
+        rank = partial(scores, criterion=recipe.compress.importance)
 
         def objective(network: Network, batch: Batch, step: Step) -> Terms:
-            layers, widths = network.layers(), network.kept_widths()
-            found, clean, aimed = cactus.members(
-                layers, batch, names, certified_loss, step, widths=widths, clip=clip, levels=levels
-            )
+            layers = network.layers() if sparsity is None else still(network.layers())
+            ships = cactus.Ships(network.kept_widths(), rank, sparsity, clip, levels)
+            found, clean, aimed = cactus.members(layers, batch, names, certified_loss, step, ships)
             loss = torch.stack([m.loss for m in found.values()]).mean()
             first = next(iter(found.values()))
             if step.progress < 1 and train.warmup_regulariser > 0:
@@ -147,9 +151,9 @@ def never(_: Recipe) -> bool:
     return False
 
 
-def without_channels(network: Network, _: Recipe, __: Batch) -> Network:
+def without_channels(network: Network, recipe: Recipe, sample: Batch) -> Network:
     """The most important channels of the network that the previous stage left."""
-    return shrink(network, network.kept_widths())[0]
+    return shrink(network, network.kept_widths(), ranked(network.layers(), recipe, sample))[0]
 
 
 def training(recipe: Recipe) -> Schedule:

@@ -183,7 +183,7 @@ def _members(
     network: Network, batch: Batch, names: tuple[str, ...], weight: float, *, widths: tuple[int, ...] = (3, 3, 4)
 ) -> dict[str, MemberLoss]:
     step = Step(1.0, 0.02, weight)
-    return cactus.members(network.layers(), batch, names, IBP, step, widths=widths, clip=0.9)[0]
+    return cactus.members(network.layers(), batch, names, IBP, step, cactus.Ships(widths, clip=0.9))[0]
 
 
 def test_members_differ_and_the_perturbed_one_is_worse(make_network: Make) -> None:

@@ -9,16 +9,18 @@ perturbation of half a quantisation step (eq. (9)).
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from cactus_edge.errors import InternalError
 from cactus_edge.train.fakequant import Ceilings, fake_quantise, weight_scales
 from cactus_edge.train.folded import Folded, Pass, fold_batch
 from cactus_edge.train.models import Layers
 from cactus_edge.train.objectives.loss import Batch, Loss, Member, MemberLoss, Step
-from cactus_edge.train.prune import choose, take
+from cactus_edge.train.prune import choose, importance, take
 from cactus_edge.train.sparsity import Sparsity, sparse
 
 
@@ -27,18 +29,31 @@ def full(clean: Pass) -> Member:
     return Member(clean.net, clean.logits)
 
 
-def pruned(layers: Layers, batch: Batch, widths: tuple[int, ...]) -> Member:
-    """The network of its `widths` most important channels, chosen anew at each step, with its own batch statistics."""
-    return full(fold_batch(take(layers, choose(layers, widths)), batch.x))
+@dataclass(frozen=True)
+class Ships:
+    """What compression makes of a network. Channels and weights are chosen anew at each step.
 
+    widths: channels that stay of each hidden layer, the first by `rank`. sparsity: of what is left, None for none. clip: the int8
+    range of an activation as a part of the batch's largest, in `levels` steps.
+    """
 
-def joint(
-    layers: Layers, batch: Batch, widths: tuple[int, ...], sparsity: Sparsity | None, clip: float, levels: int
-) -> Member:
-    """What ships: the most important channels, of their weights the largest where the recipe wants zeros, in fake int8."""
-    left = take(layers, choose(layers, widths))
-    clean = fold_batch(left if sparsity is None else sparse(left, sparsity), batch.x)
-    return quantised(clean.net, tuple(clip * peak for peak in clean.peaks), levels)
+    widths: tuple[int, ...]
+    rank: Callable[[Layers], tuple[Tensor, ...]] = importance
+    sparsity: Sparsity | None = None
+    clip: float = 1.0
+    levels: int = 255
+
+    def taken(self, layers: Layers) -> Layers:
+        """Without the channels that go."""
+        return take(layers, choose(layers, self.widths, self.rank(layers)))
+
+    def thinned(self, layers: Layers) -> Layers:
+        """With zeros for the weights that go."""
+        return layers if self.sparsity is None else sparse(layers, self.sparsity)
+
+    def rounded(self, clean: Pass) -> Member:
+        """In fake int8."""
+        return quantised(clean.net, tuple(self.clip * peak for peak in clean.peaks), self.levels)
 
 
 def quantised(net: Folded, ceilings: Ceilings, levels: int = 255) -> Member:
@@ -67,16 +82,11 @@ def members(
     names: tuple[str, ...],
     loss: Loss,
     step: Step,
-    *,
-    widths: tuple[int, ...],
-    clip: float,
-    levels: int = 255,
-    sparsity: Sparsity | None = None,
+    ships: Ships,
 ) -> tuple[dict[str, MemberLoss], Pass, Batch]:
     """Each named member's loss, the full network's clean pass (computed in any case), and the batch that `loss` aimed at.
 
-    widths: channels that the pruned member keeps per hidden layer. clip: the quantised member's activation range as a part of
-    the batch's largest activation, in `levels` steps. sparsity: the sparse member's, its masks chosen anew at each step.
+    Smaller and sparser members have their own batch statistics.
     """
     clean = fold_batch(layers, batch.x)
     batch = loss.aim(clean.net, batch, step)
@@ -86,15 +96,15 @@ def members(
             case "full":
                 member = full(clean)
             case "pruned":
-                member = pruned(layers, batch, widths)
+                member = full(fold_batch(ships.taken(layers), batch.x))
             case "quantised":
-                member = quantised(clean.net, tuple(clip * peak for peak in clean.peaks), levels)
+                member = ships.rounded(clean)
             case "perturbed":
                 member = perturbed(clean.net, loss, batch, step)
-            case "sparse" if sparsity is not None:
-                member = full(fold_batch(sparse(layers, sparsity), batch.x))
+            case "sparse":
+                member = full(fold_batch(ships.thinned(layers), batch.x))
             case "joint":
-                member = joint(layers, batch, widths, sparsity, clip, levels)
+                member = ships.rounded(fold_batch(ships.thinned(ships.taken(layers)), batch.x))
             case _:
                 raise InternalError(f"no member is called {name!r}")
         found[name] = loss.of(member, batch, step)
