@@ -76,9 +76,9 @@ def read(name: str, model: Path, data: Path) -> Network:
 def dense(name: str, workdir: Path) -> Network:
     """A network of SUITES, trained here (its checkpoint stays in `workdir`), with the whole test set."""
     from cactus_edge.formats.tflite import write_tflite
+    from cactus_edge.train.calibrate import to_graph
     from cactus_edge.train.data import load_dataset
     from cactus_edge.train.loop import train
-    from cactus_edge.train.quantize import to_graph
 
     recipe = load_recipe(SUITES / f"{name}.toml")
     dataset = load_dataset(recipe.data)

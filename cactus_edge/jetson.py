@@ -116,7 +116,7 @@ class JetsonChain(Chain):
 
     def compress(self, advance: Advance) -> Result:
         """Calibrates and quantises symmetrically; writes both files and the samples that they are certified for."""
-        from cactus_edge.train.quantize import to_graph
+        from cactus_edge.train.calibrate import to_graph
 
         graph = to_graph(self.network, self.dataset, self.recipe)
         require_rows(self.recipe, graph)

@@ -197,7 +197,7 @@ class Chain:
     def compress(self, advance: Advance) -> Result:
         """Calibrates and quantises; writes model.tflite and the samples that it is certified for."""
         from cactus_edge.formats.tflite import write_tflite
-        from cactus_edge.train.quantize import to_graph
+        from cactus_edge.train.calibrate import to_graph
 
         data = write_tflite(to_graph(self.network, self.dataset, self.recipe), metadata={METADATA: self._metadata()})
         write_atomic(self.folder / "model.tflite", data)

@@ -207,9 +207,12 @@ class CompressRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantiseRecipe:
-    """Activation ranges are the largest clean activation of the validation split times a clip factor.
+    """How the ranges of the activations are chosen, on the validation split.
 
-    The factors are searched layer by layer for the most certified validation samples of the integer network.
+    calibration: "certified" searches, layer by layer, ranges, clipped weights and corrected biases for the most certified and
+    correct samples of the integer network, from `clips` of the largest clean activations on; what it chooses certifies no
+    fewer of those samples than any other criterion. "min-max": the largest values; "percentile": those up to which
+    `percentile` per cent of all lie; "entropy": least KL divergence; "mse": least mean squared error.
     input_steps: steps of the int8 input tensor from 0 to 1. With 255 it is the byte of an 8-bit sensor less 128; where
     eps * input_steps is a whole number, rounding the input does not widen the region.
     symmetric: zero points of 0 everywhere, as TensorRT takes them; target "jetson" asks for it. The input then has its own steps.
@@ -220,6 +223,10 @@ class QuantiseRecipe:
     clips: Annotated[tuple[float, ...], takes.list_of(takes.number(0.05, 4))] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
     train_clip: Annotated[float, takes.number(0.05, 4)] = 0.9
     symmetric: Annotated[bool, takes.flag] = False
+    calibration: Annotated[str, takes.one_of("certified", "min-max", "percentile", "entropy", "mse")] = field(
+        default="certified", metadata=_LATER
+    )
+    percentile: Annotated[float, takes.number(50, 100)] = field(default=99.99, metadata=_LATER)
 
     @property
     def levels(self) -> int:

@@ -1,189 +1,237 @@
-"""Ranges of the activations, and the grid of the logits, calibrated for the certificate.
+"""Ranges of the activations, and the grid of the logits: by a usual criterion, or for the certificate.
 
 A range that clips activations costs clean accuracy and buys certified accuracy, because the clamp also cuts the bounds; so
-the ranges are chosen for the most certified samples of the validation split and not for the reconstruction error. The
-bounds that choose are floating-point intervals over the fake-quantised network: they only rank candidates. What holds for
-the file is decided by `verify`, on the file's own integers.
+`certified` chooses for the most certified samples of the validation split and not for the reconstruction error. Its candidates
+include those of every other criterion, and the file of each is decided by `verify`, on its own integers.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from fractions import Fraction
-from functools import cache
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor as Real
+from torch import Tensor
 
+from cactus_edge.errors import ModelError
+from cactus_edge.ir.arithmetic import profile
+from cactus_edge.ir.graph import Graph
+from cactus_edge.ir.lowering import lower
 from cactus_edge.recipe import Recipe
-from cactus_edge.train.bounds import Box, ball, box, logits
-from cactus_edge.train.data import Dataset
-from cactus_edge.train.fakequant import ceilings_of, fake_quantise, peaks
-from cactus_edge.train.folded import Folded
-from cactus_edge.train.loop import to_torch
+from cactus_edge.train.data import Dataset, Split
+from cactus_edge.train.fakequant import Ceilings, ceilings_of, clamp, fake_quantise
+from cactus_edge.train.folded import SIGNED_LEVELS, Folded
+from cactus_edge.train.grids import Calibration, clip_weights, input_steps, shift_biases
+from cactus_edge.train.loop import TrainedModel, to_torch
+from cactus_edge.train.observe import bias_shifts, observe
+from cactus_edge.train.quantize import export
+from cactus_edge.train.ranges import Criterion, largest, least_divergence, least_error, percentile
+from cactus_edge.train.ranking import OutputGrid, Ranking, output_grid, range_grid
+from cactus_edge.verify.decide import certify
+from cactus_edge.verify.regions import Region
 
-LEVELS, SYMMETRIC_LEVELS = 255, 127
-"""Steps between the smallest and the largest int8, and between 0 and the largest."""
+CALIBRATION_SAMPLES, SEARCH_SAMPLES, CORRECTION_SAMPLES = 5000, 2000, 1000
+"""Validation samples that decide, that the search ranks on, and that biases are corrected on, at most."""
 
-ROUNDING_SLACK = 1.02
-"""Output steps by which a fused margin must win: two halves, and a little for the multiplier's own rounding."""
+PERCENTILES = (99.9, 99.99)
+"""Percentiles whose ranges are always among the candidates."""
 
-CALIBRATION_SAMPLES = 5000
-BATCH = 1000
+NEAR = (0.8, 0.9, 0.95, 1.05, 1.1, 1.2)
+"""Factors of the search around the best ranges."""
+
+WEIGHT_CLIPS = (0.9, 0.8, 0.7)
+"""Parts of a layer's weight range that are tried."""
+
+JUDGES = {False: "tflm", True: "ort-x86"}
+"""The arithmetic in which candidates are decided, for networks with zero points and for symmetric ones.
+
+Runtimes differ in the last bit of a rounding: which candidate wins hardly depends on it.
+"""
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """ceilings: largest real magnitude of each int8 tensor of the hidden layers, in the order of `fakequant.Ceilings`. clips:
-    those over the validation split's clean maximum.
-
-    in_scale: of the input tensor. out_scale, out_zero_point: the logits' int8 grid. certified, correct of samples: what the
-    ranking bounds counted. symmetric: every zero point is 0, so that what is never negative has 127 steps; else the
-    hidden layers' are -128, and they have 255. signed_input: the domain goes below zero, and so the input's is 0, as
-    that of every hidden tensor that may be negative.
-    """
-
-    ceilings: tuple[float, ...]
-    clips: tuple[float, ...]
-    in_scale: float
-    out_scale: float
-    out_zero_point: int
-    certified: int
-    correct: int
-    samples: int
-    symmetric: bool = False
-    signed_input: bool = False
-
-    @property
-    def levels(self) -> int:
-        """Steps of a hidden layer's range."""
-        return SYMMETRIC_LEVELS if self.symmetric else LEVELS
-
-    @property
-    def in_zero_point(self) -> int:
-        """Of the input tensor."""
-        return 0 if self.symmetric or self.signed_input else -128
+def to_graph(trained: TrainedModel, dataset: Dataset, recipe: Recipe) -> Graph:
+    """The integer network: calibrated on the validation split, int8 in and out, one scale for all logits."""
+    net = trained.folded()
+    return export(net, calibrate(net, dataset, recipe), dataset.shape)
 
 
 def calibrate(net: Folded, dataset: Dataset, recipe: Recipe) -> Calibration:
-    """Coordinate search, layer by layer from the last, twice over the recipe's clip factors; the logits' grid for the best.
+    """The grids of `net` by the recipe's criterion, from the validation split alone; deterministic.
 
-    A candidate scores the mean over samples of sigmoid(c / t) + sigmoid(m / t), c the certified and m the clean margin of the
-    label: soft counts of certified and of correct samples, which a few hundred samples estimate better than counts. The
-    temperature t is an eighth of the median |c| of the widest ranges. A network that brings ceilings of its own, those that it was
-    trained in, keeps them: a search over few samples only loses what the network learned.
+    "min-max", "percentile", "entropy" and "mse" take each range from the histogram of the values that the network has there, and
+    the logits' from theirs. "certified" ranks ranges, clipped weights and corrected biases by floating-point margins, layer by
+    layer, and then lets `verify` decide: among the candidates that certify at least as many samples as every other criterion
+    does, the one with most certified and correct samples, counted together. A network that was trained inside its ranges is
+    observed inside them, and keeps them unless another criterion certifies more: a search over few samples only loses what it
+    learned. Raises ModelError where the network's integers leave their types whatever the candidate.
     """
-    x, y = (t[:CALIBRATION_SAMPLES] for t in to_torch(dataset.validation))
-    symmetric = recipe.quantise.symmetric
-    eps = dataset.radii(recipe.certify.eps)
-    steps = symmetric_steps(eps) if symmetric else recipe.quantise.input_steps
-    signed = dataset.domain[0] < 0
-    zero = 0 if symmetric or signed else -128
-    levels = recipe.quantise.levels
     with torch.no_grad():
-        learned = ceilings_of(net)
-        tops, factors = (peaks(net, x), recipe.quantise.clips) if learned is None else (learned, (1.0,))
-        regions = [
-            (_rounded(ball(a, eps, dataset.domain), steps, zero), _rounded(box(a, a), steps, zero), b)
-            for a, b in zip(torch.split(x, BATCH), torch.split(y, BATCH), strict=True)
-        ]
-
-        @cache
-        def margins(clips: tuple[float, ...]) -> _Margins:
-            ceilings = tuple(clip * top for clip, top in zip(clips, tops, strict=True))
-            return _margins(fake_quantise(net, ceilings, levels), regions)
-
-        best = (max(factors),) * len(tops)
-        temperature = max(float(margins(best).certified.abs().median()) / 8, 1e-6)
-        for layer in [*reversed(range(len(tops)))] * 2:
-            options = [(*best[:layer], clip, *best[layer + 1 :]) for clip in sorted(factors, reverse=True)]
-            best = max([best, *options], key=lambda clips: margins(clips).score(temperature))
-    found = margins(best)
-    scale, zero_point, certified = _output_grid(found.certified, found.rival, found.own, symmetric)
-    ceilings = tuple(clip * float(top) for clip, top in zip(best, tops, strict=True))
-    correct = int((found.clean > 0).sum())
-    in_scale = float(np.float32(1 / steps))
-    return Calibration(ceilings, best, in_scale, scale, zero_point, certified, correct, len(y), symmetric, signed)
-
-
-def symmetric_steps(eps: Sequence[Fraction]) -> int:
-    """Steps of a symmetric input from 0 to 1: the most up to 127 with a whole number in each eps, if those are 64 or more, else 127."""
-    unit = math.lcm(*(e.denominator for e in eps))
-    steps = SYMMETRIC_LEVELS // unit * unit
-    return steps if steps >= 64 else SYMMETRIC_LEVELS
-
-
-def _rounded(region: Box, steps: int, zero_point: int) -> Box:
-    """The region after input quantisation to steps of 1 / steps: ends to the nearest, ties outward as for real ends."""
-    least, most = -128 - zero_point, 127 - zero_point
-    lower = (region.lower * steps + (0.5 - _TIE)).floor().clamp(least, most) / steps
-    upper = (region.upper * steps + (0.5 + _TIE)).floor().clamp(least, most) / steps
-    return box(lower, upper)
-
-
-_TIE = 1e-3
-"""Steps within which a float32 end counts as a tie."""
+        bench = _Bench(net, dataset, recipe)
+        wanted = recipe.quantise.calibration
+        if wanted != "certified":
+            return bench.decided(
+                bench.usual(f"percentile {recipe.quantise.percentile:g}" if wanted == "percentile" else wanted)
+            )
+        others = bench.possible(map(bench.usual, bench.criteria))
+        candidates = [*bench.possible(bench.proposed()), *others]
+    if not candidates:
+        raise ModelError("no candidate of the calibration makes a network whose integers fit their types")
+    floor = max((c.certified for c in others), default=0)
+    enough = [c for c in candidates if c.certified >= floor]
+    return max(enough, key=lambda c: (c.certified + c.correct, c.certified))
 
 
 @dataclass(frozen=True)
-class _Margins:
-    """Per sample, float [N]. certified, clean: least lower bound of logit_y - logit_j over the region, and at the sample.
+class _Choice:
+    """A candidate before its output grid: ranges, and the part of each layer's weight range that is kept."""
 
-    rival: largest upper bound of another logit over the region; own: lower bound of logit_y.
-    """
+    ceilings: tuple[float, ...]
+    weight_clips: tuple[float, ...]
 
-    certified: Real
-    clean: Real
-    rival: Real
-    own: Real
+    def ending(self, index: int, ceiling: float) -> _Choice:
+        """With another end of one range."""
+        return replace(self, ceilings=_put(self.ceilings, index, ceiling))
 
-    def score(self, temperature: float) -> float:
-        return float((torch.sigmoid(self.certified / temperature) + torch.sigmoid(self.clean / temperature)).mean())
+    def clipping(self, layer: int, part: float) -> _Choice:
+        """With another part of one layer's weight range."""
+        return replace(self, weight_clips=_put(self.weight_clips, layer, part))
 
 
-def _margins(net: Folded, regions: list[tuple[Box, Box, Real]]) -> _Margins:
-    columns = []
-    for region, point, y in regions:
-        bounds, outputs = logits(net, region, y)
-        label = torch.zeros_like(outputs.centre, dtype=torch.bool).scatter(1, y[:, None], True)
-        clean = logits(net, point, y)[0].margin
-        columns.append(
-            (
-                bounds.margin.masked_fill(label, torch.inf).amin(1),
-                clean.masked_fill(label, torch.inf).amin(1),
-                outputs.upper.masked_fill(label, -torch.inf).amax(1),
-                outputs.lower[label],
-            )
+def _put(row: tuple[float, ...], index: int, value: float) -> tuple[float, ...]:
+    return (*row[:index], value, *row[index + 1 :])
+
+
+class _Bench:
+    """What the candidates of one network share: the samples, what was seen of each value, the scores so far."""
+
+    def __init__(self, net: Folded, dataset: Dataset, recipe: Recipe) -> None:
+        self.net, self.dataset, self.recipe, self.quantise = net, dataset, recipe, recipe.quantise
+        self.whole = _first(dataset.validation, CALIBRATION_SAMPLES)
+        self.few = Ranking(_first(self.whole, SEARCH_SAMPLES), dataset, recipe)
+        self.seen = observe(net, to_torch(self.whole)[0])
+        self.peaks = tuple(h.peak for h in self.seen.hidden)
+        percents = dict.fromkeys((*PERCENTILES, self.quantise.percentile))
+        self.criteria: dict[str, Criterion] = {
+            "min-max": largest,
+            "entropy": least_divergence,
+            "mse": least_error,
+            **{f"percentile {p:g}": percentile(p) for p in percents},
+        }
+        self.scores: dict[_Choice, float] = {}
+
+    @cached_property
+    def temperature(self) -> float:
+        """Of every score: that of the widest ranges."""
+        return self.few.margins(self._rounded(self._whole(self.peaks), self.net)).temperature
+
+    def ends(self, criterion: Criterion) -> tuple[float, ...]:
+        """The ranges of the hidden tensors by a criterion."""
+        levels = [SIGNED_LEVELS if signed else self.quantise.levels for signed in self.seen.signed]
+        return tuple(criterion(h, n) for h, n in zip(self.seen.hidden, levels, strict=True))
+
+    def usual(self, name: str) -> Calibration:
+        """By one of the usual criteria, nothing else changed."""
+        criterion, seen = self.criteria[name], self.seen
+        end = criterion(seen.logits, SIGNED_LEVELS)
+        grid = range_grid(max(seen.least, -end), min(seen.most, end), symmetric=self.quantise.symmetric)
+        return self._calibration(name, self.ends(criterion), grid)
+
+    def proposed(self) -> Iterator[Calibration]:
+        """Candidates for the certificate: the ranges that the network was trained in, if any, else all that a search finds."""
+        learned = ceilings_of(self.net)
+        if learned is not None:
+            kept = self._whole(tuple(map(float, learned)))
+            yield self._proposed("learned ranges", kept, correct=False)
+            yield self._proposed("learned ranges, biases corrected", kept, correct=True)
+            return
+        starts = {self.ends(criterion): name for name, criterion in reversed(self.criteria.items())}
+        for ends, name in starts.items():
+            yield self._proposed(f"{name}, biases corrected", self._whole(ends), correct=True)
+        best = max(map(self._whole, starts), key=self.score)
+        for index in reversed(range(len(self.peaks))):
+            tops = {part * self.peaks[index] for part in self.quantise.clips} | {start[index] for start in starts}
+            best = self._better(best, [best.ending(index, top) for top in sorted(tops, reverse=True)])
+        for index in reversed(range(len(self.peaks))):
+            near = [factor * best.ceilings[index] for factor in NEAR]
+            best = self._better(best, [best.ending(index, end) for end in near])
+        yield self._proposed("searched ranges", best, correct=False)
+        yield self._proposed("searched ranges, biases corrected", best, correct=True)
+        for layer in reversed(range(len(self.net))):
+            best = self._better(best, [best.clipping(layer, part) for part in WEIGHT_CLIPS])
+        yield self._proposed("searched ranges, weights clipped, biases corrected", best, correct=True)
+
+    def score(self, choice: _Choice) -> float:
+        """How good a candidate looks."""
+        if choice not in self.scores:
+            self.scores[choice] = self.few.margins(self._net(choice, self._shifts(choice))).score(self.temperature)
+        return self.scores[choice]
+
+    def _better(self, best: _Choice, options: Iterable[_Choice]) -> _Choice:
+        return max([best, *options], key=self.score)
+
+    def _whole(self, ends: tuple[float, ...]) -> _Choice:
+        return _Choice(ends, (1.0,) * len(self.net))
+
+    def _net(self, choice: _Choice, shifts: tuple[Tensor, ...]) -> Folded:
+        """The candidate, fake-quantised."""
+        return self._rounded(choice, shift_biases(clip_weights(self.net, choice.weight_clips), shifts))
+
+    def _rounded(self, choice: _Choice, net: Folded) -> Folded:
+        return fake_quantise(net, _tensors(choice.ceilings), self.quantise.levels)
+
+    def _shifts(self, choice: _Choice) -> tuple[Tensor, ...]:
+        x = self.few.x[:CORRECTION_SAMPLES]
+        return bias_shifts(clamp(self.net, _tensors(choice.ceilings)), self._net(choice, ()), x)
+
+    def _proposed(self, name: str, choice: _Choice, *, correct: bool) -> Calibration:
+        shifts = self._shifts(choice) if correct else ()
+        found = self.few.margins(self._net(choice, shifts))
+        made = self._calibration(name, choice.ceilings, output_grid(found, symmetric=self.quantise.symmetric))
+        clips = choice.weight_clips if min(choice.weight_clips) < 1 else ()
+        return replace(made, weight_clips=clips, bias_shifts=tuple(tuple(s.tolist()) for s in shifts))
+
+    def _calibration(self, name: str, ends: tuple[float, ...], grid: OutputGrid) -> Calibration:
+        clips = tuple(end / peak for end, peak in zip(ends, self.peaks, strict=True))
+        steps = input_steps(self.recipe, self.dataset.radii(self.recipe.certify.eps))
+        return Calibration(
+            ends,
+            clips,
+            float(np.float32(1 / steps)),
+            grid.scale,
+            grid.zero_point,
+            certified=0,
+            correct=0,
+            samples=0,
+            symmetric=self.quantise.symmetric,
+            signed_input=self.dataset.domain[0] < 0,
+            chosen=name,
         )
-    return _Margins(*(torch.cat(column) for column in zip(*columns, strict=True)))
+
+    def possible(self, candidates: Iterable[Calibration]) -> list[Calibration]:
+        """Those whose integers fit their types, decided."""
+        found = []
+        for candidate in candidates:
+            try:
+                found.append(self.decided(candidate))
+            except ModelError:  # a bias or a sum leaves int32: another candidate's may not
+                continue
+        return found
+
+    def decided(self, candidate: Calibration) -> Calibration:
+        """With what `verify` counts of its file. Raises ModelError where its integers leave their types."""
+        graph = export(self.net, candidate, self.dataset.shape)
+        program = lower(graph, profile(JUDGES[candidate.symmetric]))
+        region = Region(self.dataset.features(self.recipe.certify.eps), self.dataset.domain)
+        found = certify(program, region, self.whole.x, self.whole.y, threads=torch.get_num_threads())
+        certified, correct = int(found.certified.sum()), int(found.correct.sum())
+        return replace(candidate, certified=certified, correct=correct, samples=len(self.whole.y))
 
 
-def _output_grid(margin: Real, rival: Real, own: Real, symmetric: bool) -> tuple[float, int, int]:
-    """(scale, zero point, certified samples) of the logits' int8 grid that certifies most samples; of equals the widest.
+def _tensors(ends: tuple[float, ...]) -> Ceilings:
+    return tuple(torch.tensor(end, dtype=torch.float32) for end in ends)
 
-    margin: lower bound of logit_y less every other. rival: largest upper bound of another logit: it must stay below 127,
-    where logits tie. own: lower bound of logit_y: it must stay above -128. What else saturates does no harm, so the range
-    may be narrow; and the narrower it is, the less the final rounding costs. All float [N]. symmetric: a zero point of 0.
-    """
-    sure = margin > 0
-    if not bool(sure.any()):
-        high, low = max(float(rival.abs().max()), float(own.abs().max()), 1e-3), 0.0
-        return float(np.float32(2 * high / LEVELS)), 0, 0
-    best = (0.0, 0, -1)
-    for outside in (0.0, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02):
-        high = max(float(torch.quantile(rival[sure], 1 - outside)), 1e-3) * 1.01
-        low = min(float(torch.quantile(own[sure], outside)), 0.0) * 1.01
-        width = 2 * max(high, -low) if symmetric else high - low
-        scale = float(np.float32(width / (LEVELS - 2)))
-        zero_point = 0 if symmetric else int(np.clip(np.ceil(-128 + 1 - low / scale), -128, 127)) if low < 0 else -128
-        holds = (
-            (margin > ROUNDING_SLACK * scale)
-            & (rival < (126.5 - zero_point) * scale)
-            & (own > (-127.5 - zero_point) * scale)
-        )
-        if int(holds.sum()) > best[2]:
-            best = (scale, zero_point, int(holds.sum()))
-    return best
+
+def _first(split: Split, count: int) -> Split:
+    return Split(split.x[:count], split.y[:count])

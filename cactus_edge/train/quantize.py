@@ -12,19 +12,10 @@ from cactus_edge.ir.arith import LARGEST_FLOAT_BIAS
 from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.graph import Graph, Tensor
 from cactus_edge.ir.ops import Activation, Add, AvgPool, Conv2d, Dense, DepthwiseConv2d, Float32, Int8, Int32, freeze
-from cactus_edge.recipe import Recipe
-from cactus_edge.train.calibrate import Calibration, calibrate
-from cactus_edge.train.data import Dataset
 from cactus_edge.train.fakequant import WEIGHT_MAX, Ceilings, fake_quantise, weight_scales
 from cactus_edge.train.folded import SIGNED_LEVELS, Affine, Folded, plan
-from cactus_edge.train.loop import TrainedModel
+from cactus_edge.train.grids import Calibration, adjusted
 from cactus_edge.train.models import walk
-
-
-def to_graph(trained: TrainedModel, dataset: Dataset, recipe: Recipe) -> Graph:
-    """The integer network: calibrated on the validation split, int8 in and out, one scale for all logits."""
-    net = trained.folded()
-    return export(net, calibrate(net, dataset, recipe), dataset.shape)
 
 
 def export(net: Folded, calibration: Calibration, shape: tuple[int, int, int], name: str = "input") -> Graph:
@@ -35,7 +26,7 @@ def export(net: Folded, calibration: Calibration, shape: tuple[int, int, int], n
     ceiling / 127 on both sides of a zero point of 0. A sum is a convolution without ReLU and an ADD with it. A symmetric
     network's biases are small enough for float32, as TensorRT takes them. Raises ModelError where a bias leaves int32.
     """
-    builder = GraphBuilder()
+    net, builder = adjusted(net, calibration), GraphBuilder()
     least = 0 if calibration.symmetric else -128
     most = LARGEST_FLOAT_BIAS if calibration.symmetric else _LARGEST
     ceilings = iter(calibration.ceilings)
@@ -107,4 +98,4 @@ def integers(affine: Affine, s_in: float, label: str, most: int = _LARGEST) -> t
 def quantised(net: Folded, calibration: Calibration) -> Folded:
     """The float twin of `export`: fake-quantised weights and activations, real biases and real logits."""
     ceilings: Ceilings = tuple(torch.tensor(c, dtype=torch.float32) for c in calibration.ceilings)
-    return fake_quantise(net, ceilings, calibration.levels)
+    return fake_quantise(adjusted(net, calibration), ceilings, calibration.levels)

@@ -93,8 +93,7 @@ def test_the_file_keeps_the_ceilings_that_training_saw(tiny: Recipe, few_digits:
     trained = train(recipe, few_digits, tmp_path, threads=1)
     assert trained.ceilings is not None
     found = calibrate(trained.folded(), few_digits, recipe)
-    assert found.clips == (1.0, 1.0)
-    assert found.ceilings == tuple(float(c) for c in trained.ceilings)
+    assert found.ceilings == tuple(float(c) for c in trained.ceilings) and found.chosen.startswith("learned ranges")
 
 
 def test_an_unclamped_validation_is_caught(

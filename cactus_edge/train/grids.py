@@ -1,0 +1,90 @@
+"""The grids of the integer network: what the export needs besides the trained network, and what it changes in that."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import torch
+
+from cactus_edge.recipe import Recipe
+from cactus_edge.train.fakequant import WEIGHT_MAX, weight_scales
+from cactus_edge.train.folded import Affine, Folded
+
+LEVELS, SYMMETRIC_LEVELS = 255, 127
+"""Steps between the smallest and the largest int8, and between 0 and the largest."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """ceilings: end of the range of each int8 tensor of the hidden layers, as `Ceilings` orders them.
+
+    clips: those over the largest magnitudes of the validation split. in_scale: of the input tensor. out_scale, out_zero_point:
+    the logits' int8 grid. certified, correct of samples: what `verify` counted for the file on that split. symmetric: every zero
+    point is 0, so that what is never negative has 127 steps; else the hidden layers' are -128, and they have 255. signed_input:
+    the domain goes below zero, and so the input's is 0. chosen: where the ranges come from, in words. weight_clips: part of the
+    weights' range that each layer keeps (empty: all). bias_shifts: what each layer's biases lose, per channel (empty: nothing).
+    """
+
+    ceilings: tuple[float, ...]
+    clips: tuple[float, ...]
+    in_scale: float
+    out_scale: float
+    out_zero_point: int
+    certified: int
+    correct: int
+    samples: int
+    symmetric: bool = False
+    signed_input: bool = False
+    chosen: str = ""
+    weight_clips: tuple[float, ...] = ()
+    bias_shifts: tuple[tuple[float, ...], ...] = ()
+
+    @property
+    def levels(self) -> int:
+        """Steps of a hidden layer's range where it is never negative."""
+        return SYMMETRIC_LEVELS if self.symmetric else LEVELS
+
+    @property
+    def in_zero_point(self) -> int:
+        """Of the input tensor."""
+        return 0 if self.symmetric or self.signed_input else -128
+
+
+def adjusted(net: Folded, calibration: Calibration) -> Folded:
+    """The real network whose rounding is exported: weights clipped and biases shifted as the calibration says."""
+    net = clip_weights(net, calibration.weight_clips)
+    return shift_biases(net, tuple(torch.tensor(s, dtype=torch.float32) for s in calibration.bias_shifts))
+
+
+def clip_weights(net: Folded, parts: tuple[float, ...]) -> Folded:
+    """Each layer's weights clipped to [-part * top, part * top], top their largest magnitude, per channel where their steps are."""
+    if not parts:
+        return net
+    return tuple(a if part == 1 else _clipped(a, part) for a, part in zip(net, parts, strict=True))
+
+
+def _clipped(affine: Affine, part: float) -> Affine:
+    top = part * WEIGHT_MAX * weight_scales(affine.weight, per_channel=not affine.layer.dense)[:, None, None, None]
+    return replace(affine, weight=torch.minimum(torch.maximum(affine.weight, -top), top))
+
+
+def shift_biases(net: Folded, shifts: tuple[torch.Tensor, ...]) -> Folded:
+    """Each layer's biases less its shift [O]."""
+    if not shifts:
+        return net
+    return tuple(replace(a, bias=a.bias - shift) for a, shift in zip(net, shifts, strict=True))
+
+
+def input_steps(recipe: Recipe, eps: Sequence[Fraction]) -> int:
+    """Steps of the int8 input from 0 to 1: the recipe's, or those of a symmetric network. eps: of the certificate, per channel."""
+    return symmetric_steps(eps) if recipe.quantise.symmetric else recipe.quantise.input_steps
+
+
+def symmetric_steps(eps: Sequence[Fraction]) -> int:
+    """Steps of a symmetric input from 0 to 1: the most up to 127 with a whole number in each eps, if those are 64 or more, else 127."""
+    unit = math.lcm(*(e.denominator for e in eps))
+    steps = SYMMETRIC_LEVELS // unit * unit
+    return steps if steps >= 64 else SYMMETRIC_LEVELS
