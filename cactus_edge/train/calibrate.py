@@ -120,23 +120,26 @@ class _Bench:
             **{f"percentile {p:g}": percentile(p) for p in percents},
         }
         self.scores: dict[_Choice, float] = {}
+        self.ranges: dict[str, tuple[float, ...]] = {}
 
     @cached_property
     def temperature(self) -> float:
         """Of every score: that of the widest ranges."""
         return self.few.margins(self._rounded(self._whole(self.peaks), self.net)).temperature
 
-    def ends(self, criterion: Criterion) -> tuple[float, ...]:
-        """The ranges of the hidden tensors by a criterion."""
-        levels = [SIGNED_LEVELS if signed else self.quantise.levels for signed in self.seen.signed]
-        return tuple(criterion(h, n) for h, n in zip(self.seen.hidden, levels, strict=True))
+    def ends(self, name: str) -> tuple[float, ...]:
+        """The ranges of the hidden tensors by one of the usual criteria."""
+        if name not in self.ranges:
+            criterion, signed = self.criteria[name], self.seen.signed
+            levels = [SIGNED_LEVELS if s else self.quantise.levels for s in signed]
+            self.ranges[name] = tuple(criterion(h, n) for h, n in zip(self.seen.hidden, levels, strict=True))
+        return self.ranges[name]
 
     def usual(self, name: str) -> Calibration:
         """By one of the usual criteria, nothing else changed."""
-        criterion, seen = self.criteria[name], self.seen
-        end = criterion(seen.logits, SIGNED_LEVELS)
+        end, seen = self.criteria[name](self.seen.logits, SIGNED_LEVELS), self.seen
         grid = range_grid(max(seen.least, -end), min(seen.most, end), symmetric=self.quantise.symmetric)
-        return self._calibration(name, self.ends(criterion), grid)
+        return self._calibration(name, self.ends(name), grid)
 
     def proposed(self) -> Iterator[Calibration]:
         """Candidates for the certificate: the ranges that the network was trained in, if any, else all that a search finds."""
@@ -146,7 +149,7 @@ class _Bench:
             yield self._proposed("learned ranges", kept, correct=False)
             yield self._proposed("learned ranges, biases corrected", kept, correct=True)
             return
-        starts = {self.ends(criterion): name for name, criterion in reversed(self.criteria.items())}
+        starts = {self.ends(name): name for name in reversed(self.criteria)}
         for ends, name in starts.items():
             yield self._proposed(f"{name}, biases corrected", self._whole(ends), correct=True)
         best = max(map(self._whole, starts), key=self.score)
