@@ -14,7 +14,7 @@ import torch
 from cactus_edge.errors import InputError, InternalError, ModelError
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.lowering import lower
-from cactus_edge.recipe import Recipe
+from cactus_edge.recipe import BUILT_IN, Recipe, parse_recipe
 from cactus_edge.train import calibrate as module
 from cactus_edge.train.calibrate import calibrate
 from cactus_edge.train.data import Dataset
@@ -264,9 +264,7 @@ def test_integers_that_fit_no_type_are_refused(tiny: Recipe, few_digits: Dataset
 
 
 def test_an_unknown_criterion_is_refused_with_its_line() -> None:
-    from conftest import TINY
-
-    from cactus_edge.recipe import parse_recipe
-
-    with pytest.raises(InputError, match="calibration"):
-        parse_recipe(TINY.replace("[quantise]", '[quantise]\ncalibration = "best"'), "tiny.toml")
+    content = (BUILT_IN / "digits.toml").read_text().replace("[quantise]", '[quantise]\ncalibration = "best"')
+    line = content.splitlines().index('calibration = "best"') + 1
+    with pytest.raises(InputError, match=f"digits.toml:{line}: calibration"):
+        parse_recipe(content, "digits.toml")
