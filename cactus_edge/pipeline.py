@@ -147,7 +147,18 @@ class Chain:
     @cached_property
     def identity(self) -> Result:
         """What every step depends on."""
-        return {"recipe": self.recipe.digest(), "data": self.dataset.digest(), "tool": __version__}
+        found = {"recipe": self.recipe.digest(), "data": self.dataset.digest(), "tool": __version__}
+        return found | self._own
+
+    @cached_property
+    def _own(self) -> Result:
+        """A module of the user's own: its layers, and the weights that training begins with."""
+        if not self.recipe.model.module:
+            return {}
+        from cactus_edge.train.build import own_start
+
+        classes = len(self.dataset.labels)
+        return {"module": own_start(self.recipe.model, self.dataset.shape, classes, self.recipe.train.seed)}
 
     @property
     def sources(self) -> tuple[str, ...]:

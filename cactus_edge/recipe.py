@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
 from cactus_edge import recipe_values as takes
 from cactus_edge.errors import InputError
+from cactus_edge.recipe_model import NETS, BadLayerError, LayerRecipe, ModelRecipe, expanded, places
 
 BUILT_IN = Path(__file__).resolve().parent / "recipes"
 """Folder of the recipes that ship with the package."""
@@ -28,11 +29,7 @@ BUILT_IN = Path(__file__).resolve().parent / "recipes"
 Member = Literal["full", "pruned", "sparse", "quantised", "perturbed", "joint"]
 
 
-_UNDIGESTED = {"undigested": True}
-"""Marks a key that is no part of digests: how much of the machine is used, not what is asked for."""
-
-_LATER = {"later": True}
-"""Marks a key that recipes did not have from the start: at its default it is left out of digests, which so stay as they were."""
+_UNDIGESTED, _LATER = takes.UNDIGESTED, takes.LATER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,35 +67,6 @@ class DataRecipe:
     classes: Annotated[tuple[str, ...], takes.list_of(takes.text, at_least=2)] = field(default=(), metadata=_LATER)
     channels: Annotated[tuple[str, ...], takes.list_of(takes.text)] = field(default=(), metadata=_LATER)
     channel: tuple[ChannelRecipe, ...] = field(default=(), metadata=_LATER)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerRecipe:
-    """One hidden layer, always followed by batch normalisation (if the model has it) and ReLU.
-
-    channels are trained, `kept` of them survive compression (0: all). A convolution is padded as TensorFlow's SAME or
-    VALID; kernel and stride are square and are not used by a dense layer.
-    """
-
-    kind: Annotated[str, takes.one_of("conv", "dense")]
-    channels: Annotated[int, takes.integer(1, 4096)]
-    kept: Annotated[int, takes.integer(0, 4096)] = 0
-    kernel: Annotated[int, takes.integer(1, 31)] = 3
-    stride: Annotated[int, takes.integer(1, 8)] = 1
-    padding: Annotated[str, takes.one_of("same", "valid")] = "same"
-
-    @property
-    def width(self) -> int:
-        """Channels after compression."""
-        return self.kept or self.channels
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelRecipe:
-    """Hidden layers in order; the classifying dense layer follows by itself."""
-
-    layer: tuple[LayerRecipe, ...]
-    batch_norm: Annotated[bool, takes.flag] = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,7 +295,10 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         raise InputError(f"{path}: not UTF-8 text, at byte {error.start}", hint="save the recipe as UTF-8") from error
     recipe = parse_recipe(content, str(path))
     file, folder = (str(path.parent / name) if name else "" for name in (recipe.data.file, recipe.data.folder))
-    return replace(recipe, data=replace(recipe.data, file=file, folder=folder))
+    model = (
+        replace(recipe.model, folder=str(path.parent / recipe.model.folder)) if recipe.model.module else recipe.model
+    )
+    return replace(recipe, model=model, data=replace(recipe.data, file=file, folder=folder))
 
 
 def parse_recipe(content: str, where: str) -> Recipe:
@@ -342,6 +313,7 @@ def parse_recipe(content: str, where: str) -> Recipe:
         ) from error
     reader = _Reader(where, _lines(content))
     recipe: Recipe = reader.record(Recipe, table, ())
+    recipe = reader.with_layers(recipe)
     reader.cross_check(recipe)
     return recipe
 
@@ -390,12 +362,22 @@ class _Reader:
                 if not isinstance(value, list) or not value or not all(isinstance(v, dict) for v in value):
                     raise takes.BadValueError(f"expected at least one [[{'.'.join(map(str, path))}]] table")
                 return tuple(self.record(section, v, (*path, i)) for i, v in enumerate(value))
+            if path == ("model",) and isinstance(value, str):
+                value = {"module" if ":" in value else "net": value}
             if not isinstance(value, dict):
                 raise takes.BadValueError("expected a table")
             return self.record(section, value, path)
         except takes.BadValueError as error:
             shown = _shown(value)
             raise self.error(path, f"{path[-1]} = {shown}: {error}", "change it there") from error
+
+    def with_layers(self, recipe: Recipe) -> Recipe:
+        """The recipe with the layers of the net that it names."""
+        try:
+            return replace(recipe, model=expanded(recipe.model))
+        except takes.BadValueError as error:
+            hint = f"net = {next(iter(NETS))!r}, or a [[model.layer]] table for each hidden layer"
+            raise self.error(("model", "net"), str(error), hint) from error
 
     def cross_check(self, recipe: Recipe) -> None:
         """What one key alone cannot tell."""
@@ -421,18 +403,10 @@ class _Reader:
                 "average at most all of them",
             )
         self._check_compression(recipe)
-        dense = False
-        for i, layer in enumerate(recipe.model.layer):
-            here = ("model", "layer", i)
-            if layer.kept > layer.channels:
-                raise self.error(
-                    (*here, "kept"), f"kept = {layer.kept} exceeds channels = {layer.channels}", "keep at most all"
-                )
-            if dense and layer.kind == "conv":
-                raise self.error(
-                    (*here, "kind"), "a convolution cannot follow a dense layer", "put the convolutions first"
-                )
-            dense = layer.kind == "dense"
+        try:
+            places(recipe.model.layer)
+        except BadLayerError as error:
+            raise self.error(("model", "layer", error.index, error.key), str(error), error.hint) from error
 
     def _check_compression(self, recipe: Recipe) -> None:
         """Keys of [compress] that need one another."""

@@ -17,6 +17,13 @@ from typing import Any
 Parse = Callable[[Any], Any]
 
 
+UNDIGESTED = {"undigested": True}
+"""Marks a key that is no part of digests: how much of the machine is used or where files lie, not what is asked for."""
+
+LATER = {"later": True}
+"""Marks a key that recipes did not have from the start: at its default it is left out of digests, which so stay as they were."""
+
+
 class BadValueError(ValueError):
     """A value that its key does not take; the message says what was expected."""
 
@@ -53,6 +60,38 @@ def integer(low: int, high: int = 10**9) -> Parse:
         return value
 
     return parse
+
+
+def one_or_two(low: int, high: int) -> Parse:
+    """An integer in [low, high] for both directions, or [down, right]."""
+
+    def parse(value: Any) -> int | tuple[int, int]:
+        each = integer(low, high)
+        if isinstance(value, list):
+            if len(value) != 2:
+                raise BadValueError(f"expected an integer in [{low}, {high}], or two: [down, right]")
+            return each(value[0]), each(value[1])
+        found: int = each(value)
+        return found
+
+    return parse
+
+
+def window(value: Any) -> int | tuple[int, int] | str:
+    """The side of a square window, [down, right], or "global"."""
+    if isinstance(value, str):
+        if value != "global":
+            raise BadValueError('expected an integer, [down, right] or "global"')
+        return value
+    found: int | tuple[int, int] = one_or_two(1, 4096)(value)
+    return found
+
+
+def function(value: Any) -> str:
+    """ "package.module:function"."""
+    if not isinstance(value, str) or not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", value):
+        raise BadValueError('expected "package.module:function"')
+    return value
 
 
 def number(low: float, high: float) -> Parse:

@@ -25,6 +25,7 @@ from cactus_edge.train.allocation import allocated, begun, keeping
 from cactus_edge.train.augment import augmented
 from cactus_edge.train.averaging import Average, nothing
 from cactus_edge.train.bounds import ball, holds, propagate
+from cactus_edge.train.build import build, own_start
 from cactus_edge.train.data import Dataset, Split
 from cactus_edge.train.fakequant import Ceilings, clamp, usual_ceilings
 from cactus_edge.train.folded import Folded, fold, forward, statistics
@@ -136,7 +137,8 @@ def run_key(recipe: Recipe, dataset: Dataset, method: str | None = None, seed: i
         recipe.train.method if method is None else method,
         recipe.train.seed if seed is None else seed,
     ]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    start = own_start(recipe.model, dataset.shape, len(dataset.labels), recipe.train.seed if seed is None else seed)
+    return hashlib.sha256(json.dumps(content + start).encode()).hexdigest()
 
 
 def to_torch(split: Split) -> tuple[Tensor, Tensor]:

@@ -9,18 +9,15 @@ order is decided once, at export.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cactus_edge.errors import InputError, InternalError
-from cactus_edge.ir.ops import Padding2d, same_padding
-from cactus_edge.recipe import LayerRecipe, ModelRecipe
+from cactus_edge.errors import InternalError
+from cactus_edge.ir.ops import Padding2d
 
 NORM_EPSILON = 1e-5
 """Added to the variance in batch normalisation."""
@@ -194,72 +191,3 @@ class Network(nn.Module):
     def weights(self) -> tuple[int, ...]:
         """Number of weight elements of each layer, biases and normalisation not counted."""
         return tuple(int(layer.weight.numel()) for layer in self._plan)
-
-
-def build(
-    model: ModelRecipe, shape: tuple[int, int, int], classes: int, seed: int, *, compressed: bool = False
-) -> Network:
-    """A network for samples of `shape` (height, width, channels), initialised for interval bounds.
-
-    compressed: with the channels that are left after compression from the start. Weights are drawn from N(0, 2 pi / fan_in^2),
-    so that interval radii neither grow nor vanish with depth. Source: Shi et al. 2021, arXiv 2103.17268 (IBP initialisation).
-    Raises InputError where a kernel does not fit its map.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    size, channels = (shape[0], shape[1]), shape[2]
-    plan: list[Layer] = []
-    for i, spec in enumerate(model.layer):
-        width = spec.width if compressed else spec.channels
-        layer = _layer(spec, size, channels, width, model.batch_norm, generator, f"model layer {i}")
-        plan.append(layer)
-        size, channels = layer.out_size, width
-    plan.append(_dense(size, channels, classes, batch_norm=False, relu=False, generator=generator))
-    return Network(tuple(plan))
-
-
-def _layer(
-    spec: LayerRecipe,
-    size: tuple[int, int],
-    channels: int,
-    width: int,
-    batch_norm: bool,
-    generator: torch.Generator,
-    where: str,
-) -> Layer:
-    if spec.kind == "dense":
-        layer = _dense(size, channels, width, batch_norm=batch_norm, relu=True, generator=generator)
-        return replace(layer, kept=spec.kept)
-    kernel, stride = (spec.kernel, spec.kernel), (spec.stride, spec.stride)
-    if spec.padding == "valid" and min(size) < spec.kernel:
-        raise InputError(
-            f"{where}: a kernel of {spec.kernel} x {spec.kernel} does not fit a map of {size[0]} x {size[1]}",
-            hint='padding = "same"',
-        )
-    padding = same_padding(size, kernel, stride) if spec.padding == "same" else Padding2d()
-    weight = _draw((width, channels, *kernel), generator)
-    norm = _norm(width) if batch_norm else None
-    return Layer(weight, torch.zeros(width), norm, size, stride, padding, dense=False, relu=True, kept=spec.kept)
-
-
-def _dense(
-    size: tuple[int, int], channels: int, width: int, *, batch_norm: bool, relu: bool, generator: torch.Generator
-) -> Layer:
-    weight = _draw((width, channels, *size), generator)
-    return Layer(
-        weight,
-        torch.zeros(width),
-        _norm(width) if batch_norm else None,
-        size,
-        (1, 1),
-        Padding2d(),
-        dense=True,
-        relu=relu,
-    )
-
-
-def _draw(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.randn(shape, generator=generator) * (math.sqrt(2 * math.pi) / math.prod(shape[1:]))
-
-
-def _norm(width: int) -> Norm:
-    return Norm(torch.ones(width), torch.zeros(width), torch.zeros(width), torch.ones(width))

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from cactus_edge.recipe import Recipe, parse_recipe
+from cactus_edge.train.build import build
 from cactus_edge.train.data import Dataset, Split, load_dataset
-from cactus_edge.train.models import Network, build
+from cactus_edge.train.models import Network
 
 TINY = """\
 name = "tiny"

@@ -1,0 +1,178 @@
+"""The network of a recipe: hidden layers in a table each, or a named net of the literature.
+
+What a layer reads and adds is written by name, so that a recipe stays right when a layer is put between others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated
+
+from cactus_edge import recipe_values as takes
+
+INPUT = "input"
+"""The name of the network's input, where a layer says what it reads or adds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRecipe:
+    """One hidden layer, always followed by batch normalisation (if the model has it) and, unless relu = false, by ReLU.
+
+    channels are trained, `kept` of them survive compression (0: all); a depthwise layer has those of what it reads. A
+    convolution is padded as TensorFlow's SAME or VALID; kernel and stride, one number or [down, right], are not used by a dense
+    layer. reads: name of the earlier layer whose output it reads, "input" for the network's (default: the layer before). adds:
+    name of one whose output, of equal shape, is added before the ReLU: a residual block. pool: what is read is averaged first,
+    over windows of that size side by side, or over the whole map ("global").
+    """
+
+    kind: Annotated[str, takes.one_of("conv", "dense", "depthwise")]
+    channels: Annotated[int, takes.integer(1, 4096)] = 0
+    kept: Annotated[int, takes.integer(0, 4096)] = 0
+    kernel: Annotated[int | tuple[int, int], takes.one_or_two(1, 255)] = 3
+    stride: Annotated[int | tuple[int, int], takes.one_or_two(1, 64)] = 1
+    padding: Annotated[str, takes.one_of("same", "valid")] = "same"
+    name: Annotated[str, takes.text] = field(default="", metadata=takes.LATER)
+    reads: Annotated[str, takes.text] = field(default="", metadata=takes.LATER)
+    adds: Annotated[str, takes.text] = field(default="", metadata=takes.LATER)
+    pool: Annotated[int | tuple[int, int] | str, takes.window] = field(default=1, metadata=takes.LATER)
+    relu: Annotated[bool, takes.flag] = field(default=True, metadata=takes.LATER)
+
+    @property
+    def width(self) -> int:
+        """Channels after compression; 0 for a depthwise layer."""
+        return self.kept or self.channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecipe:
+    """Hidden layers in order; the classifying dense layer follows by itself, and averages what it reads over `pool`.
+
+    net: a named net instead of layers; `width` times the channels that it has in the literature. module: "package.module:make"
+    instead of both, a function (shape, classes) -> torch.nn.Module of the user's own, from the folder `folder` (default: the
+    recipe's) or from where the command runs; shape is (height, width, channels). Its own weights are what training begins with.
+    """
+
+    layer: tuple[LayerRecipe, ...] = ()
+    batch_norm: Annotated[bool, takes.flag] = True
+    net: Annotated[str, takes.text] = field(default="", metadata=takes.LATER)
+    width: Annotated[float, takes.number(0.01, 16)] = field(default=1.0, metadata=takes.LATER)
+    pool: Annotated[int | tuple[int, int] | str, takes.window] = field(default=1, metadata=takes.LATER)
+    module: Annotated[str, takes.function] = field(default="", metadata=takes.LATER)
+    folder: Annotated[str, takes.text] = field(default="", metadata=takes.UNDIGESTED)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A layer among the others: indices of what it reads and adds (-1: the input), its channels and those after compression."""
+
+    reads: int
+    adds: int | None
+    channels: int
+    kept: int
+
+
+class BadLayerError(ValueError):
+    """A layer that does not fit in: its index, the key that is wrong, what is wrong and what to do."""
+
+    def __init__(self, index: int, key: str, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.index, self.key, self.hint = index, key, hint
+
+
+def places(layers: tuple[LayerRecipe, ...], input_channels: int = 0) -> tuple[Place, ...]:
+    """Where each layer stands. input_channels: of the data; 0 where they are not known yet. Raises BadLayerError."""
+    found: list[Place] = []
+    names = {INPUT: -1}
+
+    def index(i: int, key: str) -> int:
+        name = getattr(layers[i], key)
+        if name not in names:
+            hint = f"one of {', '.join(names)}"
+            raise BadLayerError(i, key, f"{key} = {name!r}, and no earlier layer has that name", hint)
+        return names[name]
+
+    for i, layer in enumerate(layers):
+        reads = index(i, "reads") if layer.reads else i - 1
+        adds = index(i, "adds") if layer.adds else None
+        if layer.kept > layer.channels:
+            message = f"kept = {layer.kept} exceeds channels = {layer.channels}"
+            raise BadLayerError(i, "kept", message, "keep at most all")
+        if layer.kind == "conv" and reads >= 0 and layers[reads].kind == "dense":
+            message = "a convolution cannot follow a dense layer"
+            raise BadLayerError(i, "kind", message, "put the convolutions first")
+        channels, kept = layer.channels, layer.width
+        if layer.kind == "depthwise":
+            if channels:
+                message = f"channels = {channels}, and a depthwise layer has those of what it reads"
+                raise BadLayerError(i, "channels", message, "leave channels and kept out")
+            channels, kept = (found[reads].channels, found[reads].kept) if reads >= 0 else (input_channels,) * 2
+        elif not channels:
+            raise BadLayerError(i, "kind", "[model.layer] lacks 'channels'", "add channels there")
+        if adds is not None:
+            other = (found[adds].channels, found[adds].kept) if adds >= 0 else (input_channels,) * 2
+            if other != (channels, kept) and other != (0, 0):
+                message = f"adds {layer.adds!r} of {other[0]} channels, {other[1]} kept, to {channels}, {kept} kept"
+                raise BadLayerError(i, "adds", message, "as many channels in both, before and after compression")
+        if layer.pool != 1 and reads < 0:
+            raise BadLayerError(i, "pool", "the first layer averages the input", "average what a layer has made")
+        if layer.name in names:
+            raise BadLayerError(i, "name", f"a second layer {layer.name!r}", "another name")
+        if layer.name:
+            names[layer.name] = i
+        found.append(Place(reads, adds, channels, kept))
+    return tuple(found)
+
+
+def _conv(channels: int, kernel: int | tuple[int, int] = 3, stride: int | tuple[int, int] = 1) -> LayerRecipe:
+    return LayerRecipe(kind="conv", channels=channels, kernel=kernel, stride=stride)
+
+
+def _dense(channels: int) -> LayerRecipe:
+    return LayerRecipe(kind="dense", channels=channels)
+
+
+def _resnet8() -> tuple[LayerRecipe, ...]:
+    layers = [replace(_conv(16), name="stem"), _conv(16), replace(_conv(16), adds="stem", name="sum16")]
+    for channels, before in ((32, "sum16"), (64, "sum32")):
+        short = replace(_conv(channels, 1, 2), reads=before, relu=False, name=f"short{channels}")
+        first = replace(_conv(channels, 3, 2), reads=before)
+        layers += [short, first, replace(_conv(channels), adds=short.name, name=f"sum{channels}")]
+    return tuple(layers)
+
+
+def _ds_cnn() -> tuple[LayerRecipe, ...]:
+    return (_conv(64, (10, 4), 2), *(LayerRecipe(kind="depthwise"), _conv(64, 1)) * 4)
+
+
+NETS: Mapping[str, tuple[tuple[LayerRecipe, ...], int | str]] = {
+    "cnn3": ((_conv(16, 5, 2), _conv(32, 4, 2)), 1),
+    "cnn5": ((_conv(16), _conv(16, 4, 2), _conv(32, 4, 2), _dense(512)), 1),
+    "cnn7": ((_conv(64), _conv(64), _conv(128, 3, 2), _conv(128), _conv(128), _dense(512)), 1),
+    "resnet8": (_resnet8(), "global"),
+    "ds-cnn": (_ds_cnn(), "global"),
+}
+"""Hidden layers and the classifier's `pool` by name.
+
+Sources: cnn3, cnn5, cnn7 as in CTBench (Mao et al. 2024, arXiv 2406.04848, model zoo: cnn_3layer, cnn_5layer, cnn_7layer); their
+strided layers are padded as SAME here, which gives maps of the same size. resnet8, ds-cnn: MLPerf Tiny's reference models of
+image classification and keyword spotting (Banbury et al. 2021, arXiv 2106.07597), read from their .tflite files.
+"""
+
+
+def expanded(model: ModelRecipe) -> ModelRecipe:
+    """The model with its named net's layers in place. Raises BadValueError for what cannot stand together."""
+    kinds = [key for key in ("layer", "net", "module") if getattr(model, key)]
+    if len(kinds) != 1:
+        raise takes.BadValueError(
+            f"[model] needs [[model.layer]] tables, net or module, and has {' and '.join(kinds) or 'none'}"
+        )
+    if model.width != 1 and not model.net:
+        raise takes.BadValueError("width goes with net")
+    if not model.net:
+        return model
+    if model.net not in NETS:
+        raise takes.BadValueError(f"no net is called {model.net!r}; there are {', '.join(NETS)}")
+    layers, pool = NETS[model.net]
+    scaled = (replace(a, channels=max(1, round(a.channels * model.width)) if a.channels else 0) for a in layers)
+    return replace(model, layer=tuple(scaled), pool=pool)

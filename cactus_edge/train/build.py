@@ -1,0 +1,130 @@
+"""From a recipe's model to the network that training begins with."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from cactus_edge.errors import InputError
+from cactus_edge.ir.ops import Padding2d, same_padding
+from cactus_edge.recipe_model import BadLayerError, LayerRecipe, ModelRecipe, Place, places
+from cactus_edge.train.models import Layer, Network, Norm
+from cactus_edge.train.own import fingerprint, own_network
+from cactus_edge.train.prune import shrink
+
+Size = tuple[int, int]
+
+
+def build(
+    model: ModelRecipe, shape: tuple[int, int, int], classes: int, seed: int, *, compressed: bool = False
+) -> Network:
+    """A network for samples of `shape` (height, width, channels), initialised for interval bounds.
+
+    compressed: with the channels that are left after compression from the start. Weights are drawn from N(0, 2 pi / fan_in^2),
+    so that interval radii neither grow nor vanish with depth. Source: Shi et al. 2021, arXiv 2103.17268 (IBP initialisation).
+    A module of the user's own brings its weights. Raises InputError where a kernel does not fit its map, a sum's maps differ, or
+    a module is none of ours.
+    """
+    if model.module:
+        network = own_network(model, shape, classes, seed)
+        return shrink(network, network.kept_widths())[0] if compressed else network
+    generator = torch.Generator().manual_seed(seed)
+    try:
+        placed = places(model.layer, shape[2])
+    except BadLayerError as error:
+        raise InputError(f"model layer {error.index}: {error}", hint=error.hint) from error
+    maps: dict[int, tuple[int, Size]] = {-1: (shape[2], (shape[0], shape[1]))}
+    plan: list[Layer] = []
+    for i, (spec, place) in enumerate(zip(model.layer, placed, strict=True)):
+        channels, size = maps[place.reads]
+        width = place.kept if compressed else place.channels
+        layer = _layer(spec, place, size, channels, width, model.batch_norm, generator, f"model layer {i}")
+        plan.append(layer)
+        maps[i] = (width, layer.out_size)
+        if place.adds is not None and maps[place.adds] != maps[i]:
+            (h, w), (a, b) = maps[i][1], maps[place.adds][1]
+            raise InputError(
+                f"model layer {i}: adds {spec.adds!r}, a map of {a} x {b}, to one of {h} x {w}", hint="equal strides"
+            )
+    channels, size = maps[len(plan) - 1]
+    pool = window(model.pool, size, "the classifier") if plan else None
+    weight = _draw((classes, channels, *_pooled(size, pool)), generator)
+    bias, plain = torch.zeros(classes), Padding2d()
+    plan.append(Layer(weight, bias, None, size, (1, 1), plain, dense=True, relu=False, pool=pool))
+    return Network(tuple(plan))
+
+
+def own_start(model: ModelRecipe, shape: tuple[int, int, int], classes: int, seed: int) -> list[str]:
+    """What decides the weights and stands in no recipe: the fingerprint of a module of the user's own, before training."""
+    return [fingerprint(own_network(model, shape, classes, seed))] if model.module else []
+
+
+def window(pool: int | tuple[int, int] | str, size: Size, where: str) -> Size | None:
+    """The window of a recipe's `pool` on a map of `size`; None for none. Raises InputError where it does not fit."""
+    if isinstance(pool, str):
+        return size if size != (1, 1) else None
+    found = pool if isinstance(pool, tuple) else (pool, pool)
+    if found[0] > size[0] or found[1] > size[1]:
+        raise InputError(
+            f"{where}: means over {found[0]} x {found[1]} do not fit a map of {size[0]} x {size[1]}",
+            hint='pool = "global"',
+        )
+    return found if found != (1, 1) else None
+
+
+def _pooled(size: Size, pool: Size | None) -> Size:
+    return size if pool is None else (size[0] // pool[0], size[1] // pool[1])
+
+
+def _layer(
+    spec: LayerRecipe,
+    place: Place,
+    size: Size,
+    channels: int,
+    width: int,
+    batch_norm: bool,
+    generator: torch.Generator,
+    where: str,
+) -> Layer:
+    pool = window(spec.pool, size, where)
+    seen, dense, depthwise = _pooled(size, pool), spec.kind == "dense", spec.kind == "depthwise"
+    kernel, stride, padding = (seen, (1, 1), Padding2d()) if dense else _window(spec, seen, where)
+    weight = _draw((width, 1 if depthwise else channels, *kernel), generator)
+    return Layer(
+        weight,
+        torch.zeros(width),
+        norm=Norm(*(f(width) for f in (torch.ones, torch.zeros, torch.zeros, torch.ones))) if batch_norm else None,
+        in_size=size,
+        stride=stride,
+        padding=padding,
+        dense=dense,
+        relu=spec.relu,
+        depthwise=depthwise,
+        reads=place.reads,
+        adds=place.adds,
+        pool=pool,
+        kept=place.kept,
+    )
+
+
+def _window(spec: LayerRecipe, size: Size, where: str) -> tuple[Size, Size, Padding2d]:
+    """Kernel, stride and padding of a convolution on a map of `size`.
+
+    Along a side of one, as signals have, a SAME kernel is one too: its other weights would meet nothing but padding.
+    """
+    kernel, stride = ((v, v) if isinstance(v, int) else v for v in (spec.kernel, spec.stride))
+    if spec.padding == "same":
+        kernel = (1 if size[0] == 1 else kernel[0], 1 if size[1] == 1 else kernel[1])
+        return kernel, stride, same_padding(size, kernel, stride)
+    if size[0] < kernel[0] or size[1] < kernel[1]:
+        raise InputError(
+            f"{where}: a kernel of {kernel[0]} x {kernel[1]} does not fit a map of {size[0]} x {size[1]}",
+            hint='padding = "same"',
+        )
+    return kernel, stride, Padding2d()
+
+
+def _draw(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator) * (math.sqrt(2 * math.pi) / math.prod(shape[1:]))
