@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from cactus_edge.recipe import Recipe
+from cactus_edge.train.build import build
 from cactus_edge.train.folded import fold_batch
-from cactus_edge.train.models import INPUT, Layer, Layers, Network, build
+from cactus_edge.train.models import INPUT, Layer, Layers, Network
 from cactus_edge.train.objectives.ibp import IBP
 from cactus_edge.train.objectives.loss import Batch, Member, Step
 from cactus_edge.train.prune import choose, importance, take, ties, together

@@ -25,7 +25,7 @@ from cactus_edge.train.allocation import allocated, begun, keeping
 from cactus_edge.train.augment import augmented
 from cactus_edge.train.averaging import Average, nothing
 from cactus_edge.train.bounds import ball, holds, propagate
-from cactus_edge.train.build import build, own_start
+from cactus_edge.train.build import own_start
 from cactus_edge.train.data import Dataset, Split
 from cactus_edge.train.fakequant import Ceilings, clamp, usual_ceilings
 from cactus_edge.train.folded import Folded, fold, forward, statistics
