@@ -29,7 +29,7 @@ from cactus_edge.api import build, certify, verify  # noqa: E402
 from cactus_edge.api_boards import bench, flash, targets  # noqa: E402
 from cactus_edge.api_files import agree, convert, inspect, run  # noqa: E402
 from cactus_edge.api_radius import max_eps  # noqa: E402
-from cactus_edge.api_runs import train  # noqa: E402
+from cactus_edge.api_runs import compare, train  # noqa: E402
 from cactus_edge.api_signing import sign  # noqa: E402
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "bench",
     "build",
     "certify",
+    "compare",
     "convert",
     "flash",
     "inspect",

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cactus_edge.errors import InputError
 from cactus_edge.progress import SILENT, Progress
-from cactus_edge.resources import require_folder
+from cactus_edge.resources import require_folder, write_atomic
 
 if TYPE_CHECKING:
     from cactus_edge.recipe import Recipe
+    from cactus_edge.report.compare import Comparison
     from cactus_edge.runs import Run
 
 
@@ -55,3 +58,33 @@ def train(
         return train_run(
             chosen, folder, group, threads=threads, command=command_line("cactus_edge.train"), progress=told
         )
+
+
+def compare(
+    folders: Sequence[Path | str], *, out: Path | str | None = None, threads: int = 0, progress: Progress = SILENT
+) -> Comparison:
+    """The runs and builds in `folders` side by side, in groups of the same data, listed inputs and region.
+
+    A run is first exported as an int8 file of no target, certified and attacked under profile `tflm`, into its own folder, once. out:
+    where compare.html and compare.json are written. Raises InputError for a folder that holds neither, or one that is not
+    whole or another version's; MismatchError for a build that contradicts its certificate.
+    """
+    import datetime
+
+    from cactus_edge.entries import entry
+    from cactus_edge.report.compare import compared, render
+    from cactus_edge.version import __version__
+
+    paths = [Path(folder) for folder in folders]
+    if not paths:
+        raise InputError("nothing to compare", hint="cactus-edge compare runs/a runs/b")
+    twice = [path for i, path in enumerate(paths) if path.resolve() in {p.resolve() for p in paths[:i]}]
+    if twice:
+        raise InputError(f"{twice[0]} is named twice", hint="name every folder once")
+    where = None if out is None else require_folder(Path(out), "--out")
+    found = compared([entry(path, threads=threads, progress=progress) for path in paths])
+    if where is not None:
+        created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        write_atomic(where / "compare.html", render(found, created=created, tool=f"cactus-edge {__version__}"))
+        write_atomic(where / "compare.json", json.dumps(found.to_json(), indent=2, sort_keys=True) + "\n")
+    return found

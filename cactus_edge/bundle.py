@@ -109,7 +109,7 @@ def collect(chain: Chain, found: Found, steps: Steps) -> r.BuildResults:
         seeds=(recipe.train.seed,),
         machine=machine(),
         data=data_record(data),
-        region=_region(chain, source.scale, source.zero_point),
+        region=region_record(chain, source.scale, source.zero_point),
         training=_training(chain, found["train"]),
         accuracy=r.Accuracy(
             r.Score(verdict["float"]["correct"], total),
@@ -144,10 +144,11 @@ def collect(chain: Chain, found: Found, steps: Steps) -> r.BuildResults:
         findings=tuple(found["run"].get("findings", [])),
         twins=tuple(r.Row(name, value) for name, value in verdict.get("twins", [])),
         gains=gains(recipe, chain.target, program.graph, sum(found["train"]["weights_before"])),
+        latency_us=found["run"].get("latency_us"),
     )
 
 
-def _region(chain: Chain, scale: float, zero_point: int) -> r.Region:
+def region_record(chain: Chain, scale: float, zero_point: int) -> r.Region:
     """In the unit of the data; where channels have radii of their own, in multiples of those, which the unit then lists."""
     data, eps = chain.dataset, chain.recipe.certify.eps
     low, high = data.domain

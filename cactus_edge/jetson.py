@@ -277,7 +277,8 @@ def device_rows(report: JetsonReport) -> dict[str, Any]:
         ("Meanwhile", "unknown: tegrastats said nothing" if report.load is None else report.load.words()),
     ]
     findings = [f"The run on the device breaks the certificate's condition: {problem}." for problem in report.problems]
-    return {"measured": True, "rows": rows, "findings": findings, "text": f"{inside}; {layers}"}
+    result = {"measured": True, "rows": rows, "findings": findings, "text": f"{inside}; {layers}"}
+    return result | ({"latency_us": 1000 * report.latency_ms["median"]} if report.latency_ms else {})
 
 
 def _spread(ms: dict[str, float]) -> str:

@@ -177,4 +177,5 @@ def run_result(reports: dict[str, RemoteReport]) -> dict[str, Any]:
     lines = computer_rows(first) + [line for name, r in reports.items() for line in rows(name, r)]
     equal, compared = (sum(getattr(r, key) for r in reports.values()) for key in ("equal", "compared"))
     text = f"{equal} of {compared} outputs equal{', emulated' if first.emulated else ''}"
-    return {"measured": True, "rows": lines, "findings": findings, "text": text, "equal": equal, "compared": compared}
+    result = {"measured": True, "rows": lines, "findings": findings, "text": text, "equal": equal, "compared": compared}
+    return result | ({"latency_us": first.latency.median_us} if first.latency else {})

@@ -15,6 +15,7 @@ from cactus_edge.cli import (
     bench,
     build,
     certify,
+    compare,
     convert,
     doctor,
     flash,
@@ -35,6 +36,7 @@ from cactus_edge.version import __version__
 VERBS = (
     train,
     build,
+    compare,
     certify,
     verify,
     sign,

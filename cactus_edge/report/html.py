@@ -28,25 +28,12 @@ class Part:
 
 def render(results: BuildResults) -> str:
     """The report. Raises InstallError where jinja2 or matplotlib is absent."""
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-        from markupsafe import Markup
-    except ImportError as error:
-        raise InstallError("the report needs jinja2", hint="see `cactus-edge doctor`") from error
+    from markupsafe import Markup  # jinja2's own
+
     from cactus_edge.report import plots
 
-    environment = Environment(
-        loader=PackageLoader("cactus_edge.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(
-        percent=percent, score=score, count=count, size=size, shape=shape, real=real, share=share, seconds=seconds
-    )
-    return environment.get_template("report.html.j2").render(
+    return page(
+        "report.html.j2",
         r=results,
         problems=problems(results),
         parts=parts(results),
@@ -65,6 +52,26 @@ def render(results: BuildResults) -> str:
         else None,
         training_svg=Markup(plots.training_svg(results.training.epochs)) if results.training.epochs else None,
     )
+
+
+def page(template: str, **values: Any) -> str:
+    """The template of this package, filled. Raises InstallError where jinja2 is absent."""
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError as error:
+        raise InstallError("the report needs jinja2", hint="see `cactus-edge doctor`") from error
+    environment = Environment(
+        loader=PackageLoader("cactus_edge.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(
+        percent=percent, score=score, count=count, size=size, shape=shape, real=real, share=share, seconds=seconds
+    )
+    return environment.get_template(template).render(**values)
 
 
 def problems(results: BuildResults) -> list[str]:

@@ -130,6 +130,33 @@ def training_image(epochs: Sequence[Epoch], kind: str) -> bytes:
     return _file(kind, TRAINING_INCHES, _training(epochs))
 
 
+def scatter_svg(name: str, title: str, across: str, up: str, points: Sequence[tuple[str, float, float, bool]]) -> str:
+    """Named points (label, x, y, whether marked); the marked ones, joined from left to right, are the front."""
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        front = sorted((x, y) for _, x, y, marked in points if marked)
+        rest = [(x, y) for _, x, y, marked in points if not marked]
+        if rest:
+            axes.plot(*zip(*rest, strict=True), **(_FLOAT | {"linestyle": "none"}))
+        if front:
+            axes.step(*zip(*front, strict=True), where="post", zorder=3, **_INT8)
+        for label, x, y, _ in points:
+            axes.annotate(_short(label), (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+        axes.margins(x=0.2, y=0.15)
+        axes.set_xlabel(across)
+        axes.set_ylabel(up)
+
+    summary = "; ".join(f"{label}: {across} {x:g}, {up} {y:.2f}" for label, x, y, _ in points)
+    return _svg(name, title, summary, (4.2, 3.0), draw)
+
+
+def _short(label: str, most: int = 24) -> str:
+    """The end of a long name, which tells folders apart; dollars would be formulas to matplotlib."""
+    text = label if len(label) <= most else f"…{label[1 - most :]}"
+    return text.replace("$", r"\$")
+
+
 TRAINING_INCHES = (5.4, 3.4)
 Pairs = list[tuple[int, float]]
 

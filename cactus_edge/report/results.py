@@ -374,6 +374,8 @@ class BuildResults:
     """Files beside the model that hold the same network, and what was certified of them."""
     gains: tuple[Row, ...] = ()
     """What the target gains from what was compressed."""
+    latency_us: float | None = None
+    """Median of single inferences of the model on a computer reached by ssh; a board's is the device's."""
 
     def __post_init__(self) -> None:
         _sha256(self.recipe_sha256, "recipe_sha256")
