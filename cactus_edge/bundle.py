@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cactus_edge.catalogue import trained_by
 from cactus_edge.errors import MismatchError
 from cactus_edge.formats.zeros import zeros
 from cactus_edge.gains import gains
@@ -186,7 +187,7 @@ def _training(chain: Chain, trained: dict[str, Any]) -> r.Training:
         for i, e in enumerate(trained["epochs"])
     )
     return r.Training(
-        "IBP with Shi initialisation and warm-up regulariser, averaged over a CACTUS network set",
+        trained_by(recipe),
         tuple(recipe.train.members),
         float(max(radii)),
         recipe.train.seed,

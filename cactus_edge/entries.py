@@ -12,13 +12,14 @@ from typing import Any
 
 from cactus_edge.board import Options
 from cactus_edge.bundle import data_record, region_record
+from cactus_edge.catalogue import trained_by
 from cactus_edge.errors import CertificateError, InputError, MismatchError
 from cactus_edge.formats.read import read_model
 from cactus_edge.inspection import macs
 from cactus_edge.ir.arithmetic import profile as named_profile
 from cactus_edge.ir.graph import Graph
 from cactus_edge.ir.profile import Profile
-from cactus_edge.pipeline import Chain
+from cactus_edge.pipeline import Chain, verdict_in_words
 from cactus_edge.progress import SILENT, Progress
 from cactus_edge.recipe import Recipe
 from cactus_edge.report import html
@@ -74,9 +75,9 @@ class NeutralChain(Chain):
             self.identity,
             models,
             self.compress,
-            summary=lambda f: f"{self.model_name}, {f['bytes']:,} bytes",
+            summary=lambda f: f"{self.folder / self.model_name}, {f['bytes']:,} bytes",
         )
-        return steps.run("certify", self.identity | file, self.certificates, self.certify)
+        return steps.run("certify", self.identity | file, self.certificates, self.certify, summary=verdict_in_words)
 
 
 def _of_run(run: Run, threads: int, progress: Progress) -> Entry:
@@ -90,7 +91,7 @@ def _of_run(run: Run, threads: int, progress: Progress) -> Entry:
     return Entry(
         name=str(run.folder),
         recipe=recipe.name,
-        trained_by=trained_by(recipe),
+        trained_by=f"{trained_by(recipe)}, {'+'.join(recipe.train.members)}",
         seed=recipe.train.seed,
         target="",
         profile=NEUTRAL,
@@ -137,7 +138,7 @@ def _of_build(folder: Path) -> Entry:
     return Entry(
         name=str(folder),
         recipe=results.recipe,
-        trained_by=results.training.objective,
+        trained_by=f"{results.training.objective}, {'+'.join(results.training.members)}",
         seed=results.training.seed,
         target=results.target,
         profile=certificate.profile,
@@ -160,11 +161,6 @@ def _of_build(folder: Path) -> Entry:
         instructions=counted,
         notes=tuple(notes),
     )
-
-
-def trained_by(recipe: Recipe) -> str:
-    """Method, objective and network set in words."""
-    return f"{recipe.train.method}, {recipe.train.objective}, {'+'.join(recipe.train.members)}"
 
 
 def _inputs(path: Path) -> tuple[int, str]:

@@ -66,7 +66,7 @@ def build_chain(chain: Chain, progress: Progress) -> Built:
     )
     built = steps.run("lower", about | file | chain.board, chain.sources, chain.lower, summary=chain.lowered)
     agreed = steps.run("agree", built, (), chain.agree, summary=_agreed)
-    verdict = steps.run("certify", about | built, chain.certificates, chain.certify, summary=_certified)
+    verdict = steps.run("certify", about | built, chain.certificates, chain.certify, summary=verdict_in_words)
     device = steps.run("run", built | chain.board, (), chain.run, summary=_ran)
     found = {"train": trained, "compress": file, "lower": built, "agree": agreed, "certify": verdict, "run": device}
     return write_bundle(chain, found, steps)
@@ -359,7 +359,8 @@ def _agreed(result: Result) -> str:
     return ", ".join(f"{a['name']}: {a['mismatches']} of {a['inputs']} inputs differ" for a in result["runtimes"])
 
 
-def _certified(result: Result) -> str:
+def verdict_in_words(result: Result) -> str:
+    """The result of `certify` in words."""
     n = result["total"]
     return f"clean {result['correct'] / n:.2%}, attacked {result['attacked'] / n:.2%}, certified {result['certified'] / n:.2%}"
 

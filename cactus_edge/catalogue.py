@@ -1,0 +1,159 @@
+"""The built-in recipes as a catalogue: what each trains by, where that is published, on what, and for how long.
+
+Nothing here imports torch: the table is there at once. Times come from `bench/results`, where that folder is at hand, and only
+from rows that were measured with the very recipe.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cactus_edge.errors import InternalError
+from cactus_edge.recipe import BUILT_IN, Recipe, load_recipe, names
+from cactus_edge.resources import data_path
+
+
+@dataclass(frozen=True)
+class Paper:
+    """title: the short name; source: authors, year and arXiv number; optimises: what training minimises, or what is removed how."""
+
+    title: str
+    source: str
+    optimises: str
+
+
+OBJECTIVES = {
+    "ibp": Paper("IBP", "Gowal et al. 2018, 1810.12715; Shi et al. 2021, 2103.17268", "loss over interval bounds of the region"),
+    "sabr": Paper("SABR", "Mueller et al. 2023, 2210.04871", "loss over a small box around an adversarial point"),
+    "crown-ibp": Paper("CROWN-IBP", "Zhang et al. 2020, 1906.06316", "loss over linear bounds, then interval bounds"),
+    "mtl-ibp": Paper("MTL-IBP", "De Palma et al. 2024, 2305.13991", "mean of adversarial and interval loss"),
+    "cc-ibp": Paper("CC-IBP", "De Palma et al. 2024, 2305.13991", "loss of adversarial and interval logits, mixed"),
+    "exp-ibp": Paper("Exp-IBP", "De Palma et al. 2024, 2305.13991", "geometric mean of adversarial and interval loss"),
+    "qa-ibp": Paper("QA-IBP", "Lechner et al. 2023, 2211.16187", "interval bounds through int8 weights and activations"),
+}  # fmt: skip
+"""By name in recipes: the certified loss."""
+
+_REMOVED = "certified training; channels removed afterwards by "
+METHODS = {
+    "cactus": Paper("CACTUS", "Xu and Singh 2025, 2506.11992", "certified loss, mean over a set of compressed networks"),
+    "small": Paper("small network", "", "certified loss of the final shape from the start"),
+    "uncompressed": Paper("uncompressed", "", "certified loss of the whole network; nothing is removed"),
+    "posthoc-l1": Paper("post-hoc, L1", "Li et al. 2017, 1608.08710", _REMOVED + "the L1 norm of their weights"),
+    "posthoc-gamma": Paper("post-hoc, gamma", "Liu et al. 2017, 1708.06519", _REMOVED + "the scale of their normalisation"),
+    "posthoc-random": Paper("post-hoc, random", "", _REMOVED + "chance"),
+    "hydra": Paper("HYDRA", "Sehwag et al. 2020, 2002.10509", "certified loss of the mask, at fixed weights"),
+    "nrs": Paper("NRSLoss", "Li et al. 2023, 2206.07311", "certified loss and stable neurons; unstable channels go"),
+    "nncf": Paper("NNCF", "Kozlov et al. 2020, 2002.08679", "certified loss, then NNCF's own compression"),
+} | {
+    f"torch-pruning-{name}": Paper(f"torch-pruning, {what}", "Fang et al. 2023, 2301.12900", _REMOVED + what)
+    for name, what in (
+        ("magnitude", "magnitude"), ("bn-scale", "normalisation scale"), ("lamp", "LAMP scores"), ("taylor", "Taylor scores"),
+    )
+}  # fmt: skip
+"""By name in recipes: the stages, and what is removed when."""
+
+SIZES = {"digits": 1797, "mnist": 60_000, "fashion-mnist": 60_000, "cifar-10": 50_000}
+"""Samples that a built-in set brings for training and validation; of the digits those for the test are split off too."""
+
+
+def trained_by(recipe: Recipe) -> str:
+    """Method and objective by their short names."""
+    return f"{METHODS[recipe.train.method].title}, {OBJECTIVES[recipe.train.objective].title}"
+
+
+def text(name: str) -> str:
+    """The TOML of the recipe of that name, or in that file, as it was written. Raises InputError where it cannot be read."""
+    load_recipe(name)
+    return (BUILT_IN / f"{name}.toml" if name in names() else Path(name)).read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recipe. samples: trained on in each epoch, None where only the data tell. minutes: of a processor, the median measured."""
+
+    name: str
+    description: str
+    method: str
+    objective: str
+    papers: tuple[str, ...]
+    optimises: str
+    members: tuple[str, ...]
+    data: str
+    eps: str
+    epochs: int
+    samples: int | None
+    minutes: float | None
+
+    def cells(self) -> tuple[str, ...]:
+        """As a row of text."""
+        samples = "" if self.samples is None else f" x {self.samples:,} samples"
+        minutes = "not measured" if self.minutes is None else f"{max(self.minutes, 0.1):.2g} min"
+        return (
+            self.name,
+            f"{METHODS[self.method].title}, {OBJECTIVES[self.objective].title}",
+            "; ".join(self.papers),
+            self.optimises,
+            f"{self.data}, eps {self.eps}",
+            f"{self.epochs} epochs{samples}",
+            minutes,
+        )
+
+
+HEADS = ("name", "method", "papers (arXiv)", "optimises", "data", "budget", "one processor")
+
+
+def row(recipe: Recipe) -> Row:
+    """The recipe in the catalogue."""
+    t = recipe.train
+    method, objective = METHODS[t.method], OBJECTIVES[t.objective]
+    size = SIZES.get(recipe.data.set)
+    out = recipe.data.validation_samples + recipe.data.test_samples
+    return Row(
+        recipe.name,
+        recipe.description,
+        t.method,
+        t.objective,
+        tuple(source for source in (method.source, objective.source) if source),
+        f"{method.optimises}: {objective.optimises}",
+        t.members,
+        recipe.data.set or recipe.data.file or recipe.data.folder,
+        str(recipe.certify.eps),
+        t.epochs + recipe.compress.finetune_epochs,
+        None if size is None else size - out,
+        _minutes(recipe),
+    )
+
+
+def rows() -> list[Row]:
+    """Every built-in recipe."""
+    return [row(load_recipe(name)) for name in names()]
+
+
+def to_json(found: list[Row]) -> list[dict[str, Any]]:
+    """Plain values; what is not known is null."""
+    return [asdict(one) for one in found]
+
+
+def _minutes(recipe: Recipe) -> float | None:
+    """The median processor time of training with this very recipe and method, from `bench/results`."""
+    seconds = []
+    for path in sorted(_results().glob("*.json")):
+        measured = json.loads(path.read_text()).get("rows", {})
+        for name, one in measured.items():
+            if one.get("provenance", {}).get("digests", {}).get("recipe") == recipe.digest():
+                method, cost = name.partition("/")[0], one["values"].get("training_cpu_s")
+                if method == recipe.train.method and cost:
+                    seconds.append(cost)
+    return statistics.median(seconds) / 60 if seconds else None
+
+
+def _results() -> Path:
+    """bench/results of a checkout; a wheel does not hold it, and an empty folder stands for none."""
+    try:
+        return data_path("bench", "results")
+    except InternalError:
+        return Path(__file__).parent / "no-results"
