@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from cactus_edge.report.html import page, percent, score
@@ -212,12 +213,15 @@ def _plots(group: Group, number: int) -> list[tuple[str, Markup]]:
     """(caption, SVG) of each plot."""
     from markupsafe import Markup
 
+    short = [PurePath(e.name).name for e in group.entries]
+    labels = short if len(set(short)) == len(short) else [e.name for e in group.entries]
+
     def scatter(
         key: str, title: str, label: str, at: Callable[[Entry], float | None], front: bool
     ) -> tuple[str, Markup]:
         points = [
-            (e.name, x, 100 * e.certified.fraction, front and group.best(e))
-            for e in group.entries
+            (label, x, 100 * e.certified.fraction, front and group.best(e))
+            for label, e in zip(labels, group.entries, strict=True)
             if (x := at(e)) is not None
         ]
         return title, Markup(scatter_svg(f"{key}{number}", title, label, "certified int8, %", points))

@@ -141,8 +141,11 @@ def scatter_svg(name: str, title: str, across: str, up: str, points: Sequence[tu
             axes.plot(*zip(*rest, strict=True), **(_FLOAT | {"linestyle": "none"}))
         if front:
             axes.step(*zip(*front, strict=True), where="post", zorder=3, **_INT8)
+        spots: dict[tuple[float, float], list[str]] = {}
         for label, x, y, _ in points:
-            axes.annotate(_short(label), (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+            spots.setdefault((x, y), []).append(_short(label))
+        for spot, names in spots.items():
+            axes.annotate(", ".join(names), spot, xytext=(5, 4), textcoords="offset points", fontsize=8)
         axes.margins(x=0.2, y=0.15)
         axes.set_xlabel(across)
         axes.set_ylabel(up)
