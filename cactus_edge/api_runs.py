@@ -71,7 +71,7 @@ def compare(
     """
     import datetime
 
-    from cactus_edge.entries import entry
+    from cactus_edge.entries import opened
     from cactus_edge.report.compare import compared, render
     from cactus_edge.version import __version__
 
@@ -82,7 +82,8 @@ def compare(
     if twice:
         raise InputError(f"{twice[0]} is named twice", hint="name every folder once")
     where = None if out is None else require_folder(Path(out), "--out")
-    found = compared([entry(path, threads=threads, progress=progress) for path in paths])
+    whole = [opened(path) for path in paths]
+    found = compared([measure(threads, progress) for measure in whole])
     if where is not None:
         created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         write_atomic(where / "compare.html", render(found, created=created, tool=f"cactus-edge {__version__}"))

@@ -6,20 +6,23 @@ and attacked under profile `tflm`, into the folder `tflm` of the run, once. What
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from cactus_edge.board import Options
 from cactus_edge.bundle import data_record, region_record
 from cactus_edge.catalogue import trained_by
-from cactus_edge.errors import CertificateError, InputError, MismatchError
+from cactus_edge.corrupted import corrupted
+from cactus_edge.corruptions import SEVERITIES
+from cactus_edge.errors import CertificateError, DataError, InputError, MismatchError
 from cactus_edge.formats.read import read_model
 from cactus_edge.inspection import macs
 from cactus_edge.ir.arithmetic import profile as named_profile
 from cactus_edge.ir.graph import Graph
 from cactus_edge.ir.profile import Profile
-from cactus_edge.pipeline import Chain, verdict_in_words
+from cactus_edge.pipeline import Advance, Chain, verdict_in_words
 from cactus_edge.progress import SILENT, Progress
 from cactus_edge.recipe import Recipe
 from cactus_edge.report import html
@@ -36,21 +39,36 @@ from cactus_edge.version import __version__
 NEUTRAL = "tflm"
 """The profile under which a run is compared, and the folder of its export."""
 
+CORRUPTED_INPUTS = 250
+"""Listed inputs that are corrupted, at most: each is run 76 times."""
 
-def entry(folder: Path, *, threads: int = 0, progress: Progress = SILENT) -> Entry:
-    """The run or build in `folder`. Raises InputError where there is neither, or one that is not whole or another version's.
 
-    MismatchError where a build contradicts its own certificate.
+Measure = Callable[[int, Progress], Entry]
+"""Threads and progress to the entry of a folder that was found whole."""
+
+
+def opened(folder: Path) -> Measure:
+    """What measures the run or build in `folder`, which is read here: nothing is computed for folders beside one that is refused.
+
+    Raises InputError where there is neither, or one that is not whole or another version's; MismatchError for a build that
+    contradicts its own certificate.
     """
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}", hint="a folder that `train` or `build` made")
     if find_run(folder) is not None:
-        return _of_run(read_run(folder), threads, progress)
+        run = read_run(folder)
+        require_unchanged(run, run.recipe)
+        return partial(_of_run, run)
     if (folder / "results.json").is_file():
-        return _of_build(folder)
+        return partial(_of_build, folder, *_whole_build(folder))
     half = (folder / ".steps").is_dir()
     what = "is a build that was not finished" if half else "is neither a run nor a build"
     raise InputError(f"{folder} {what}", hint="run its command again" if half else "a folder of `train` or `build`")
+
+
+def entry(folder: Path, *, threads: int = 0, progress: Progress = SILENT) -> Entry:
+    """The run or build in `folder`. Raises as `opened` does."""
+    return opened(folder)(threads, progress)
 
 
 class NeutralChain(Chain):
@@ -82,11 +100,11 @@ class NeutralChain(Chain):
 
 def _of_run(run: Run, threads: int, progress: Progress) -> Entry:
     recipe = run.recipe
-    require_unchanged(run, recipe)
     chain = NeutralChain(run, recipe, threads)
     verdict = chain.export(progress)
     source, total = chain.program.quantize, verdict["total"]
     best, engine = _best(chain.folder, sha256(chain.model_bytes), NEUTRAL, verdict["certified"])
+    share, why = _corrupted(chain.folder, chain.model_bytes, chain.folder / "test.npz", NEUTRAL, progress)
     data, region = data_record(chain.dataset), region_record(chain, source.scale, source.zero_point)
     return Entry(
         name=str(run.folder),
@@ -107,11 +125,13 @@ def _of_run(run: Run, threads: int, progress: Progress) -> Entry:
         macs=_macs(chain.program.graph),
         latency_us=None,
         instructions=None,
-        notes=("latency: a run has no target; build --run measures on one",),
+        corrupted=share,
+        notes=("latency: a run has no target; build --run measures on one", why),
     )
 
 
-def _of_build(folder: Path) -> Entry:
+def _whole_build(folder: Path) -> tuple[BuildResults, bytes]:
+    """A build's results and its model file."""
     path = folder / "results.json"
     results = BuildResults.from_json(path.read_text(encoding="utf-8"), source=str(path))
     if results.tool_version != __version__:
@@ -126,8 +146,15 @@ def _of_build(folder: Path) -> Entry:
         raise InputError(f"{folder} lacks {results.model.path}", hint="build it again") from error
     if sha256(model) != results.model.sha256:
         raise InputError(f"{folder / results.model.path} changed since it was built", hint="build it again")
+    if not (folder / results.certificate.data_path).is_file():
+        raise InputError(f"{folder} lacks {results.certificate.data_path}", hint="build it again")
+    return results, model
+
+
+def _of_build(folder: Path, results: BuildResults, model: bytes, _: int, progress: Progress) -> Entry:
     a, region, certificate, device = results.accuracy, results.region, results.certificate, results.device
     best, engine = _best(folder, results.model.sha256, certificate.profile, a.int8_certified.count)
+    share, why = _corrupted(folder, model, folder / certificate.data_path, certificate.profile, progress)
     latency = results.latency_us
     if device is not None and device.latency_us is not None:
         latency = device.latency_us.median
@@ -159,8 +186,29 @@ def _of_build(folder: Path) -> Entry:
         macs=_macs(read_model(model).graph),
         latency_us=latency,
         instructions=counted,
-        notes=tuple(notes),
+        corrupted=share,
+        notes=(*notes, why),
     )
+
+
+def _corrupted(folder: Path, model: bytes, listed: Path, profile: str, progress: Progress) -> tuple[float | None, str]:
+    """Accuracy on corrupted inputs, kept in `folder`, and of what it is the mean; None where they are no images, and why."""
+
+    def measure(advance: Advance) -> Result:
+        try:
+            found = corrupted(model, x, y, profile=profile, advance=advance)
+        except DataError as error:
+            return {"mean": None, "why": error.message}
+        return {"mean": found.mean, "why": f"mean of {len(found.right)} corruptions at {SEVERITIES} severities"}
+
+    def said(result: Result) -> str:
+        return "not measured" if result["mean"] is None else f"{result['mean']:.2%} right on corrupted inputs"
+
+    x, y = (array[:CORRUPTED_INPUTS] for array in read_samples(listed))
+    asked = {"model": sha256(model), "inputs": data_digest(x, y), "profile": profile, "tool": __version__}
+    result = Steps(folder / ".compare", 1, progress).run("corrupt", asked, (), measure, summary=said)
+    of = "" if result["mean"] is None else f", on {len(y):,} of the listed inputs"
+    return result["mean"], f"corrupted: {result['why']}{of}"
 
 
 def _inputs(path: Path) -> tuple[int, str]:

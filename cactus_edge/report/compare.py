@@ -53,9 +53,9 @@ class Entry:
     """One network: what trained it, its int8 file and what was measured of that. target: "" for a file of no target.
 
     float_*: the network before it was rounded, certified by float intervals, which is no proof. clean, attacked, certified: the
-    int8 file under `profile`; engine: what showed the certified count. corrupted: mean share of right answers over the
-    corruptions of `corrupted_by`. macs: multiply-accumulates of one inference. latency_us: median on the target; instructions:
-    of an emulated one. notes: why a figure is missing.
+    int8 file under `profile`; engine: what showed the certified count. corrupted: mean share of right answers over common
+    corruptions. macs: multiply-accumulates of one inference. latency_us: median on the target; instructions: of an emulated
+    one. notes: why a figure is missing, or what it is a mean of.
     """
 
     name: str
@@ -77,7 +77,6 @@ class Entry:
     latency_us: float | None
     instructions: float | None
     corrupted: float | None = None
-    corrupted_by: str = ""
     notes: tuple[str, ...] = ()
 
     def dominated_by(self, other: Entry) -> bool:
@@ -155,7 +154,12 @@ def compared(entries: Sequence[Entry]) -> Comparison:
 def remarks(group: Group) -> list[str]:
     """What a reader of the group's table has to know."""
     found = ["* no other network here certifies as much in as few bytes" if len(group.entries) > 1 else ""]
-    found += [f"{e.name}: {note}" for e in group.entries for note in e.notes]
+    said: dict[str, list[str]] = {}
+    for e in group.entries:
+        for note in e.notes:
+            said.setdefault(note, []).append(e.name)
+    every = len(group.entries)
+    found += [note if len(names) == every > 1 else f"{', '.join(names)}: {note}" for note, names in said.items()]
     found += [
         f"{e.name}: certified under the condition that profile {e.profile} names"
         for e in group.entries

@@ -40,9 +40,22 @@ def test_a_run_and_the_build_of_its_recipe_say_the_same(
     assert shown.out.count("intervals") == 2 and "13," in shown.out and f"page  {out / 'compare.html'}" in shown.out
     rows = {row["name"]: row for row in json.loads((out / "compare.json").read_text())["groups"][0]["entries"]}
     ours, built = rows[str(run_folder)], rows[str(bundle)]
-    same = ("clean", "attacked", "certified", "float_certified", "float_clean", "bytes", "macs", "trained_by", "pareto")
+    same = (
+        "clean",
+        "attacked",
+        "certified",
+        "float_certified",
+        "float_clean",
+        "bytes",
+        "macs",
+        "trained_by",
+        "pareto",
+        "corrupted",
+    )
     assert {k: ours[k] for k in same} == {k: built[k] for k in same}
     accuracy = BuildResults.from_json((bundle / "results.json").read_text()).accuracy
+    assert 0 < built["corrupted"] < built["clean"]["count"] / 100
+    assert "corrupted: mean of 15 corruptions at 5 severities, on 100 of the listed inputs" in shown.out
     assert built["certified"]["count"] == accuracy.int8_certified.count
     assert built["latency_us"] is None and built["instructions"] > 1000 and ours["instructions"] is None
     assert (out / "compare.html").read_text().count("<svg") == 3
@@ -51,7 +64,7 @@ def test_a_run_and_the_build_of_its_recipe_say_the_same(
     assert main(compare_command(run_folder, options=("--json",))) == 0
     again = capsys.readouterr()
     assert json.loads(again.out)["groups"][0]["entries"][0]["certified"] == ours["certified"]
-    assert again.err.count("as before") == 2
+    assert again.err.count("as before") == 3
 
 
 def test_other_regions_stand_in_another_group(run_folder: Path, recipe: Path, tmp_path: Path, capsys: Shown) -> None:
@@ -106,7 +119,7 @@ def test_folders_that_are_refused(bundle: Path, run_folder: Path, tmp_path: Path
     refused(compare_command(half), capsys, "lacks model.tflite")
     (half / "model.tflite").write_bytes(model)
     (half / "test.npz").unlink()
-    refused(compare_command(half), capsys, "there is no file", "test.npz")
+    refused(compare_command(half), capsys, "lacks test.npz")
     run = Path(shutil.copytree(run_folder, tmp_path / "run"))
     record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**record, "network_sha256": ""}))
