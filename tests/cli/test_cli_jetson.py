@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -111,6 +112,27 @@ def test_the_verbs_for_any_file_say_conditional(jetson: Path, capsys: pytest.Cap
     words = ["run", str(jetson / "model.onnx"), "--data", str(jetson / "test.npz"), "--profile", "tensorrt"]
     assert main(words) == 0
     assert "conditional: these are one of the results that it allows" in capsys.readouterr().out
+
+
+def test_two_of_four_from_the_recipe_to_the_file(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first layer reads one channel; the two others have rows of four. What a Jetson gains is said everywhere."""
+    path, folder = tmp_path / "sparse.toml", tmp_path / "out"
+    text = recipe.read_text().replace("epochs = 3", "epochs = 2").replace('"pruned"', '"joint"')
+    path.write_text(text.replace("[compress]", '[compress]\nsparsity = "2:4"'))
+    assert main(command(path, folder, "--quiet")) == 0
+    shown = capsys.readouterr().out
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert [entry["2:4"] for entry in manifest["sparsity"].values()] == [False, True, True]
+    said = manifest["gains"]["Zeros, 2:4"]
+    assert "sparse int8 kernels can run dense1, logits; not conv0 (rows of 1)" in said
+    assert "from 256 channels on: none here" in said and "size of the .onnx is unchanged" in said
+    assert "no multiple of 32" in manifest["gains"]["Channels"]
+    assert said in (folder / "report.html").read_text() and "zeros, 2:4" in shown
+    assert main(["inspect", str(folder / "model.onnx")]) == 0
+    assert re.search(r"2:4 holds in #\d, #\d\n", capsys.readouterr().out)
+    refused(["build", "--target", "mcu", "--recipe", str(path), "--out", str(folder)], capsys, "gains nothing on")
 
 
 def test_a_file_that_is_spoiled_is_made_again(jetson: Path, recipe: Path, tmp_path: Path) -> None:
