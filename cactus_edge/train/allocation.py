@@ -22,7 +22,7 @@ from cactus_edge.train.folded import fold_batch
 from cactus_edge.train.models import INPUT, Layer, Layers, Network
 from cactus_edge.train.objectives.ibp import IBP
 from cactus_edge.train.objectives.loss import Batch, Member, Step
-from cactus_edge.train.prune import choose, importance, take, ties, together
+from cactus_edge.train.prune import choose, importance, shrink, take, ties, together
 
 Scores = tuple[Tensor, ...]
 """Importance of each channel of each hidden layer, float32 [O]."""
@@ -105,10 +105,16 @@ def scores(layers: Layers, criterion: str, held_out: tuple[Batch, Step] | None =
 
 
 def begun(recipe: Recipe, shape: tuple[int, int, int], classes: int, seed: int, *, compressed: bool = False) -> Network:
-    """`models.build`, each layer with the channels that [compress] keeps of it where the recipe says no number for the layer."""
-    keep = recipe.compress
-    layers = tuple(replace(spec, kept=spec.kept or keep.kept_of(spec.channels)) for spec in recipe.model.layer)
-    return build(replace(recipe.model, layer=layers), shape, classes, seed, compressed=compressed)
+    """`build.build`, each layer with the channels that [compress] keeps of it where the recipe says no number for the layer."""
+    compress, model = recipe.compress, recipe.model
+    specs = tuple(replace(spec, kept=spec.kept or compress.kept_of(spec.channels)) for spec in model.layer)
+    network = build(replace(model, layer=specs), shape, classes, seed, compressed=compressed)
+    if not (model.module and compress.keep):
+        return network
+    layers = network.layers()
+    widths = (n if g == INPUT else compress.kept_of(n) for n, g in zip(network.widths(), ties(layers), strict=True))
+    network = keeping(network, tuple(widths))
+    return shrink(network, network.kept_widths())[0] if compressed else network
 
 
 def allocated(network: Network, recipe: Recipe, sample: Batch, held_out: Batch) -> Network:

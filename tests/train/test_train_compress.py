@@ -14,6 +14,8 @@ from cactus_edge.formats.onnx import read_onnx, write_onnx
 from cactus_edge.formats.tflite import write_tflite
 from cactus_edge.formats.zeros import zeros
 from cactus_edge.recipe import Recipe, parse_recipe
+from cactus_edge.recipe_model import ModelRecipe
+from cactus_edge.train.allocation import begun
 from cactus_edge.train.data import Dataset
 from cactus_edge.train.loop import TrainedModel, train
 from cactus_edge.train.quantize import to_graph
@@ -132,3 +134,23 @@ def test_widths_by_sensitivity(few_digits: Dataset, tmp_path: Path, importance: 
 def test_the_small_network_has_the_kept_widths(few_digits: Dataset, tmp_path: Path) -> None:
     found = train(TWO_OF_FOUR, few_digits, tmp_path, method="small")
     assert found.widths_before == found.widths_after == (4, 4, 8)
+
+
+MODULE = """
+from torch import nn
+
+def make(shape, classes):
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.Flatten(), nn.Linear(8, classes)
+    )
+"""
+
+
+@pytest.mark.parametrize("compressed", [False, True], ids=["whole", "small"])
+def test_a_share_of_the_channels_of_an_own_module(tmp_path: Path, compressed: bool) -> None:
+    (tmp_path / f"nets_{compressed}.py").write_text(MODULE)
+    recipe = asking("pruned", "keep = 0.5", "channel_multiple = 2")
+    model = ModelRecipe(module=f"nets_{compressed}:make", folder=str(tmp_path))
+    network = begun(replace(recipe, model=model), (8, 8, 1), 10, 0, compressed=compressed)
+    assert network.kept_widths() == (4, 4)
+    assert network.widths() == ((4, 4) if compressed else (8, 8))
