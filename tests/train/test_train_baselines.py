@@ -87,10 +87,23 @@ def test_criteria_are_what_they_are_called(make_network: Make) -> None:
     layers = make_network(0).layers()
     for layer, l1, gamma in zip(layers, posthoc.l1(layers), posthoc.gamma(layers), strict=False):
         assert layer.norm is not None
-        assert torch.allclose(l1, torch.stack([w.abs().sum() for w in layer.weight]))
+        factor = layer.norm.gamma / torch.sqrt(layer.norm.var + 1e-5)
+        assert torch.allclose(l1, torch.stack([(f * w).abs().sum() for f, w in zip(factor, layer.weight, strict=True)]))
         assert torch.equal(gamma, layer.norm.gamma.abs())
     one, same, other = (posthoc.random(seed)(layers) for seed in (0, 0, 1))
     assert all(torch.equal(a, b) and not torch.equal(a, c) for a, b, c in zip(one, same, other, strict=True))
+
+
+def test_a_channel_that_training_switched_off_goes_first(make_network: Make) -> None:
+    """By a small gamma, or by a shift below any activation: its own weights are as large as ever."""
+    network, batch = make_network(0), sample()
+    norm = network.layers()[0].norm
+    assert norm is not None
+    with torch.no_grad():
+        norm.gamma[2], norm.beta[3] = 1e-3, -100.0
+    layers = network.layers()
+    assert int(posthoc.l1(layers)[0].argmin()) == 2 and int(posthoc.gamma(layers)[0].argmin()) == 2
+    assert int(nrs.score(layers, batch)[0].argmin()) == 3
 
 
 def test_no_gamma_without_batch_normalisation(make_network: Make) -> None:

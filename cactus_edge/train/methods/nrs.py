@@ -18,6 +18,7 @@ from torch import Tensor
 from cactus_edge.recipe import Recipe
 from cactus_edge.train.bounds import Bounds, propagate
 from cactus_edge.train.folded import Affine, Folded, fold_batch
+from cactus_edge.train.methods.posthoc import refining
 from cactus_edge.train.models import Layers, Network, per_channel
 from cactus_edge.train.objectives.loss import Batch, Loss, Member, MemberLoss, Step
 from cactus_edge.train.projections import positive_gamma
@@ -70,11 +71,17 @@ def regularised(loss: Loss, weight: float = WEIGHT) -> Loss:
 
 
 def score(layers: Layers, sample: Batch) -> tuple[Tensor, ...]:
-    """Mean stability of each hidden channel over the sample's regions, float [O] each."""
+    """Mean stability of each hidden channel over the sample's regions, float [O] each; -1 for one that is never active.
+
+    (Such a channel is stable and worthless; the paper's score alone would keep it to the last.)
+    """
     with torch.no_grad():
         net = fold_batch(layers, sample.x).net
         bounds = propagate(net, sample.region, sample.y)
-        return tuple(t.mean((0, 2, 3)) for t in stability(net, bounds))
+        return tuple(
+            torch.where(pre.upper.amax((0, 2, 3)) > 0, steady.mean((0, 2, 3)), -1.0)
+            for steady, pre in zip(stability(net, bounds), bounds.pre, strict=True)
+        )
 
 
 def widths(now: tuple[int, ...], kept: tuple[int, ...], left: int) -> tuple[int, ...]:
@@ -103,9 +110,9 @@ def _round(done: int) -> Callable[[Recipe], Schedule]:
 
 
 def _rest(recipe: Recipe) -> Schedule:
-    whole = finetuning(recipe)
+    whole = refining(recipe)
     epochs = whole.epochs - whole.epochs // 2
-    return replace(whole, epochs=epochs, average_epochs=min(whole.average_epochs, epochs))
+    return replace(whole, epochs=epochs, ramp=epochs / 3, average_epochs=min(whole.average_epochs, epochs))
 
 
 _objective = over_members(lambda _: ("full",), regularised)

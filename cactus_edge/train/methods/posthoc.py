@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cactus_edge.errors import InputError
 from cactus_edge.recipe import Recipe
+from cactus_edge.train.folded import detach, fold
 from cactus_edge.train.models import Layers, Network
 from cactus_edge.train.objectives.loss import Batch
 from cactus_edge.train.projections import positive_gamma
@@ -43,9 +44,18 @@ Criterion = Callable[[Recipe, Batch], Score]
 """How channels are ranked, from the recipe and a sample of the training data."""
 
 
+def deployed(layers: Layers) -> Layers:
+    """The layers with batch normalisation folded into weight and bias, detached: what the file will hold.
+
+    Magnitudes are compared in this form. Behind batch normalisation a weight's own scale says nothing, and a channel that
+    training has switched off by a small gamma keeps the large weights that it began with.
+    """
+    return tuple(replace(a.layer, weight=a.weight, bias=a.bias, norm=None) for a in detach(fold(layers)))
+
+
 def l1(layers: Layers) -> tuple[Tensor, ...]:
-    """sum |w| over the channel's own weights."""
-    return tuple(layer.weight.detach().abs().sum((1, 2, 3)) for layer in layers[:-1])
+    """sum |w| over the channel's own weights as they are deployed."""
+    return tuple(layer.weight.abs().sum((1, 2, 3)) for layer in deployed(layers)[:-1])
 
 
 def gamma(layers: Layers) -> tuple[Tensor, ...]:

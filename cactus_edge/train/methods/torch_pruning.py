@@ -1,7 +1,8 @@
 """Channels ranked by torch-pruning's importance criteria, on our own dense certified network.
 
 Its dependency graph finds what goes together with a channel, its criterion says how much the whole matters; what is removed is
-removed by our own surgery, so that the file is made as for every other method. Criteria, with the library's defaults: magnitude
+removed by our own surgery, so that the file is made as for every other method. Magnitudes are those of the deployed weights
+(`posthoc.deployed`); bn-scale looks at batch normalisation before it is folded. Criteria, with the library's defaults: magnitude
 (group l2 norm; Fang et al. 2023, arXiv 2301.12900), bn-scale (Liu et al. 2017, arXiv 1708.06519), lamp (Lee et al. 2021,
 arXiv 2010.07611) and taylor (Molchanov et al. 2019, arXiv 1906.10771), the last with gradients of the certified loss.
 """
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from cactus_edge.errors import InputError, InstallError
 from cactus_edge.recipe import Recipe
-from cactus_edge.train.methods.posthoc import Score, posthoc
+from cactus_edge.train.methods.posthoc import Score, deployed, posthoc
 from cactus_edge.train.models import Layers, Network
 from cactus_edge.train.objectives.loss import Batch, Step
 from cactus_edge.train.plain import Plain
@@ -87,19 +88,20 @@ def certified_gradients(layers: Layers, recipe: Recipe, sample: Batch) -> Layers
     )
 
 
-def _by(name: str) -> Callable[[Recipe, Batch], Score]:
-    return lambda recipe, sample: lambda layers: scores(layers, lambda criteria: getattr(criteria, name)())
+def _by(name: str, form: Callable[[Layers], Layers]) -> Callable[[Recipe, Batch], Score]:
+    return lambda recipe, sample: lambda layers: scores(form(layers), lambda criteria: getattr(criteria, name)())
 
 
 def _taylor(recipe: Recipe, sample: Batch) -> Score:
     def score(layers: Layers) -> tuple[Tensor, ...]:
+        layers = deployed(layers)
         slopes = certified_gradients(layers, recipe, sample)
         return scores(layers, lambda criteria: criteria.GroupTaylorImportance(), slopes)
 
     return score
 
 
-MAGNITUDE = posthoc(_by("GroupMagnitudeImportance"))
-BN_SCALE = posthoc(_by("BNScaleImportance"))
-LAMP = posthoc(_by("LAMPImportance"))
+MAGNITUDE = posthoc(_by("GroupMagnitudeImportance", deployed))
+BN_SCALE = posthoc(_by("BNScaleImportance", lambda layers: layers))
+LAMP = posthoc(_by("LAMPImportance", deployed))
 TAYLOR = posthoc(_taylor)
