@@ -7,6 +7,7 @@ machine, when and by which command each number came about.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import platform
@@ -35,6 +36,8 @@ PACKAGES = (
     "tflite-micro",
     "ai-edge-litert",
     "onnxruntime",
+    "nncf",
+    "torch-pruning",
     "unicorn",
     "ziglang",
 )
@@ -85,13 +88,29 @@ def _cpu() -> str:
 
 
 class Results:
-    """bench/results/NAME.json: rows by key, each with its own provenance. A row whose `inputs` are unchanged is kept."""
+    """bench/results/NAME.json: rows by key, each with its own provenance. A row whose `inputs` are unchanged is kept.
+
+    Processes may measure rows of one file side by side: each adds its own to what the file holds by then.
+    """
 
     def __init__(self, name: str, *, fresh: bool = False) -> None:
         self.path = RESULTS / f"{name}.json"
-        self.rows: dict[str, Row] = {}
-        if not fresh and self.path.exists():
-            self.rows = json.loads(self.path.read_text())["rows"]
+        self._fresh = fresh
+        self.rows: dict[str, Row] = {} if fresh else self._stored()
+
+    def _stored(self) -> dict[str, Row]:
+        rows: dict[str, Row] = json.loads(self.path.read_text())["rows"] if self.path.exists() else {}
+        return rows
+
+    def _store(self, key: str, row: Row) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            self.rows = (self.rows if self._fresh else self._stored()) | {key: row}
+            write_atomic(self.path, json.dumps({"rows": self.rows}, indent=1, sort_keys=True) + "\n")
+        finally:
+            os.close(folder)
 
     def row(self, key: str, inputs: str, measure: Callable[[], Row], digests: Mapping[str, str] | None = None) -> Row:
         """The stored row `key` if it was measured with the same `inputs` (a digest), else measured now and stored."""
@@ -101,8 +120,7 @@ class Results:
             values = measure()
             seconds = round(time.monotonic() - start, 1)
             known = {"inputs": inputs, "values": values, "seconds": seconds, "provenance": provenance(digests)}
-            self.rows[key] = known
-            write_atomic(self.path, json.dumps({"rows": self.rows}, indent=1, sort_keys=True) + "\n")
+            self._store(key, known)
         values = known["values"]
         assert isinstance(values, dict)
         return values

@@ -9,13 +9,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from _common import Results, Row, Target, arguments, median, percent, table, verdict
 
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.lowering import lower
 from cactus_edge.recipe import Recipe, load_recipe
-from cactus_edge.train.data import Dataset, load_dataset
+from cactus_edge.train.data import Dataset, Split, load_dataset
+from cactus_edge.verify.decide import certify
+from cactus_edge.verify.regions import Region
+from cactus_edge.verify.tflite_read import read_tflite
+
+if TYPE_CHECKING:
+    from cactus_edge.train.loop import TrainedModel
 
 PROFILE = "tflm"
 
@@ -40,52 +47,66 @@ class Job:
         return results.row(f"{method}/{seed}", inputs, lambda: self._measure(method, seed), digests)
 
     def _measure(self, method: str, seed: int) -> Row:
-        from cactus_edge.formats.tflite import read_tflite, write_tflite
-        from cactus_edge.train.calibrate import calibrate
-        from cactus_edge.train.evaluate import float_certified, float_predict
+        trained = self.trained(method, seed)
+        data, made = self.file(trained)
+        return self.judged(trained, data) | made
+
+    def trained(self, method: str, seed: int) -> TrainedModel:
+        """The trained network, from its checkpoint where training is finished."""
         from cactus_edge.train.loop import EpochStats, train
-        from cactus_edge.train.quantize import export
-        from cactus_edge.verify.decide import certify
-        from cactus_edge.verify.regions import Region
 
         def tell(s: EpochStats) -> None:
             line = f"{method} seed {seed}: {s.stage} {s.epoch}/{s.epochs}, validation {percent(s.val_clean)} / {percent(s.val_certified)}"
             print(f"\r{line} ", end="", file=sys.stderr, flush=True)
 
-        trained = train(self.recipe, self.dataset, self.workdir, tell, self.threads, method=method, seed=seed)
+        model = train(self.recipe, self.dataset, self.workdir, tell, self.threads, method=method, seed=seed)
         print(file=sys.stderr)
+        return model
+
+    def file(self, trained: TrainedModel) -> tuple[bytes, Row]:
+        """The .tflite, and how it was calibrated."""
+        from cactus_edge.formats.tflite import write_tflite
+        from cactus_edge.train.calibrate import calibrate
+        from cactus_edge.train.quantize import export
+
         start = time.monotonic()
         net = trained.folded()
         calibration = calibrate(net, self.dataset, self.recipe)
-        calibrating = time.monotonic() - start
-        data = write_tflite(export(net, calibration, self.dataset.shape), metadata={})
-        program = lower(read_tflite(data).graph, profile(PROFILE))
+        made = {"clips": list(calibration.clips), "calibrating_s": round(time.monotonic() - start, 1)}
+        return write_tflite(export(net, calibration, self.dataset.shape), metadata={}), made
+
+    def samples(self) -> Split:
+        """What is measured on: the first of the split, as many as the recipe certifies."""
         split = self.dataset.test if self.split == "test" else self.dataset.validation
         count = min(self.recipe.certify.samples or len(split.y), len(split.y))
-        x, y, eps = split.x[:count], split.y[:count], self.dataset.radii(self.recipe.certify.eps)
+        return Split(split.x[:count], split.y[:count])
+
+    def region(self) -> Region:
+        """The recipe's balls, around any sample."""
+        return Region(self.dataset.features(self.recipe.certify.eps), self.dataset.domain)
+
+    def judged(self, trained: TrainedModel, data: bytes) -> Row:
+        """The file's accuracies and its network's, and what they cost."""
+        from cactus_edge.train.evaluate import float_certified, float_predict
+
+        program = lower(read_tflite(data).graph, profile(PROFILE))
+        x, y = self.samples().x, self.samples().y
+        eps, domain = self.dataset.radii(self.recipe.certify.eps), self.dataset.domain
         start = time.monotonic()
-        decision = certify(
-            program,
-            Region(self.dataset.features(self.recipe.certify.eps), self.dataset.domain),
-            x,
-            y,
-            threads=self.threads or len(os.sched_getaffinity(0)),
-        )
+        decision = certify(program, self.region(), x, y, threads=self.threads or len(os.sched_getaffinity(0)))
         certifying = time.monotonic() - start
         return {
-            "samples": count,
+            "samples": len(y),
             "float_clean": float((float_predict(trained, x) == y).mean()),
-            "float_certified": float(float_certified(trained, x, y, eps, self.dataset.domain).mean()),
+            "float_certified": float(float_certified(trained, x, y, eps, domain).mean()),
             "clean": float(decision.correct.mean()),
             "certified": float(decision.certified.mean()),
             "bytes": len(data),
-            "clips": list(calibration.clips),
             "weights_before": list(trained.weights_before),
             "weights_after": list(trained.weights_after),
             "network": trained.digest(),
             "training_s": round(sum(s.seconds for s in trained.history), 1),
             "training_cpu_s": round(sum(s.cpu_seconds for s in trained.history), 1),
-            "calibrating_s": round(calibrating, 1),
             "certifying_s": round(certifying, 2),
             "threads": self.threads or self.recipe.train.threads,
         }

@@ -1,0 +1,125 @@
+"""Certified training for compression: CACTUS and its rivals on the same data, each judged by its integer file.
+
+    python bench/train_methods.py                                            # minutes: digits, every kind of method
+    python bench/train_methods.py --suite full                               # every row; hours on few cores
+    python bench/train_methods.py --suite full --only fashion-mnist/hydra    # one row, or all that begin so
+    python bench/train_methods.py --suite full --list                        # the rows, and which are measured
+
+A suite (bench/suites/train-methods-*.toml) is groups of rows: data, radius and kept channels, and the methods compared there,
+each for as many epochs of samples. A row trains, quantises, writes the .tflite, and certifies that file by exact intervals over the
+whole test set; `attacked` is what is left of it after the attack on the integer program, `best` what all engines together certify
+of the first samples, with a budget each. Whatever is chosen is chosen on the validation split. Rows are stored one by one,
+by processes side by side too, so that an interrupted run continues; methods that begin with the same dense network train it once.
+
+Groups marked `gpu` print what they would take on this machine, from measured steps, unless --gpu.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from _common import ROOT, Results, Row, Target, median, percent, run, table, verdict
+from _methods import Measurement, estimate, measurements
+from _suite import Case, Group, load_suite
+
+HEAD = ["method", "clean", "attacked", "certified", "best", "float cert.", "bytes", "MACs", "trained in s", "seeds"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", choices=("quick", "full"), default="quick")
+    parser.add_argument("--only", action="append", default=[], metavar="ROW", help="rows that begin so; may be repeated")
+    parser.add_argument("--seeds", type=int, default=0, help="how many training seeds, from 0 (default: the suite's)")
+    parser.add_argument("--budget", default="", help="of each sample of `best`, as 2s or 500n (default: the suite's)")
+    parser.add_argument("--threads", type=int, default=1, help="for training and certifying (default 1)")
+    parser.add_argument("--gpu", action="store_true", help="train the groups that are marked gpu instead of estimating")
+    parser.add_argument("--list", action="store_true", help="what there is and what is measured; measures nothing")
+    parser.add_argument("--fresh", action="store_true", help="measure again what is named")
+    parser.add_argument("--workdir", type=Path, default=ROOT / "build" / "bench", help="checkpoints of training")
+    given = parser.parse_args()
+    results = Results("train_methods")
+    targets: list[Target] = []
+    for group in load_suite(given.suite, given.only):
+        if group.gpu and not given.gpu:
+            print(f"\n{group.title}: nothing is trained without --gpu")
+            for case in group.cases:
+                print(estimate(group, case, given.threads) if not given.list else f"{case.key}: needs --gpu")
+            continue
+        rows: dict[Case, list[Row]] = {}
+        for case in group.cases:
+            found = measurements(group, case, given.seeds, given.workdir, given.threads, given.budget)
+            if given.list:
+                listed(results, found)
+            else:
+                rows[case] = [m.row(results, fresh=given.fresh) for m in found]
+        if rows:
+            targets += report(group, rows)
+    return verdict(targets) if targets else 0
+
+
+def listed(results: Results, found: list[Measurement]) -> None:
+    """A line for each row."""
+    for m in found:
+        print(f"{m.key}: {'measured' if m.stored(results) else 'not measured'}")
+
+
+def report(group: Group, rows: dict[Case, list[Row]]) -> list[Target]:
+    """Prints the group's table, medians over seeds with the least and the greatest; what there is to reach."""
+    sample = next(iter(rows.values()))[0]
+    print(f"\n{group.title}: {sample['samples']} test samples, eps = {sample['eps']}, {sample['samples_seen']} seen")
+    print(table([HEAD, *(line(case, found) for case, found in rows.items())]))
+    return goals(group, rows)
+
+
+def line(case: Case, rows: list[Row]) -> list[str]:
+    """One method."""
+    best = rows[0].get("best")
+    return [
+        f"{case.key.split('/', 1)[1]} ({case.role})",
+        *(spread(rows, key) for key in ("clean", "attacked", "certified")),
+        f"{percent(best['certified'])} of {best['samples']}, {best['budget']}" if best else "",
+        spread(rows, "float_certified"),
+        f"{max(r['bytes'] for r in rows):,}",
+        f"{rows[0]['macs']:,}",
+        f"{median(rows, 'training_cpu_s'):.0f}",
+        str(len(rows)),
+    ]
+
+
+def spread(rows: list[Row], key: str) -> str:
+    """The median in per cent, and the least and the greatest where there are several."""
+    values = [100 * r[key] for r in rows]
+    middle = f"{100 * median(rows, key):.2f}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):.2f} to {max(values):.2f})"
+
+
+def goals(group: Group, rows: dict[Case, list[Row]]) -> list[Target]:
+    """The group's goals for ours, as far as the rows that they compare are here."""
+    of = {role: [found for case, found in rows.items() if case.role == role] for role in ("ours", "baseline", "uncompressed")}
+    if not of["ours"]:
+        return []
+    ours, name, found = max(of["ours"], key=lambda r: median(r, "certified")), group.title, group.goal
+    certified = 100 * median(ours, "certified")
+
+    def rival(role: str) -> float:
+        return max(100 * median(r, "certified") for r in of[role])
+
+    targets = []
+    if "clean" in found:
+        targets.append(Target(f"{name}: clean, %", 100 * median(ours, "clean"), found["clean"]))
+    if "certified" in found:
+        targets.append(Target(f"{name}: certified, %", certified, found["certified"]))
+    if "bytes" in found:
+        targets.append(Target(f"{name}: bytes", max(r["bytes"] for r in ours), found["bytes"], at_most=True))
+    if "ahead" in found and of["baseline"]:
+        ahead = certified - rival("baseline")
+        targets.append(Target(f"{name}: certified ahead of every baseline, points", ahead, found["ahead"]))
+    if "behind" in found and of["uncompressed"]:
+        behind = rival("uncompressed") - certified
+        targets.append(Target(f"{name}: certified behind the uncompressed, points", behind, found["behind"], at_most=True))
+    return targets
+
+
+if __name__ == "__main__":
+    run(main)
