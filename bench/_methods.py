@@ -114,9 +114,7 @@ class Measurement:
         decision = certify(program, region, samples.x, samples.y, threads=max(self.threads, 1))
         around = box(program, region, samples.x)
         start = points(program, samples.x)
-        standing = assess.survivors(
-            program, *around, start, samples.y, decision.correct, decision.certified, self.seed
-        )
+        standing = assess.survivors(program, *around, start, samples.y, decision.correct, decision.certified, self.seed)
         return {"attacked": standing / len(samples.y)}
 
     def _best(self, data: bytes) -> Row:

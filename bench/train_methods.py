@@ -29,7 +29,9 @@ HEAD = ["method", "clean", "attacked", "certified", "best", "float cert.", "byte
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--suite", choices=("quick", "full"), default="quick")
-    parser.add_argument("--only", action="append", default=[], metavar="ROW", help="rows that begin so; may be repeated")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="ROW", help="rows that begin so; may be repeated"
+    )
     parser.add_argument("--seeds", type=int, default=0, help="how many training seeds, from 0 (default: the suite's)")
     parser.add_argument("--budget", default="", help="of each sample of `best`, as 2s or 500n (default: the suite's)")
     parser.add_argument("--threads", type=int, default=1, help="for training and certifying (default 1)")
@@ -96,7 +98,10 @@ def spread(rows: list[Row], key: str) -> str:
 
 def goals(group: Group, rows: dict[Case, list[Row]]) -> list[Target]:
     """The group's goals for ours, as far as the rows that they compare are here."""
-    of = {role: [found for case, found in rows.items() if case.role == role] for role in ("ours", "baseline", "uncompressed")}
+    of = {
+        role: [found for case, found in rows.items() if case.role == role]
+        for role in ("ours", "baseline", "uncompressed")
+    }
     if not of["ours"]:
         return []
     ours, name, found = max(of["ours"], key=lambda r: median(r, "certified")), group.title, group.goal
@@ -117,7 +122,9 @@ def goals(group: Group, rows: dict[Case, list[Row]]) -> list[Target]:
         targets.append(Target(f"{name}: certified ahead of every baseline, points", ahead, found["ahead"]))
     if "behind" in found and of["uncompressed"]:
         behind = rival("uncompressed") - certified
-        targets.append(Target(f"{name}: certified behind the uncompressed, points", behind, found["behind"], at_most=True))
+        targets.append(
+            Target(f"{name}: certified behind the uncompressed, points", behind, found["behind"], at_most=True)
+        )
     return targets
 
 

@@ -45,8 +45,9 @@ def float_onnx(net: Folded, shape: tuple[int, int, int]) -> Any:
             pool = list(affine.layer.pool)
             at = node("AveragePool", [at], f"p{i}", kernel_shape=pool, strides=pool)
         if affine.layer.dense:
-            flat = constant(f"flat{i}", np.array([-1, weight[0].size], np.int64))
-            at = node("Reshape", [at, flat], f"r{i}") if at not in vectors else at
+            if at not in vectors:
+                flat = constant(f"flat{i}", np.array([-1, weight[0].size], np.int64))
+                at = node("Reshape", [at, flat], f"r{i}")
             rows = constant(f"weight{i}", weight.reshape(len(weight), -1))
             at = node("Gemm", [at, rows, bias], f"z{i}", transB=1)
         else:

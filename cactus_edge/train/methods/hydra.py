@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from cactus_edge.recipe import Recipe
-from cactus_edge.train.methods.posthoc import DENSE, l1
+from cactus_edge.train.methods.posthoc import DENSE, l1, refining
 from cactus_edge.train.models import INPUT, Layers, Network, per_channel, sources
 from cactus_edge.train.objectives.loss import Batch
 from cactus_edge.train.projections import positive_gamma, unconstrained
 from cactus_edge.train.prune import choose, take, together
-from cactus_edge.train.stages import Schedule, Stage, clip, finetuning, never, only_full
+from cactus_edge.train.stages import Schedule, Stage, clip, never, only_full
 
 
 class Scored(Network):
@@ -84,16 +84,16 @@ def _chosen(network: Network, _: Recipe, __: Batch) -> Network:
 
 
 def scoring(recipe: Recipe) -> Schedule:
-    """A third of the fine-tuning's epochs, at its learning rate and the whole radius."""
-    whole = finetuning(recipe)
-    return replace(whole, epochs=whole.epochs // 3, average_epochs=0)
+    """A third of the fine-tuning's epochs, at its learning rate; the radius grows over the first half of them."""
+    whole = refining(recipe)
+    return replace(whole, epochs=whole.epochs // 3, ramp=whole.epochs // 3 / 2, average_epochs=0)
 
 
 def rest(recipe: Recipe) -> Schedule:
     """What `scoring` leaves of the fine-tuning's epochs."""
-    whole = finetuning(recipe)
+    whole = refining(recipe)
     epochs = whole.epochs - whole.epochs // 3
-    return replace(whole, epochs=epochs, average_epochs=min(whole.average_epochs, epochs))
+    return replace(whole, epochs=epochs, ramp=epochs / 3, average_epochs=min(whole.average_epochs, epochs))
 
 
 HYDRA = (

@@ -7,11 +7,12 @@ https://github.com/openvinotoolkit/nncf. Its telemetry stays off.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ def _quiet() -> Iterator[Any]:
     before = {name: os.environ.get(name) for name in switches}
     os.environ.update(switches)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             try:
                 import nncf

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from cactus_edge.train.projections import positive_gamma
 from cactus_edge.train.prune import shrink, together
 from cactus_edge.train.stages import (
     Enter,
+    Schedule,
     Stage,
     clip,
     finetuning,
@@ -79,11 +81,20 @@ def removal(criterion: Criterion) -> Enter:
     return enter
 
 
+def refining(recipe: Recipe) -> Schedule:
+    """The schedule of [compress], but the radius and the robust weight grow again over the first third of it.
+
+    A network that lost most of its channels at once collapses to one class where it meets the whole radius at once.
+    """
+    whole = finetuning(recipe)
+    return replace(whole, ramp=whole.epochs / 3)
+
+
 def posthoc(criterion: Criterion) -> tuple[Stage, ...]:
     """`DENSE`, then what is left after removal by the criterion, fine-tuned alone and at full precision."""
     return (
         DENSE,
-        Stage("compress", removal(criterion), True, finetuning, only_full, clip, positive_gamma, never),
+        Stage("compress", removal(criterion), True, refining, only_full, clip, positive_gamma, never),
     )
 
 
