@@ -52,7 +52,7 @@ def refusal(text: str) -> str:
 
 
 def test_built_in_recipes_load() -> None:
-    assert names() == ("digits", "digits-2-4", "fashion-mnist", "mnist")
+    assert names() == ("cactus-mnist", "digits", "digits-2-4", "fashion-mnist", "mnist")
     for name in names():
         recipe = load_recipe(name)
         assert recipe.name == name
