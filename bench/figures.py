@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -192,12 +193,42 @@ def live_inputs(rows: Values) -> Iterator[Line]:
         )
 
 
+def train_methods(rows: Values) -> Iterator[Line]:
+    """A line for each group of rows and method, but for the quick suite's group."""
+    suite = tomllib.loads((ROOT / "bench" / "suites" / "train-methods-full.toml").read_text())
+    for group in suite["group"]:
+        for row in group["row"]:
+            found = by_method(rows, f"{group['key']}/{row['key']}/")
+            if not found:
+                continue
+            best = found[0].get("best")
+            more = f", by all engines {100 * best['certified']:.1f} % of the first {best['samples']}" if best else ""
+            yield (
+                f"{group['title']}, {row['key']} ({row['role']}), {len(found)} {'seed' if len(found) == 1 else 'seeds'}: clean / certified",
+                f"{share(found, 'clean')} / {share(found, 'certified')} %{more}, {max(r['bytes'] for r in found):,} bytes",
+                in_words(group.get("goal", {})) if row["role"] == "ours" else "",
+            )
+
+
+def in_words(goal: dict[str, float]) -> str:
+    """A group's goal of clean and certified accuracy, size, and distances to its rivals."""
+    words = {
+        "clean": "clean {:g} %",
+        "certified": "certified {:g} %",
+        "bytes": "{:,} bytes",
+        "ahead": "{:g} point above every baseline",
+        "behind": "at most {:g} below uncompressed",
+    }
+    return ", ".join(text.format(goal[key]) for key, text in words.items() if key in goal)
+
+
 SECTIONS: dict[str, Callable[[Values], Iterator[Line]]] = {
     "demo": demo,
     "startup": startup,
     "digits": trained("digits, eps 1/16", "98 / 87 %, 40 kB"),
     "mnist": trained("MNIST, eps 0.1, 10,000 images", "97 / 94 %, 150 kB"),
     "fashion_mnist": trained("Fashion-MNIST, eps 0.1, 10,000 images", ""),
+    "train_methods": train_methods,
     "soundness": soundness,
     "completeness": completeness,
     "gap": gap,
