@@ -158,8 +158,8 @@ def estimate(group: Group, case: Case, threads: int) -> str:
     import torch
 
     from cactus_edge.train.bounds import ball
+    from cactus_edge.train.build import build
     from cactus_edge.train.methods import stages
-    from cactus_edge.train.models import build
     from cactus_edge.train.objectives.loss import Batch, Step
 
     if group.shape is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -13,12 +14,17 @@ import torch
 from train_kit import CtrlC, untimed
 
 from cactus_edge.errors import InputError, InstallError
+from cactus_edge.formats.onnx import read_onnx
+from cactus_edge.ir.arithmetic import profile
+from cactus_edge.ir.evaluate import evaluate
 from cactus_edge.recipe import Recipe
 from cactus_edge.train.bounds import ball, propagate
+from cactus_edge.train.build import build
 from cactus_edge.train.data import Dataset
-from cactus_edge.train.folded import fold, fold_batch, forward
+from cactus_edge.train.float_onnx import float_onnx
+from cactus_edge.train.folded import detach, fold, fold_batch, forward
 from cactus_edge.train.loop import train
-from cactus_edge.train.methods import METHODS, hydra, nrs, posthoc, torch_pruning
+from cactus_edge.train.methods import METHODS, hydra, nncf, nrs, posthoc, torch_pruning
 from cactus_edge.train.models import Network
 from cactus_edge.train.objectives.ibp import IBP
 from cactus_edge.train.objectives.loss import Batch, Member, Step
@@ -207,7 +213,45 @@ def test_torch_prunings_criteria(make_network: Make, tiny: Recipe) -> None:
 
 
 def test_without_the_tool_the_error_says_how_to_install_it(make_network: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "torch_pruning", None)
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
     with pytest.raises(InstallError, match="torch-pruning") as refused:
         torch_pruning.scores(make_network(0).layers(), lambda criteria: criteria.BNScaleImportance())
+    assert refused.value.hint == "pip install 'cactus-edge[baselines]'"
+
+
+def test_a_model_written_for_other_tools_computes_the_same(make_network: Make) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    net = detach(fold(make_network(5).layers()))
+    model = float_onnx(net, (7, 6, 2))
+    session = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    x = sample().x
+    (found,) = session.run(None, {"x": x.numpy()})
+    assert torch.allclose(torch.from_numpy(found), forward(net, x), atol=1e-5)
+
+
+def test_nncfs_file_is_read_into_the_integer_graph(tiny: Recipe, few_digits: Dataset) -> None:
+    pytest.importorskip("nncf")
+    net = detach(fold(build(tiny.model, few_digits.shape, 10, 0).layers()))
+    graph = read_onnx(nncf.quantised(net, few_digits)).graph
+    assert [type(node.op).__name__ for node in graph.nodes] == [
+        "Quantize",
+        "Conv2d",
+        "Reshape",
+        "Dense",
+        "Dense",
+        "Dequantize",
+    ]
+    x = few_digits.validation.x[:32]
+    real = forward(net, torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
+    integer = torch.from_numpy(evaluate(graph, x, profile("ort-x86")))
+    scale = float(graph.tensors[graph.nodes[-1].inputs[0]].scale)
+    assert float((integer - real).abs().max()) < 8 * scale, "the same function up to some steps of rounding"
+
+
+def test_without_nncf_the_error_says_how_to_install_it(
+    make_network: Make, few_digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(InstallError, match="NNCF") as refused:
+        nncf.quantised(detach(fold(make_network(0).layers())), few_digits)
     assert refused.value.hint == "pip install 'cactus-edge[baselines]'"
