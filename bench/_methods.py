@@ -31,8 +31,8 @@ from cactus_edge.verify.check import decided
 from cactus_edge.verify.regions import box, points
 from cactus_edge.verify.tflite_read import read_tflite
 
-STEPS = 3
-"""Optimiser steps behind an estimate, after one that is not counted."""
+STEPS, STEP_SAMPLES = 2, 16
+"""Optimiser steps behind an estimate, after one that is not counted, and samples in each: whole batches are no slower a sample."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Measurement:
     threads: int
     best_samples: int
     budget: str
+    device: str = "cpu"
 
     @property
     def key(self) -> str:
@@ -55,7 +56,7 @@ class Measurement:
     def job(self) -> Job:
         """The shared part; checkpoints of one recipe's methods lie together, so that they find their common beginning."""
         recipe = self.case.recipe
-        return Job(recipe, load_dataset(recipe.data), self.workdir / "train-methods", self.threads)
+        return Job(recipe, load_dataset(recipe.data), self.workdir / "train-methods", self.threads, device=self.device)
 
     @cached_property
     def inputs(self) -> str:
@@ -150,7 +151,8 @@ class Measurement:
 def measurements(group: Group, case: Case, seeds: int, workdir: Path, threads: int, budget: str) -> list[Measurement]:
     """The case's rows, a seed each."""
     count, limit = seeds or group.seeds, budget or group.budget
-    return [Measurement(case, seed, workdir, threads, group.best_samples, limit) for seed in range(count)]
+    device = "cuda" if group.gpu else "cpu"
+    return [Measurement(case, seed, workdir, threads, group.best_samples, limit, device) for seed in range(count)]
 
 
 def estimate(group: Group, case: Case, threads: int) -> str:
@@ -169,13 +171,14 @@ def estimate(group: Group, case: Case, threads: int) -> str:
     torch.set_num_threads(threads or recipe.train.threads or before)
     try:
         t = recipe.train
-        x = torch.rand((t.batch, channels, height, width), generator=torch.Generator().manual_seed(0))
-        batch = Batch(x, torch.arange(t.batch) % classes, ball(x, float(t.eps), (0, 1)))
+        count = min(t.batch, STEP_SAMPLES)
+        x = torch.rand((count, channels, height, width), generator=torch.Generator().manual_seed(0))
+        batch = Batch(x, torch.arange(count) % classes, ball(x, float(t.eps), (0, 1)))
         chain = stages(t.method)
         network = build(recipe.model, (height, width, channels), classes, 0, compressed=chain[0].compressed)
         total, told = 0.0, []
         for stage in chain:
-            network = stage.enter(network, recipe, batch.part(64))
+            network = stage.enter(network, recipe, batch)
             schedule, objective = stage.schedule(recipe), stage.objective(recipe)
             optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad])
             seconds = []
@@ -187,8 +190,8 @@ def estimate(group: Group, case: Case, threads: int) -> str:
                 seconds.append(time.monotonic() - start)
             if seconds:
                 step = min(seconds[1:])
-                total += step * schedule.epochs * (samples // t.batch)
-                told.append(f"{stage.name} {schedule.epochs} epochs at {t.batch / step:.0f} samples/s")
+                total += step / count * schedule.epochs * samples
+                told.append(f"{stage.name} {schedule.epochs} epochs at {count / step:.0f} samples/s")
     finally:
         torch.set_num_threads(before)
     return f"{case.key}: about {total / 3600:.1f} h a seed on this machine ({'; '.join(told)}); --gpu trains it"

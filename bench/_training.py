@@ -29,13 +29,14 @@ PROFILE = "tflm"
 
 @dataclass(frozen=True)
 class Job:
-    """One network to train and measure. split: "test" for figures, "validation" for choosing."""
+    """One network to train and measure. split: "test" for figures, "validation" for choosing. device: that trains."""
 
     recipe: Recipe
     dataset: Dataset
     workdir: Path
     threads: int
     split: str = "test"
+    device: str = "cpu"
 
     def row(self, results: Results, method: str, seed: int) -> Row:
         """The measured row of one training method and seed; stored under `method/seed`."""
@@ -54,12 +55,16 @@ class Job:
     def trained(self, method: str, seed: int) -> TrainedModel:
         """The trained network, from its checkpoint where training is finished."""
         from cactus_edge.train.loop import EpochStats, train
+        from cactus_edge.train.parallel import joined
 
         def tell(s: EpochStats) -> None:
             line = f"{method} seed {seed}: {s.stage} {s.epoch}/{s.epochs}, validation {percent(s.val_clean)} / {percent(s.val_certified)}"
             print(f"\r{line} ", end="", file=sys.stderr, flush=True)
 
-        model = train(self.recipe, self.dataset, self.workdir, tell, self.threads, method=method, seed=seed)
+        with joined(self.device) as group:
+            model = train(
+                self.recipe, self.dataset, self.workdir, tell, self.threads, method=method, seed=seed, group=group
+            )
         print(file=sys.stderr)
         return model
 

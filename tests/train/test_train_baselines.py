@@ -244,7 +244,9 @@ def test_nncfs_file_is_read_into_the_integer_graph(tiny: Recipe, few_digits: Dat
     x = few_digits.validation.x[:32]
     real = forward(net, torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
     integer = torch.from_numpy(evaluate(graph, x, profile("ort-x86")))
-    assert float((integer - real).abs().mean()) < 0.2 * float(real.abs().mean()), "the same function, rounded and clipped"
+    assert float((integer - real).abs().mean()) < 0.2 * float(real.abs().mean()), (
+        "the same function, rounded and clipped"
+    )
 
 
 def test_without_nncf_the_error_says_how_to_install_it(
