@@ -76,7 +76,8 @@ def random(seed: int) -> Score:
 
     def score(layers: Layers) -> tuple[Tensor, ...]:
         generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(b"%d" % seed).digest()[:7], "little"))
-        return tuple(torch.rand(layer.weight.shape[0], generator=generator) for layer in layers[:-1])
+        drawn = (torch.rand(layer.weight.shape[0], generator=generator) for layer in layers[:-1])
+        return tuple(one.to(layers[0].weight.device) for one in drawn)
 
     return score
 

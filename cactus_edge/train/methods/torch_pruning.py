@@ -50,7 +50,7 @@ def scores(layers: Layers, importance: Callable[[Any], Any], gradients: Layers |
         for own, other in zip(plain.parameters(), Plain(gradients).parameters(), strict=True):
             own.grad = other.detach().clone()
     first = layers[0]
-    example = torch.zeros(2, first.weight.shape[1], *first.in_size)
+    example = first.weight.new_zeros(2, first.weight.shape[1], *first.in_size)
     graph = tool.DependencyGraph().build_dependency(plain, example_inputs=example)
     criterion, found = importance(tool.pruner.importance), []
     for i, (layer, module) in enumerate(zip(layers[:-1], plain.linears, strict=False)):
