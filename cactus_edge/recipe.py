@@ -238,8 +238,12 @@ class Recipe:
         return plain
 
     def to_toml(self) -> str:
-        """The recipe as `parse_recipe` reads it, with the keys that are at their default; what is empty stands for no key."""
-        return takes.written(_plain(self, lambda field, record: getattr(record, field.name) not in ("", ())))
+        """The recipe as `parse_recipe` reads it, with the keys that are at their default.
+
+        What is empty stands for no key, and a net's name for its layers.
+        """
+        short = replace(self, model=replace(self.model, layer=())) if self.model.net else self
+        return takes.written(_plain(short, lambda field, record: getattr(record, field.name) not in ("", ())))
 
 
 def _plain(value: Any, kept: Callable[[Field[Any], Any], bool]) -> Any:

@@ -223,9 +223,10 @@ def _finish(run: Run) -> None:
 
 
 def portable(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with its own data named from `folder`, where the recipe will stand."""
-    file, images = (os.path.relpath(p, folder) if p else "" for p in (recipe.data.file, recipe.data.folder))
-    return replace(recipe, data=replace(recipe.data, file=file, folder=images))
+    """The recipe with the user's own data and code named from `folder`, where the recipe will stand."""
+    data, model = recipe.data, recipe.model
+    file, images, code = (os.path.relpath(p, folder) if p else "" for p in (data.file, data.folder, model.folder))
+    return replace(recipe, data=replace(data, file=file, folder=images), model=replace(model, folder=code))
 
 
 def epochs(history: tuple[EpochStats, ...]) -> tuple[r.Epoch, ...]:

@@ -228,6 +228,13 @@ def test_a_built_in_recipe_is_written_as_it_reads(name: str) -> None:
     assert parse_recipe(recipe.to_toml(), "written.toml") == recipe
 
 
+@pytest.mark.parametrize("net", ["cnn3", "resnet8", "ds-cnn"])
+def test_a_named_net_is_written_by_its_name(net: str) -> None:
+    start, end = GOOD.index("[[model.layer]]"), GOOD.index("[train]")
+    recipe = parse_recipe(f'{GOOD[:start]}[model]\nnet = "{net}"\nwidth = 0.5\n{GOOD[end:]}', "mine.toml")
+    assert "[[model.layer]]" not in recipe.to_toml() and parse_recipe(recipe.to_toml(), "written.toml") == recipe
+
+
 def test_what_is_written_reads_back_with_every_kind_of_value() -> None:
     odd = (
         changed('name = "mine"', r'name = "quote \" back\\slash \u007f tab\t é 東"')

@@ -174,6 +174,25 @@ def test_own_data_is_found_from_the_run_folder(recipe: Path, tmp_path: Path, cap
     refused(command, capsys, "the recipe of the run", "changed")
 
 
+def test_own_code_is_found_from_the_run_folder(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_nets.py").write_text(
+        "from torch import nn\n\n\ndef make(shape, classes):\n"
+        "    layers = nn.Linear(shape[0] * shape[1] * shape[2], 9), nn.ReLU(), nn.Linear(9, classes)\n"
+        "    return nn.Sequential(nn.Flatten(), *layers)\n"
+    )
+    own = tmp_path / "own.toml"
+    own.write_text(
+        re.sub(r"\[model\].*?\[train\]", '[model]\nmodule = "my_nets:make"\n[train]', recipe.read_text(), flags=re.S)
+    )
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    folder = tmp_path / "deep" / "run"
+    assert main(train_command(folder, f"--recipe={own}", "--quiet")) == 0
+    assert main(train_command(folder, "--quiet")) == 0
+    assert read_run(folder).recipe.model.module == "my_nets:make"
+
+
 def test_runs_that_are_refused(copy: Path, recipe: Path, tmp_path: Path, capsys: Shown, no_epochs: None) -> None:
     build = ["build", f"--run={copy}", f"--out={tmp_path / 'b'}"]
     refused(["build", "--run=nowhere"], capsys, "nowhere holds no run")
