@@ -1,4 +1,7 @@
-"""Suites of `train_methods`: groups of rows in TOML, each row a recipe with some keys changed."""
+"""Suites of `train_methods`: groups of rows in TOML, each row a recipe with some keys changed.
+
+A row with `all_channels` loses none of them, whatever its recipe says: for zeros among the weights instead.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ SUITES = ROOT / "bench" / "suites"
 ROLES = ("ours", "baseline", "uncompressed", "control")
 GOALS = ("clean", "certified", "bytes", "ahead", "behind")
 GROUP_KEYS = {"key", "title", "recipe", "seeds", "best_samples", "budget", "gpu", "shape", "goal", "row"}
-ROW_KEYS = {"key", "role", "method", "quantiser", "recipe", "set"}
+ROW_KEYS = {"key", "role", "method", "quantiser", "recipe", "all_channels", "set"}
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,9 @@ def _group(table: dict[str, Any], where: str) -> Group:
         here = f"{where}, {table['key']}/{row.get('key')}"
         _known(row, ROW_KEYS, here)
         recipe = _recipe(row.get("recipe", table["recipe"]))
+        if row.get("all_channels"):
+            layers = tuple(dataclasses.replace(layer, kept=0) for layer in recipe.model.layer)
+            recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, layer=layers))
         changes = {section: dict(values) for section, values in row.get("set", {}).items()}
         changes.setdefault("train", {})["method"] = row.get("method", recipe.train.method)
         recipe = changed(recipe, changes, here)

@@ -256,3 +256,11 @@ def test_without_nncf_the_error_says_how_to_install_it(
     with pytest.raises(InstallError, match="NNCF") as refused:
         nncf.quantised(detach(fold(make_network(0).layers())), few_digits)
     assert refused.value.hint == "pip install 'cactus-edge[baselines]'"
+
+
+def test_single_weights_go_by_magnitude_too(short: Recipe, few_digits: Dataset, tmp_path: Path) -> None:
+    """[compress] sparsity with a post-hoc method: the dense network's smallest weights, and they stay away."""
+    half = replace(short, compress=replace(short.compress, sparsity=0.5))
+    made = train(half, few_digits, tmp_path, method="posthoc-l1")
+    weights = torch.cat([layer.weight.flatten() for layer in made.network.layers()])
+    assert float((weights == 0).float().mean()) == pytest.approx(0.5, abs=0.01)
