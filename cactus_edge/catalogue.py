@@ -46,6 +46,7 @@ METHODS = {
     "posthoc-gamma": Paper("post-hoc, gamma", "Liu et al. 2017, 1708.06519", _REMOVED + "the scale of their normalisation"),
     "posthoc-random": Paper("post-hoc, random", "", _REMOVED + "chance"),
     "hydra": Paper("HYDRA", "Sehwag et al. 2020, 2002.10509", "certified loss of the mask, at fixed weights"),
+    "hydra-weights": Paper("HYDRA, weights", "Sehwag et al. 2020, 2002.10509", "certified loss of a mask of single weights"),
     "nrs": Paper("NRSLoss", "Li et al. 2023, 2206.07311", "certified loss and stable neurons; unstable channels go"),
     "nncf": Paper("NNCF", "Kozlov et al. 2020, 2002.08679", "certified loss, then NNCF's own compression"),
 } | {

@@ -264,3 +264,22 @@ def test_single_weights_go_by_magnitude_too(short: Recipe, few_digits: Dataset, 
     made = train(half, few_digits, tmp_path, method="posthoc-l1")
     weights = torch.cat([layer.weight.flatten() for layer in made.network.layers()])
     assert float((weights == 0).float().mean()) == pytest.approx(0.5, abs=0.01)
+
+
+def test_hydra_chooses_single_weights(short: Recipe, few_digits: Dataset, tmp_path: Path) -> None:
+    half = replace(short, compress=replace(short.compress, sparsity=0.5, sparsity_scope="layer"))
+    made = train(half, few_digits, tmp_path, method="hydra-weights")
+    for layer in made.network.layers():
+        assert float((layer.weight == 0).float().mean()) == pytest.approx(0.5, abs=0.02)
+    with pytest.raises(InputError, match="hydra-weights lets a share of the weights go"):
+        train(short, few_digits, tmp_path, method="hydra-weights")
+
+
+def test_scores_of_weights_get_gradients_everywhere(make_network: Make) -> None:
+    scored = hydra.ScoredWeights(make_network(1).layers(), 0.5)
+    assert {name[:5] for name, p in scored.named_parameters() if p.requires_grad} == {"score"}
+    fold_batch(scored.layers(), sample().x).logits.square().sum().backward()  # type: ignore[no-untyped-call]
+    for i, layer in enumerate(scored.layers()):
+        off = layer.weight == 0
+        assert float(off.float().mean()) == pytest.approx(0.5, abs=0.05)
+        assert float(getattr(scored, f"score{i}").grad[off].abs().sum()) > 0

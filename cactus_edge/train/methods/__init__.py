@@ -5,6 +5,7 @@ from __future__ import annotations
 from cactus_edge.errors import InputError
 from cactus_edge.train.methods.cactus import CACTUS
 from cactus_edge.train.methods.hydra import HYDRA
+from cactus_edge.train.methods.hydra import WEIGHTS as HYDRA_WEIGHTS
 from cactus_edge.train.methods.nrs import NRS
 from cactus_edge.train.methods.posthoc import GAMMA, L1, RANDOM, UNCOMPRESSED
 from cactus_edge.train.methods.small import SMALL
@@ -19,6 +20,7 @@ METHODS: dict[str, tuple[Stage, ...]] = {
     "posthoc-gamma": GAMMA,
     "posthoc-random": RANDOM,
     "hydra": HYDRA,
+    "hydra-weights": HYDRA_WEIGHTS,
     "nrs": NRS,
     "torch-pruning-magnitude": MAGNITUDE,
     "torch-pruning-bn-scale": BN_SCALE,

@@ -1,9 +1,9 @@
-"""HYDRA: which channels stay is itself trained, with the certified loss, while the weights stand still.
+"""HYDRA: what stays is itself trained, with the certified loss, while the weights stand still.
 
-One score s a channel; the network computes with the k channels of largest |s| in each layer, and the gradient goes straight
-through that choice: dL/d|s| = dL/dmask. s begins at sqrt(6 / fan_in) * ||w||_1 / max ||w||_1, so that the first choice is the one
-by magnitude. Source: Sehwag et al. 2020, arXiv 2002.10509 (section 3 and algorithm 1), which gives every single weight a score;
-here a channel has one, so that what goes is gone from the file.
+One score s a weight; the network computes with the k weights of largest |s| in each layer, and the gradient goes straight through
+that choice: dL/d|s| = dL/dmask. s begins at sqrt(6 / fan_in) * w / max |w|, so that the first choice is the one by magnitude.
+Source: Sehwag et al. 2020, arXiv 2002.10509 (section 3 and algorithm 1). `hydra` gives every channel one score instead, with its
+||w||_1 in the place of w, so that what goes is gone from the file; `hydra-weights` is the paper's form.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cactus_edge.errors import InputError
 from cactus_edge.recipe import Recipe
 from cactus_edge.train.methods.posthoc import DENSE, l1, refining
 from cactus_edge.train.models import INPUT, Layers, Network, per_channel, sources
 from cactus_edge.train.objectives.loss import Batch
 from cactus_edge.train.projections import positive_gamma, unconstrained
 from cactus_edge.train.prune import choose, take, together
+from cactus_edge.train.sparsity import Sparsity
 from cactus_edge.train.stages import Schedule, Stage, clip, never, only_full
 
 
@@ -61,6 +63,33 @@ class Scored(Network):
         return Network(take(layers, choose(layers, self._kept, self.scores())))
 
 
+class ScoredWeights(Network):
+    """A network that stands still but for a score per weight; in each layer the given share of the weights is 0."""
+
+    def __init__(self, layers: Layers, share: float) -> None:
+        super().__init__(layers)
+        self.requires_grad_(False)
+        self._kept = tuple(layer.weight.numel() - round(share * layer.weight.numel()) for layer in layers)
+        for i, layer in enumerate(layers):
+            weight = layer.weight.detach()
+            fan_in = math.prod(weight.shape[1:])
+            self.register_parameter(
+                f"score{i}", nn.Parameter(math.sqrt(6 / fan_in) * weight / weight.abs().amax().clamp(min=1e-12))
+            )
+
+    def layers(self) -> Layers:
+        """The layers with zeros for the weights that are not among the first: gradients flow into the scores."""
+        return tuple(
+            replace(layer, weight=layer.weight * self._mask(i, kept))
+            for i, (layer, kept) in enumerate(zip(super().layers(), self._kept, strict=True))
+        )
+
+    def _mask(self, i: int, kept: int) -> Tensor:
+        score: Tensor = getattr(self, f"score{i}").abs()
+        mask: Tensor = _First.apply(score.flatten(), kept)  # type: ignore[no-untyped-call]
+        return mask.view_as(score)
+
+
 class _First(torch.autograd.Function):
     """1 for the k largest (ties: the lower index), else 0; gradients straight through."""
 
@@ -83,6 +112,20 @@ def _chosen(network: Network, _: Recipe, __: Batch) -> Network:
     return network.chosen()
 
 
+def _weights(network: Network, recipe: Recipe, _: Batch) -> Network:
+    sparsity = Sparsity.of(recipe.compress)
+    if sparsity is None or sparsity.n_of_m is not None:
+        raise InputError(
+            f"hydra-weights lets a share of the weights go, and [compress] sparsity is {recipe.compress.sparsity!r}",
+            hint='sparsity = 0.9, or method = "hydra" for channels',
+        )
+    return ScoredWeights(network.layers(), sparsity.share)
+
+
+def _without_weights(network: Network, _: Recipe, __: Batch) -> Network:
+    return Network(network.layers())
+
+
 def scoring(recipe: Recipe) -> Schedule:
     """A third of the fine-tuning's epochs, at its learning rate; the radius grows over the first half of them."""
     whole = refining(recipe)
@@ -100,4 +143,10 @@ HYDRA = (
     DENSE,
     Stage("score", _score, False, scoring, only_full, clip, unconstrained, never),
     Stage("compress", _chosen, True, rest, only_full, clip, positive_gamma, never),
+)
+
+WEIGHTS = (
+    DENSE,
+    Stage("score", _weights, False, scoring, only_full, clip, unconstrained, never),
+    Stage("compress", _without_weights, True, rest, only_full, clip, positive_gamma, never),
 )
