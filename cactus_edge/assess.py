@@ -97,6 +97,15 @@ def curve(
     return [rows[at] for at in sorted(rows)]
 
 
+def by_class(y: Int64, correct: Bools, certified: Bools) -> list[list[int]]:
+    """[class, samples, right, certified] for each class among the labels."""
+    classes, counts = np.unique(y, return_counts=True)
+    return [
+        [int(c), int(n), int(correct[y == c].sum()), int(certified[y == c].sum())]
+        for c, n in zip(classes, counts, strict=True)
+    ]
+
+
 def ranges(program: Program, lower: Int8, upper: Int8) -> dict[str, list[int]]:
     """Per tensor index, as text, the least and the largest int8 value over all boxes [N, *shape]."""
     from cactus_edge.verify.interval import Engine

@@ -56,13 +56,18 @@ class Built:
         """The page for people."""
         return self.folder / "report.html"
 
+    def _balanced(self) -> str:
+        clean, certified = (html.percent(self.results.balanced(name)) for name in ("clean", "certified"))
+        return f"{clean} clean, {certified} certified: means over the classes"
+
     def summary(self) -> list[tuple[str, str]]:
         """The key figures in words, for the terminal."""
         a, device = self.results.accuracy, self.results.device
         rows = [
             ("clean", f"{html.score(a.int8_clean)} (float network: {html.score(a.float_clean)})"),
             ("attacked", f"{html.score(a.int8_attacked)} survive the attack"),
-            ("certified", f"{html.score(a.int8_certified)} within eps {self.results.region.eps}"),
+            ("certified", f"{html.score(a.int8_certified)} within {self.results.region.words}"),
+            ("balanced", self._balanced()),
             ("profile", self.results.certificate.profile),
             ("", f"(float network: {html.score(a.float_certified)}, measured, not proved)"),
             ("file", f"{self.results.model.path}, {self.results.model.bytes:,} bytes, sha256 {self.results.model.sha256[:16]}..."),
@@ -120,6 +125,10 @@ def collect(chain: Chain, found: Found, steps: Steps) -> r.BuildResults:
             r.Score(verdict["certified"], total),
             "projected gradient descent on the integer file, 20 steps, 3 starts",
             "exact integer intervals, last layer fused with the margin",
+        ),
+        classes=tuple(
+            r.ClassScore(data.labels[c], r.Score(right, n), r.Score(certified, n))
+            for c, n, right, certified in verdict["classes"]
         ),
         curve=tuple(r.CurvePoint(p["eps"], p["float"], p["int8"]) for p in verdict["curve"]),
         curve_inputs=verdict["curve_inputs"],

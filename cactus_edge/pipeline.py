@@ -321,6 +321,7 @@ class Chain:
             "certified": int(decision.certified.sum()),
             "attacked": survived,
             "total": len(y),
+            "classes": assess.by_class(y, decision.correct, decision.certified),
             "float": assess.float_scores(self.network, x, y, radii, domain),
             "curve": curve,
             "curve_inputs": min(len(y), assess.CURVE_SAMPLES),

@@ -247,6 +247,8 @@ class Recipe:
 
 
 def _plain(value: Any, kept: Callable[[Field[Any], Any], bool]) -> Any:
+    if isinstance(value, takes.ChannelEps):
+        return value.plain()
     if is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name), kept) for f in fields(value) if kept(f, value)}
     if isinstance(value, tuple):

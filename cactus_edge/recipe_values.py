@@ -46,6 +46,11 @@ class ChannelEps:
             return ", ".join(map(str, self.radii))
         return ", ".join(f"{radius} {name}" for radius, name in zip(self.radii, self.names, strict=True))
 
+    def plain(self) -> list[str] | dict[str, str]:
+        """As a recipe writes it."""
+        radii = [str(radius) for radius in self.radii]
+        return dict(zip(self.names, radii, strict=True)) if self.names else radii
+
 
 Eps = Fraction | ChannelEps
 """A radius for all channels, or one for each; it has a float, the largest number among them."""
@@ -207,12 +212,16 @@ def _lines(table: Mapping[str, Any], path: str) -> Iterator[str]:
         if isinstance(value, Mapping) or (isinstance(value, list) and value and isinstance(value[0], Mapping)):
             inner[key] = value
         elif value is not None:
-            yield f"{key} = {_literal(value)}"
+            yield f"{_key(key)} = {_literal(value)}"
     for key, value in inner.items():
-        name = f"{path}{key}"
+        name = f"{path}{_key(key)}"
         for one in value if isinstance(value, list) else [value]:
             yield f"\n[[{name}]]" if isinstance(value, list) else f"\n[{name}]"
             yield from _lines(one, f"{name}.")
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _literal(key)
 
 
 def _literal(value: Any) -> str:

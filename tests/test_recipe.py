@@ -9,6 +9,7 @@ import pytest
 
 from cactus_edge.errors import InputError
 from cactus_edge.recipe import Recipe, load_recipe, names, parse_recipe
+from cactus_edge.recipe_values import ChannelEps
 
 GOOD = """\
 name = "mine"
@@ -233,6 +234,39 @@ def test_a_named_net_is_written_by_its_name(net: str) -> None:
     start, end = GOOD.index("[[model.layer]]"), GOOD.index("[train]")
     recipe = parse_recipe(f'{GOOD[:start]}[model]\nnet = "{net}"\nwidth = 0.5\n{GOOD[end:]}', "mine.toml")
     assert "[[model.layer]]" not in recipe.to_toml() and parse_recipe(recipe.to_toml(), "written.toml") == recipe
+
+
+SIGNALS = """\
+file = "own.npz"
+channel = [{ name = "a", unit = "m/s", low = -1, high = 1 }, { name = "b", unit = "Pa", low = "0", high = "1e5" }]"""
+CHANNELED = changed('set = "digits"', SIGNALS).replace('eps = "1/16"', 'eps = { "m/s" = "0.1", Pa = 50 }')
+
+
+def test_channels_and_their_radii_read_back() -> None:
+    recipe = parse_recipe(CHANNELED.replace("eps = 0.1", 'eps = ["1/3", 7]'), "mine.toml")
+    assert recipe.train.eps == ChannelEps((Fraction(1, 10), Fraction(50)), ("m/s", "Pa"))
+    assert recipe.certify.eps == ChannelEps((Fraction(1, 3), Fraction(7)))
+    assert [c.high for c in recipe.data.channel] == [1, 100_000]
+    assert parse_recipe(recipe.to_toml(), "written.toml") == recipe
+    assert recipe.to_json()["train"]["eps"] == {"m/s": "1/10", "Pa": "50"}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        pytest.param(changed('set = "digits"', 'folder = "a"\nsize = [3]'), "list of at least 2", id="size_of_one"),
+        pytest.param(changed('set = "digits"', 'folder = "a"\nsize = [3, 3, 3]'), "size has 3", id="size_of_three"),
+        pytest.param(changed('set = "digits"', 'set = "digits"\nsize = [3, 3]'), "size means nothing", id="size_of_a_set"),
+        pytest.param(changed('set = "digits"', 'set = "har"\nclasses = ["N", "V"]'), "classes means nothing for har", id="classes_of_har"),
+        pytest.param(changed('set = "digits"', 'set = "har"\nvalidation_groups = [1]'), "and not both", id="two_validations"),
+        pytest.param(changed("validation_samples = 100\n", ""), "needs validation_samples", id="no_validation"),
+        pytest.param(CHANNELED.replace('name = "b"', 'name = "a"'), "a second channel 'a'", id="channel_twice"),
+        pytest.param(CHANNELED.replace("low = -1", "low = 1"), "is empty", id="empty_range"),
+        pytest.param(CHANNELED.replace("channel = [", "channel = [1, "), "at least one [[data.channel]]", id="no_channel_table"),
+    ],
+)  # fmt: skip
+def test_data_keys_that_do_not_fit_are_refused(text: str, words: str) -> None:
+    assert words in refusal(text)
 
 
 def test_what_is_written_reads_back_with_every_kind_of_value() -> None:

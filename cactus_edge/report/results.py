@@ -100,6 +100,11 @@ class Region:
         return float(Fraction(self.eps))
 
     @property
+    def words(self) -> str:
+        """The radius in the user's own words."""
+        return self.unit.removeprefix("times ") if self.unit.startswith("times ") else f"eps {self.eps}"
+
+    @property
     def axis(self) -> str:
         """What an axis of radii shows."""
         return "eps, in multiples of the certificate's" if self.unit.startswith("times ") else "eps, in sensor units"
@@ -155,6 +160,19 @@ class Accuracy:
             _require(self.int8_attacked.count <= ceiling, "more inputs survive the attack than are right without it")
             ceiling = self.int8_attacked.count
         _require(self.int8_certified.count <= ceiling, "more inputs are certified than survive the attack")
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """The integer file on the listed inputs of one class."""
+
+    label: str
+    clean: Score
+    certified: Score
+
+    def __post_init__(self) -> None:
+        _require(self.clean.total == self.certified.total, f"class {self.label}: two numbers of inputs")
+        _require(self.certified.count <= self.clean.count, f"class {self.label}: more certified than right")
 
 
 @dataclass(frozen=True)
@@ -353,6 +371,8 @@ class BuildResults:
     region: Region
     training: Training
     accuracy: Accuracy
+    classes: tuple[ClassScore, ...]
+    """Those that the listed inputs have, in the order of the outputs."""
     curve: tuple[CurvePoint, ...]
     curve_inputs: int
     """Test inputs behind every point of the curve."""
@@ -379,8 +399,18 @@ class BuildResults:
 
     def __post_init__(self) -> None:
         _sha256(self.recipe_sha256, "recipe_sha256")
+        for name in ("clean", "certified"):
+            scores = [getattr(c, name) for c in self.classes]
+            both = sum(s.count for s in scores), sum(s.total for s in scores)
+            whole = getattr(self.accuracy, f"int8_{name}")
+            _require(not scores or both == (whole.count, whole.total), f"classes: {name} adds up to something else")
         radii = [point.eps for point in self.curve]
         _require(radii == sorted(set(radii)), "curve: radii must ascend")
+
+    def balanced(self, name: str) -> float | None:
+        """The mean over classes of the share that is "clean" or "certified": what a rare class weighs as much in as a common one."""
+        scores = [getattr(c, name) for c in self.classes]
+        return sum(s.count / s.total for s in scores) / len(scores) if scores else None
 
     def to_json(self) -> str:
         """Canonical text: sorted keys, two spaces, shortest round-trip floats, one newline at the end."""
