@@ -80,8 +80,8 @@ class Region:
     high: float
     """Ends of the sensor's domain."""
     unit: str
-    """What one sensor unit is, such as "of the pixel range [0, 1]"; where channels have radii of their own eps is 1, and this lists
-    them: "times 1/50 g (acc) and 1/20 rad/s (gyro)"."""
+    """What one sensor unit is, such as "of the pixel range [0, 1]", perhaps followed by ", which is 1/50 mV"; where channels have
+    radii of their own eps is 1, and this lists them: "times 1/50 g (acc) and 1/20 rad/s (gyro)"."""
     input_scale: float
     input_zero_point: int
     """The file's own input quantisation: real = input_scale * (q - input_zero_point)."""
@@ -102,7 +102,9 @@ class Region:
     @property
     def words(self) -> str:
         """The radius in the user's own words."""
-        return self.unit.removeprefix("times ") if self.unit.startswith("times ") else f"eps {self.eps}"
+        if self.unit.startswith("times "):
+            return self.unit.removeprefix("times ")
+        return self.unit.partition(", which is ")[2] or f"eps {self.eps}"
 
     @property
     def axis(self) -> str:

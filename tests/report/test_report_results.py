@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cactus_edge.errors import InputError, InternalError
-from cactus_edge.report.results import BuildResults, Score
+from cactus_edge.report.results import BuildResults, Region, Score
 
 
 def test_round_trip_is_exact(results: BuildResults) -> None:
@@ -120,3 +120,25 @@ def test_headroom(results: BuildResults) -> None:
     assert layer.headroom_bits == pytest.approx(1.0, abs=1e-8)
     assert dataclasses.replace(layer, accumulator=2**33).headroom_bits == pytest.approx(-2.0, abs=1e-8)
     assert dataclasses.replace(layer, accumulator=None).headroom_bits is None
+
+
+@pytest.mark.parametrize(
+    ("eps", "unit", "words", "axis"),
+    [
+        ("1/16", "of the pixel range [0, 1]", "eps 1/16", "eps, in sensor units"),
+        ("2/125", "of the sensor range [-1, 1], which is 4/125 g", "4/125 g", "eps, in sensor units"),
+        ("1", "times 1/50 g (a) and 2 Pa (b)", "1/50 g (a) and 2 Pa (b)", "eps, in multiples of the certificate's"),
+    ],
+    ids=["pixels", "one_radius", "a_radius_each"],
+)
+def test_a_region_in_the_units_of_its_sensors(eps: str, unit: str, words: str, axis: str) -> None:
+    region = Region(eps, -1, 1, unit, 1 / 125, 0)
+    assert (region.words, region.axis) == (words, axis)
+
+
+def test_balanced_figures_are_means_over_classes(results: BuildResults) -> None:
+    assert results.balanced("clean") == pytest.approx(355 / 360)
+    first = dataclasses.replace(results.classes[0], clean=Score(35, 72), certified=Score(31, 72))
+    with pytest.raises(InternalError, match="adds up"):
+        dataclasses.replace(results, classes=(first, *results.classes[1:]))
+    assert dataclasses.replace(results, classes=()).balanced("clean") is None

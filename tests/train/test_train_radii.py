@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cactus_edge import assess
 from cactus_edge.errors import InputError
+from cactus_edge.ir.arithmetic import profile
+from cactus_edge.ir.lowering import lower
 from cactus_edge.recipe import Recipe
 from cactus_edge.recipe_values import BadValueError, ChannelEps, radius
 from cactus_edge.train.bounds import ball
+from cactus_edge.train.calibrate import to_graph
 from cactus_edge.train.data import Channel, Dataset, Split
 from cactus_edge.train.loop import train
+from cactus_edge.verify.decide import certify
+from cactus_edge.verify.regions import region
 
 CHANNELS = (
     Channel("ax", "g", Fraction(2)),
@@ -98,3 +105,29 @@ def test_training_takes_each_channel_at_its_radius(
     assert seen[-2] == pytest.approx([0.1, 0.1, 0.15])
     assert seen[-1] == [Fraction(1, 10), Fraction(1, 10), Fraction(3, 20)]
     assert trained.history[-1].eps == pytest.approx(0.6)
+
+
+def test_the_file_is_certified_for_each_channel_at_its_radius(tiny: Recipe, tmp_path: Path) -> None:
+    """The input is signed, its region a box of the radii, and the figures shrink as the multiples of the radii grow."""
+    eps = ChannelEps((Fraction(1, 50), Fraction(1, 5)), ("g", "rad/s"))
+    recipe = replace(tiny, train=replace(tiny.train, eps=eps), certify=replace(tiny.certify, eps=eps))
+    data = signals(count=48)
+    trained = train(recipe, data, tmp_path, threads=1)
+    program = lower(to_graph(trained, data, recipe), profile("tflm"))
+    assert program.quantize.zero_point == 0 and program.codes == (-128, 127)
+    x, y = data.test.x, data.test.y
+    around = region(program, data.features(eps), data.domain)
+    assert around.kind == "box"
+    low, high, _ = around.ends(x)
+    for c, radius_ in enumerate((0.01, 0.01, 0.05)):
+        assert high[..., c] == pytest.approx(np.minimum(x[..., c] + np.float32(radius_), 1), abs=1e-6)
+        assert low[..., c] == pytest.approx(np.maximum(x[..., c] - np.float32(radius_), -1), abs=1e-6)
+    rows = assess.curve(program, trained, x, y, data.radii(eps), data.domain, 1, lambda *_: None)
+    assert [row["eps"] for row in rows] == [float(f) for f in assess.CURVE_FACTORS]
+    assert all(a["int8"] >= b["int8"] for a, b in pairwise(rows)) and rows[0]["int8"] > rows[-1]["int8"]
+    at_one = next(row for row in rows if row["eps"] == 1)
+    decision = certify(program, around, x, y)
+    assert at_one["int8"] == decision.certified.mean()
+    found = assess.by_class(y, decision.correct, decision.certified)
+    assert [row[:2] for row in found] == [[c, 16] for c in range(3)]
+    assert sum(row[3] for row in found) == decision.certified.sum()
