@@ -166,10 +166,12 @@ def _extreme(of: np.ufunc, rules: list[End]) -> End:
 
 
 def _slope(atom: Atom) -> npt.NDArray[np.float64]:
-    """About what the rule multiplies by: a guess."""
+    """About what the rule multiplies by: a guess, along every axis along which a constant of the rule varies."""
     match example(atom):
-        case Monotone(rule) | Between(_, rule, _):
+        case Monotone(rule):
             return rule.slope()
+        case Between(lowest, rule, _):
+            return np.broadcast_arrays(rule.slope(), lowest.slope())[0]
     raise TypeError(f"{type(atom).__name__} is no rule of one argument")
 
 

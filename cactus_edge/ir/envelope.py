@@ -71,8 +71,8 @@ class EnvelopeEnd:
         return np.clip(nearest(real, self.sign), self.lo, self.hi).astype(np.int64)
 
     def slope(self) -> Float64:
-        """The multiplier; no proof rests on it."""
-        return self.multiplier
+        """The multiplier, along every axis along which a constant varies; no proof rests on it."""
+        return np.broadcast_arrays(self.multiplier, self.slack)[0]
 
 
 def quantise_end(quotient: Float64, sign: int) -> Float64:

@@ -17,8 +17,10 @@ from cactus_edge.certify.interval_bytes import ByteEngine, byte_layers, exact, l
 from cactus_edge.certify.tiles import TILE
 from cactus_edge.errors import InternalError
 from cactus_edge.ir.arithmetic import PROFILES
-from cactus_edge.ir.atoms import Affine, Program
+from cactus_edge.ir.atoms import Affine, Between, Program
+from cactus_edge.ir.envelope import requantise_ends
 from cactus_edge.ir.linear import Dense
+from cactus_edge.ir.rules import FloatRequantise
 from cactus_edge.verify.interval import Engine, propagate
 
 CHAIN: dict[str, Any] = {"middle": ("conv2d", "dense", "reshape"), "ends": ("",), "max_nodes": 3}
@@ -95,6 +97,16 @@ def test_a_rule_that_no_guess_meets_is_not_taken() -> None:
     assert line(lambda a: np.clip(a >> 3, -128, 127), np.array([0.125]), low, high, 0, 255) is not None
     bent = line(lambda a: np.clip(np.where(a < 0, a >> 5, a >> 2), -128, 127), np.array([0.125]), low, high, 0, 255)
     assert bent is None
+
+
+def test_one_multiplier_and_a_bias_for_each_channel() -> None:
+    """An envelope's slack varies with the bias where the scale is the tensor's: a dense layer for TensorRT."""
+    low, high = np.full(8, -170_000), np.full(8, 160_000)
+    ends = requantise_ends(0.5, 0.01, 1.0, np.arange(8) * 1000, (0, 127), "here")
+    slope = interval_bytes._slope(Between(ends[0], FloatRequantise("F", np.array([0.005]), 0, 0, 127), ends[1]))
+    found = interval_bytes._lines((ends[0].apply, ends[1].apply), slope, low, high)
+    assert slope.shape == (8,)
+    assert found is None or all(part.shape == (8,) for part in found[0])
 
 
 # Planted faults
