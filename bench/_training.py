@@ -13,8 +13,13 @@ from typing import TYPE_CHECKING
 
 from _common import Results, Row, Target, arguments, median, percent, table, verdict
 
+# isort: split
+import numpy as np
+
+from cactus_edge.assess import Bools
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.lowering import lower
+from cactus_edge.ir.ops import Int64
 from cactus_edge.recipe import Recipe, load_recipe
 from cactus_edge.train.data import Dataset, Split, load_dataset
 from cactus_edge.verify.decide import certify
@@ -106,6 +111,8 @@ class Job:
             "float_certified": float(float_certified(trained, x, y, eps, domain).mean()),
             "clean": float(decision.correct.mean()),
             "certified": float(decision.certified.mean()),
+            "clean_balanced": balanced(decision.correct, y),
+            "certified_balanced": balanced(decision.certified, y),
             "bytes": len(data),
             "weights_before": list(trained.weights_before),
             "weights_after": list(trained.weights_after),
@@ -115,6 +122,11 @@ class Job:
             "certifying_s": round(certifying, 2),
             "threads": self.threads or self.recipe.train.threads,
         }
+
+
+def balanced(right: Bools, y: Int64) -> float:
+    """Mean over the classes of the share that is right: where most samples are of one class, it alone says little."""
+    return float(np.mean([right[y == label].mean() for label in np.unique(y)]))
 
 
 Targets = Callable[[Recipe, list[Row], list[Row]], list[Target]]

@@ -203,6 +203,8 @@ def train_methods(rows: Values) -> Iterator[Line]:
                 continue
             best = found[0].get("best")
             more = f", by all engines {100 * best['certified']:.1f} % of the first {best['samples']}" if best else ""
+            if "clean_balanced" in found[0] and abs(found[0]["clean_balanced"] - found[0]["clean"]) > 0.02:
+                more += f", mean over classes {share(found, 'clean_balanced')} / {share(found, 'certified_balanced')} %"
             yield (
                 f"{group['title']}, {row['key']} ({row['role']}), {len(found)} {'seed' if len(found) == 1 else 'seeds'}: clean / certified",
                 f"{share(found, 'clean')} / {share(found, 'certified')} %{more}, {max(r['bytes'] for r in found):,} bytes",
