@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,9 @@ STEPS, STEP_SAMPLES = 2, 16
 """Optimiser steps behind an estimate, after one that is not counted, and samples in each: whole batches are no slower a sample."""
 
 
+_dataset = cache(load_dataset)
+
+
 @dataclass(frozen=True)
 class Measurement:
     """One case and seed. budget: of each of the first `best_samples` samples, for all engines together."""
@@ -56,7 +59,7 @@ class Measurement:
     def job(self) -> Job:
         """The shared part; checkpoints of one recipe's methods lie together, so that they find their common beginning."""
         recipe = self.case.recipe
-        return Job(recipe, load_dataset(recipe.data), self.workdir / "train-methods", self.threads, device=self.device)
+        return Job(recipe, _dataset(recipe.data), self.workdir / "train-methods", self.threads, device=self.device)
 
     @cached_property
     def inputs(self) -> str:
