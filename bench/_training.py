@@ -50,9 +50,10 @@ class Job:
         key = run_key(self.recipe, self.dataset, method, seed)
         inputs = hashlib.sha256(f"{key}{self.recipe.digest('quantise', 'certify')}{self.split}".encode()).hexdigest()
         digests = {"data": self.dataset.digest(), "recipe": self.recipe.digest()}
-        return results.row(f"{method}/{seed}", inputs, lambda: self._measure(method, seed), digests)
+        return results.row(f"{method}/{seed}", inputs, lambda: self.measure(method, seed), digests)
 
-    def _measure(self, method: str, seed: int) -> Row:
+    def measure(self, method: str, seed: int) -> Row:
+        """The same, measured now."""
         trained = self.trained(method, seed)
         data, made = self.file(trained)
         return self.judged(trained, data) | made
@@ -82,7 +83,13 @@ class Job:
         start = time.monotonic()
         net = trained.folded()
         calibration = calibrate(net, self.dataset, self.recipe)
-        made = {"clips": list(calibration.clips), "calibrating_s": round(time.monotonic() - start, 1)}
+        made = {
+            "clips": list(calibration.clips),
+            "chosen": calibration.chosen,
+            "validation_clean": calibration.correct / calibration.samples,
+            "validation_certified": calibration.certified / calibration.samples,
+            "calibrating_s": round(time.monotonic() - start, 1),
+        }
         return write_tflite(export(net, calibration, self.dataset.shape), metadata={}), made
 
     def samples(self) -> Split:

@@ -1,5 +1,6 @@
 """What a target gains from what a recipe compresses: refused before training where it is nothing, stated with the file after it.
 
+Weights of fewer bits than 8 gain where the target's kernels read them packed (`kernels.weight_bits`). No kernel here does.
 Channels that are removed are gone everywhere. Zeros among the weights are stored and computed like any weight, unless the
 target's kernels skip their pattern (`kernels.sparse` of its target.toml).
 """
@@ -32,7 +33,14 @@ def for_target(recipe: Recipe, target: AnyTarget) -> Recipe:
 
 
 def require_gain(recipe: Recipe, target: AnyTarget) -> None:
-    """InputError for sparsity that gains nothing on the target, unless the recipe allows that."""
+    """InputError for narrow weights and for sparsity that gain nothing on the target; for sparsity unless the recipe allows that."""
+    narrow = sorted(set(recipe.quantise.weight_bits) - set(target.kernels.weight_bits))
+    if narrow:
+        raise InputError(
+            f"[quantise] weight_bits = {list(recipe.quantise.weight_bits)} gains nothing on {target.title}: its kernels read "
+            f"weights of {' or '.join(map(str, target.kernels.weight_bits))} bits; {narrow[0]} would be stored and multiplied as int8",
+            hint="weight_bits = [8]; keep = 0.5 in [compress] removes channels, which every target gains from",
+        )
     compress, able = recipe.compress, target.kernels.sparse
     if compress.sparsity == "none" or compress.allow_no_gain or skips(able, compress.sparsity):
         return

@@ -181,6 +181,8 @@ class QuantiseRecipe:
     correct samples of the integer network, from `clips` of the largest clean activations on; what it chooses certifies no
     fewer of those samples than any other criterion. "min-max": the largest values; "percentile": those up to which
     `percentile` per cent of all lie; "entropy": least KL divergence; "mse": least mean squared error.
+    weight_bits: one width for all layers, or one for each. Refused where the target's kernels do not read that width: such
+    weights would be stored and multiplied as int8, with fewer values.
     input_steps: steps of the int8 input tensor from 0 to 1. With 255 it is the byte of an 8-bit sensor less 128; where
     eps * input_steps is a whole number, rounding the input does not widen the region.
     symmetric: zero points of 0 everywhere, as TensorRT takes them; target "jetson" asks for it. The input then has its own steps.
@@ -195,6 +197,7 @@ class QuantiseRecipe:
         default="certified", metadata=_LATER
     )
     percentile: Annotated[float, takes.number(50, 100)] = field(default=99.99, metadata=_LATER)
+    weight_bits: Annotated[tuple[int, ...], takes.list_of(takes.integer(2, 8))] = field(default=(8,), metadata=_LATER)
 
     @property
     def levels(self) -> int:

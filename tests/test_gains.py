@@ -40,6 +40,18 @@ def test_sparsity_for_nothing_is_refused(target: str, asked: str | float) -> Non
     assert for_target(allowed, board) == allowed
 
 
+@pytest.mark.parametrize("target", ["mcu", "raspberry-pi", "jetson"])
+def test_narrow_weights_for_nothing_are_refused(target: str) -> None:
+    digits, board = load_recipe("digits"), load_target(target)
+    narrow = replace(digits, quantise=replace(digits.quantise, weight_bits=(8, 4, 8, 8)))
+    with pytest.raises(
+        InputError, match=r"weight_bits = \[8, 4, 8, 8\] gains nothing on .* of 8 bits; 4 would be stored"
+    ):
+        for_target(narrow, board)
+    packed = replace(board, kernels=replace(board.kernels, weight_bits=(4, 8)))
+    assert for_target(narrow, packed) is narrow
+
+
 def test_a_jetson_gains_from_rows_of_four_only() -> None:
     jetson = load_target("jetson")
     assert for_target(asking(sparsity="2:4"), jetson) == asking(sparsity="2:4")

@@ -89,11 +89,14 @@ class Kernels:
     """What the int8 kernels there ask of a network.
 
     channel_multiple: output channels that they compute together, so that a layer's width had better be a whole multiple.
-    sparse: the pattern "n:m" of zeros that they skip, "" where zeros cost as much as any weight. source: where both are from.
+    sparse: the pattern "n:m" of zeros that they skip, "" where zeros cost as much as any weight. weight_bits: the widths of weights
+    that they read from packed memory, in an arithmetic that the target's profile was shown equal to; others would be stored and
+    multiplied as int8. source: where the first two are from.
     """
 
     channel_multiple: int
     sparse: str
+    weight_bits: tuple[int, ...]
     source: str
 
 
@@ -314,12 +317,17 @@ class _Reader:
             return float(value)
         if kind == tuple[str, ...] and isinstance(value, list) and all(isinstance(v, str) for v in value):
             return tuple(value)
+        if kind == tuple[int, ...] and isinstance(value, list) and all(type(v) is int for v in value):
+            return tuple(value)
         if (choices := get_args(kind)) and value in choices:
             return value
-        wanted = {str: "a string", int: "an integer from 0 to 2^32 - 1", float: "seconds below a day"}.get(kind)
-        wanted = wanted or (
-            f"one of {', '.join(choices)}" if choices and choices[0] is not str else "a list of strings"
-        )
+        wanted = {
+            str: "a string",
+            int: "an integer from 0 to 2^32 - 1",
+            float: "seconds below a day",
+            tuple[str, ...]: "a list of strings",
+            tuple[int, ...]: "a list of integers",
+        }.get(kind) or f"one of {', '.join(map(str, choices))}"
         if kind in _TABLES:
             wanted = "a table"
         raise self.error(section, key, f"{key} = {value!r}: expected {wanted}", "change it there")
@@ -332,6 +340,9 @@ class _Reader:
             raise self.error("kernels", "channel_multiple", message, "4")
         if kernels.sparse and n_of_m(kernels.sparse) is None:
             raise self.error("kernels", "sparse", f'sparse = {kernels.sparse!r}: expected "n:m" or ""', "2:4")
+        if not kernels.weight_bits or not all(2 <= b <= 8 for b in kernels.weight_bits):
+            message = f"weight_bits = {list(kernels.weight_bits)}: expected 2 to 8, at least one"
+            raise self.error("kernels", "weight_bits", message, "[8]")
         if isinstance(target, SshTarget):
             if not target.engines:
                 raise self.error("", "name", "neither [tflite] nor [onnx]: nothing runs there", "add one of them")

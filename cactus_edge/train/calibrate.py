@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cactus_edge.errors import ModelError
+from cactus_edge.errors import ModelError, UnsupportedError
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.graph import Graph
 from cactus_edge.ir.lowering import lower
@@ -65,8 +65,13 @@ def calibrate(net: Folded, dataset: Dataset, recipe: Recipe) -> Calibration:
     layer, and then lets `verify` decide: among the candidates that certify at least as many samples as every other criterion
     does, the one with most certified and correct samples, counted together. A network that was trained inside its ranges is
     observed inside them, and keeps them unless another criterion certifies more: a search over few samples only loses what it
-    learned. Raises ModelError where the network's integers leave their types whatever the candidate.
+    learned. Raises ModelError where the network's integers leave their types whatever the candidate, UnsupportedError for weights
+    of fewer bits than 8, which no format and runtime here keeps packed.
     """
+    if set(recipe.quantise.weight_bits) != {8}:
+        raise UnsupportedError(
+            f"[quantise] weight_bits = {list(recipe.quantise.weight_bits)}: the file has weights of 8 bits"
+        )
     with torch.no_grad():
         bench = _Bench(net, dataset, recipe)
         wanted = recipe.quantise.calibration
