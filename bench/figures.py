@@ -70,6 +70,20 @@ def trained(title: str, goal: str) -> Callable[[Values], Iterator[Line]]:
     return lines
 
 
+def calibration(rows: Values) -> Iterator[Line]:
+    for key, ours in rows.items():
+        network, _, criterion = key.rpartition("/")
+        others = [row for other, row in rows.items() if other.startswith(f"{network}/") and other != key]
+        if criterion == "certified" and others:
+            best = max(others, key=lambda row: float(row["certified"]))
+            found = [f"{share([row], 'clean')} / {share([row], 'certified')} %" for row in (ours, best)]
+            name = network.replace("/", ", ", 1).replace("/", ", seed ")
+            what = (
+                f"calibration of {name}: clean / certified, against the most certified of {len(others)} usual criteria"
+            )
+            yield what, " against ".join(found), "no less certified"
+
+
 def engine_speed(rows: Values) -> Iterator[Line]:
     for key, row in rows.items():
         kind, _, what = key.partition(", ")
@@ -231,6 +245,7 @@ SECTIONS: dict[str, Callable[[Values], Iterator[Line]]] = {
     "mnist": trained("MNIST, eps 0.1, 10,000 images", "97 / 94 %, 150 kB"),
     "fashion_mnist": trained("Fashion-MNIST, eps 0.1, 10,000 images", ""),
     "train_methods": train_methods,
+    "calibration": calibration,
     "soundness": soundness,
     "completeness": completeness,
     "gap": gap,
