@@ -12,7 +12,6 @@ from cactus_edge.ir.ops import Padding2d, same_padding
 from cactus_edge.recipe_model import BadLayerError, LayerRecipe, ModelRecipe, Place, places
 from cactus_edge.train.models import Layer, Network, Norm
 from cactus_edge.train.own import fingerprint, own_network
-from cactus_edge.train.prune import shrink
 
 Size = tuple[int, int]
 
@@ -24,12 +23,11 @@ def build(
 
     compressed: with the channels that are left after compression from the start. Weights are drawn from N(0, 2 pi / fan_in^2),
     so that interval radii neither grow nor vanish with depth. Source: Shi et al. 2021, arXiv 2103.17268 (IBP initialisation).
-    A module of the user's own brings its weights. Raises InputError where a kernel does not fit its map, a sum's maps differ, or
-    a module is none of ours.
+    A module of the user's own brings its weights, and all its channels. Raises InputError where a kernel does not fit its map, a
+    sum's maps differ, or a module is none of ours.
     """
     if model.module:
-        network = own_network(model, shape, classes, seed)
-        return shrink(network, network.kept_widths())[0] if compressed else network
+        return own_network(model, shape, classes, seed)
     generator = torch.Generator().manual_seed(seed)
     try:
         placed = places(model.layer, shape[2])
