@@ -27,7 +27,7 @@ class LayerRecipe:
     """
 
     kind: Annotated[str, takes.one_of("conv", "dense", "depthwise")]
-    channels: Annotated[int, takes.integer(1, 4096)] = 0
+    channels: Annotated[int, takes.integer(0, 4096)] = 0
     kept: Annotated[int, takes.integer(0, 4096)] = 0
     kernel: Annotated[int | tuple[int, int], takes.one_or_two(1, 255)] = 3
     stride: Annotated[int | tuple[int, int], takes.one_or_two(1, 64)] = 1

@@ -80,6 +80,12 @@ def test_a_module_is_looked_for_beside_the_recipe(tmp_path: Path) -> None:
     assert (model.module, model.folder, model.layer) == ("my_pkg.nets:make", str(tmp_path), ())
 
 
+@pytest.mark.parametrize("model", [RESIDUAL, *(f'[model]\nnet = "{net}"\nwidth = 0.25\n' for net in NETS)])
+def test_what_is_written_down_is_read_again(model: str) -> None:
+    first = recipe(model)
+    assert parse_recipe(first.to_toml(), "written.toml") == first
+
+
 LAYER = '[[model.layer]]\nkind = "conv"\nchannels = 8\n'
 
 

@@ -112,8 +112,10 @@ def test_the_layers_are_the_module(
     x = torch.rand((5, shape[2], shape[0], shape[1]), generator=torch.Generator().manual_seed(1))
     theirs = module(x[..., 0] if isinstance(module, Signal) else x)
     assert torch.allclose(theirs, forward(fold(network.layers()), x), atol=1e-5)
-    weights = sorted(float(w.sum()) for n, w in module.named_parameters() if n.endswith("weight") and w.ndim > 1)
-    assert sorted(float(layer.weight.sum()) for layer in network.layers()) == pytest.approx(weights, abs=1e-5)
+    weights = sorted(
+        float(w.detach().sum()) for n, w in module.named_parameters() if n.endswith("weight") and w.ndim > 1
+    )
+    assert sorted(float(layer.weight.detach().sum()) for layer in network.layers()) == pytest.approx(weights, abs=1e-5)
 
 
 class Bad(nn.Module):
