@@ -27,14 +27,14 @@ from cactus_edge.recipe_model import LayerRecipe, ModelRecipe
 from cactus_edge.train import bounds
 from cactus_edge.train.bounds import Box, ball, logits
 from cactus_edge.train.build import build
-from cactus_edge.train.calibrate import Calibration
+from cactus_edge.train.calibrate import Calibration, to_graph
 from cactus_edge.train.data import Dataset
 from cactus_edge.train.fakequant import ceilings_of, clamp, fake_quantise, peaks
 from cactus_edge.train.folded import Folded, detach, fold, fold_batch, forward, plan
 from cactus_edge.train.loop import train
 from cactus_edge.train.models import INPUT, Layers, Network, check, sources, walk
 from cactus_edge.train.prune import choose, importance, shrink, take, ties
-from cactus_edge.train.quantize import export, quantised, to_graph
+from cactus_edge.train.quantize import export, quantised
 from cactus_edge.verify.check import decided
 from cactus_edge.verify.decide import certify
 from cactus_edge.verify.regions import Region
