@@ -80,6 +80,13 @@ def test_a_module_is_looked_for_beside_the_recipe(tmp_path: Path) -> None:
     assert (model.module, model.folder, model.layer) == ("my_pkg.nets:make", str(tmp_path), ())
 
 
+def test_the_residual_recipe_loads() -> None:
+    layers = load_recipe(Path(__file__).parents[1] / "bench/suites/digits-residual.toml").model.layer
+    assert [(p.reads, p.adds, p.channels, p.kept) for p in places(layers, 1)] == [
+        (-1, None, 32, 24), (0, None, 32, 24), (1, 0, 32, 24), (2, None, 48, 32), (2, 3, 48, 32)
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("model", [RESIDUAL, *(f'[model]\nnet = "{net}"\nwidth = 0.25\n' for net in NETS)])
 def test_what_is_written_down_is_read_again(model: str) -> None:
     first = recipe(model)
