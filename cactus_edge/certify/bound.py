@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import frexp, ldexp, prod
 
 import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.certify.linear import Linear
-from cactus_edge.certify.slopes import Facts, Places, Twin
+from cactus_edge.certify.local import ENTRIES, Local, chain, entries
+from cactus_edge.certify.slopes import Facts, Places, Searched, Twin
 from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.ops import Codes, Int64
 from cactus_edge.verify.check import Path
@@ -30,8 +32,11 @@ Float64 = npt.NDArray[np.float64]
 FAR = 1 << 40
 """Beyond every bound on a difference of two classes."""
 
-TIGHTEN = 1 << 21
+TIGHTEN = 1 << 19
 """Coefficients, over all values, up to which the accumulators of narrow layers are tightened in every part and not only in the region."""
+
+RATE, GENTLE = 0.1, 0.02
+"""First steps of the search for slopes: from the usual ones, and from a parent's, which larger ones would spoil."""
 
 SMALLEST = 2.0**-40
 """Multipliers below this, in magnitude, are left out."""
@@ -55,7 +60,7 @@ class Found:
     """The best line found for one class of one part: its row, whose sheet is `sheet`, and its multipliers as real numbers.
 
     gap: 0 where it separates the class, else about what its bound misses, in units of p acc_label - q acc_other (of logits);
-    then coefficients has those of every value in the bound, float32 [*shape].
+    then coefficients has those of values in the bound, float32 [*shape], and cut a split that was tried (`slopes.Searched`).
     """
 
     row: Row
@@ -63,6 +68,7 @@ class Found:
     multipliers: dict[tuple[int, int], float]
     gap: float = 0.0
     coefficients: dict[int, npt.NDArray[np.float32]] = field(default_factory=dict)
+    cut: tuple[int, int, int, float] | None = None
 
 
 @dataclass(eq=False)
@@ -108,6 +114,8 @@ class Bounder:
         self.goal = self.checker.goal
         self.twin = Twin(self.checker.relaxation, self.checker.sheet, device)
         self.value = self.goal.logits if self.goal.tail is None else self.goal.tail.value
+        self.layers = chain(self.program, self.value, self.twin)
+        self._local: tuple[Region, Local | None] | None = None
         total = sum(prod(v.shape) for v in self.program.values)
         self.deep = tuple(v for v in linear.narrow if 2 * prod(self.program.values[v].shape) * total <= TIGHTEN)
 
@@ -158,6 +166,18 @@ class Bounder:
         if wanted:
             self._lines(live, known, labels, [(n, j, before[n].get(j)) for n, j in wanted], steps, stop)
 
+    def _searcher(self, parts: Sequence[Part], known: Sequence[Bounds], sample: Int64) -> Callable[..., Searched]:
+        """`Local.search` where all parts are of one region of a chain, unless that is too large, else `Twin.search`."""
+        region = parts[0].region
+        if self._local is None or self._local[0] is not region:
+            layers = self.layers
+            fits = layers is not None and entries(self.program, layers, region.known) <= ENTRIES
+            self._local = region, Local(self.twin, layers, region.known) if layers is not None and fits else None
+        local = self._local[1]
+        if local is None or any(p.region is not region for p in parts):
+            return partial(self.twin.search, self.value, facts=Facts(self.twin, known, sample))
+        return partial(local.search, known=known, index=sample)
+
     def _separated(self, lines: Sequence[Sequence[Found]], labels: Int64, known: list[Bounds]) -> npt.NDArray[np.bool_]:
         """[N, classes]: what the checker says of each part's lines, whose rows are given the numbers of their sheets."""
         rows = [[replace(f.row, sheet=i) for i, f in enumerate(fs)] for fs in lines]
@@ -183,12 +203,12 @@ class Bounder:
         usual = self._usual(known)
         places, start = self._places([parts[n].path for n in sample], before)
         need = self._need(pairs, known)
-        found = self.twin.search(
-            self.value,
+        search = self._searcher(parts, known, sample)
+        found = search(
             rows.reshape(-1, *self.program.values[self.value].shape),
-            Facts(self.twin, known, sample),
-            np.stack([_inherited(usual[n], f) for n, f in zip(sample, before, strict=True)]),
+            starts=np.stack([_starts(usual[n], f) for n, f in zip(sample, before, strict=True)]),
             steps=steps,
+            rate=RATE if all(f is None for f in before) else GENTLE,
             need=need + 1e-4 * np.abs(need) + 1,
             places=places,
             start=start,
@@ -203,14 +223,16 @@ class Bounder:
         for i, (n, j, _) in enumerate(wanted):
             exact = tuple(_integer(v, e, mu) for (v, e), mu in sorted(mine[i].items()))
             row = Row(j, int(pairs.p[i]), int(pairs.q[i]), 0, exact)
-            lines[n].append(Found(row, found.sheets[i], mine[i]))
-            parts[n].found[j] = lines[n][-1]
+            parts[n].found[j] = Found(row, found.sheets[i], mine[i])
+            if found.bound[i] > need[i]:
+                lines[n].append(parts[n].found[j])
         won = self._separated(lines, labels, known)
         for i, (n, j, _) in enumerate(wanted):
             if not won[n, j]:
                 line = parts[n].found[j]
                 line.gap = max(float(need[i] - found.bound[i]), 0.0) + 1.0
                 line.coefficients = {v: c[i] for v, c in found.seen.items()}
+                line.cut = found.cuts[i] if found.cuts else None
 
     def _pairs(self, sample: Int64, label: Int64, other: Int64) -> Pairs:
         tail = self.goal.tail
@@ -308,12 +330,13 @@ def stacked(known: Sequence[Sequence[Bounds]]) -> list[Bounds]:
     return [(np.stack([b[0] for b in bounds]), np.stack([b[1] for b in bounds])) for bounds in zip(*known, strict=True)]
 
 
-def _inherited(usual: Bytes, found: Found | None) -> Bytes:
-    """The parent's slopes, except where a rule has become linear or constant meanwhile: there is one best line."""
+def _starts(usual: Bytes, found: Found | None) -> Bytes:
+    """[2, 2, S]: the parent's slopes, but where a rule has become constant; and but where it has become constant or linear."""
     if found is None:
-        return usual
-    settled = (usual[0] == usual[1]) & ((usual[0] == 0) | (usual[0] == 1 << ONE))
-    return np.where(settled, usual, found.sheet)
+        return np.stack([usual, usual])
+    same = usual[0] == usual[1]
+    constant, linear = same & (usual[0] == 0), same & (usual[0] == 1 << ONE)
+    return np.stack([np.where(constant, usual, found.sheet), np.where(constant | linear, usual, found.sheet)])
 
 
 def _integer(value: int, element: int, real: float) -> Multiplier:

@@ -1,10 +1,11 @@
 """Branch and bound: splits a region until lines separate every class in each part, or a point is found that the label loses.
 
 A part is split at a threshold of a rule, at the knee where its clamp begins, or between its last few steps: that of the accumulator
-whose relaxation costs the worst class most (in the spirit of BaBSR: Bunel et al., JMLR 2020, section 6). Children inherit their
-parent's slopes and multipliers. A part without such a threshold is searched once more, for longer, then split in the middle of
-an input, if these are few; one of few points is split there at once. Parts with the largest gap come first. For every worst
-line the corner where it is least is tried as an input. All is deterministic but for `stop`, which may end it anywhere.
+whose relaxation costs the worst class most, or that which gained most of some that were tried (`local`, `splits`). Children
+inherit their parent's slopes and multipliers. A part without such a threshold is searched once more, for longer, then split in
+the middle of an input, if these are few, else of a rule's levels; one of few points is split at its inputs at once. Parts with
+the largest gap come first. For every worst line the corner where it is least is tried as an input. All is deterministic but for
+`stop`, which may end it anywhere.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import numpy as np
 
 from cactus_edge.certify.attack import strict_win
 from cactus_edge.certify.bound import Bounder, Found, Part
-from cactus_edge.ir.atoms import Affine
+from cactus_edge.certify.splits import FEW, Around
+from cactus_edge.ir.atoms import Affine, Step
 from cactus_edge.ir.evaluate import run
 from cactus_edge.ir.ops import Codes, Int64
 from cactus_edge.verify.lines import INTERCEPT, ONE, Single
@@ -29,14 +31,8 @@ TOGETHER = 16
 STEPS, POLISH = 16, 120
 """Steps of the search for slopes and multipliers of a part, and of one without knees."""
 
-FEW = 3
-"""Steps of a rule's result within a part up to which a split between any two of them may gain something."""
-
 SMALL = 12
 """Halvings to a point up to which a region's inputs are split first: its points are few enough to be told apart."""
-
-FLAT = 1.5
-"""Steps of a rule's result by which a clamp has to reach into the bounds for a knee."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +71,7 @@ class Branching:
         self._rules = [
             s for s in self.program.steps if s.out in bounder.checker.relaxation.lines and s.args[0] in affine
         ]
+        self._read = {s.args[0]: s for s in self._rules}
 
     def decide(
         self, part: Part, *, nodes: int, stop: Callable[[], bool] = lambda: False, falsify: bool = True
@@ -149,54 +146,63 @@ class Branching:
             self.bounder.evaluate([node.part for node in smooth], POLISH, stop)
             for node in smooth:
                 if node.part.gap:
-                    node.cut = self._half(node.part, node.part.worst)
+                    part, line = node.part, node.part.worst
+                    node.cut = self._half(part, line) or self._middle(part, line)
         for node in nodes:
             for found in node.part.found.values():
-                found.coefficients = {}
+                found.coefficients, found.cut = {}, None
         return [node for node in nodes if node.part.gap]
 
     def _threshold(self, part: Part, line: Found) -> Cut | None:
-        """The threshold of a rule of accumulators at which a split of the part gains most for the line.
+        """The threshold of a rule of accumulators at which a split of the part gains most for the line: one that was tried, else
+        the one that promises most."""
+        best: tuple[int, int, int, float] | None = line.cut
+        if best is None:
+            promising = [p for step in self._rules if (p := self._promising(part, line, step)) is not None]
+            best = max(promising, key=lambda p: p[3], default=None)
+        if best is None:
+            return None
+        value, element, level, score = best
+        rule = self.bounder.checker.relaxation.lines[self._read[value].out]
+        assert isinstance(rule, Single)
+        low, high = part.known[value]
+        return Cut(score, value, element, _first(rule, element, level, low, high))
 
-        Where the sum has a > 0 of the rule, the line below it counts. At the lower knee t of a clamp that lies as far off as
-        the part's ends allow, s m (t - l) or (1 - s) m (u - t), whichever is less; the line above it, for a < 0, is off by its
-        height above the knee. At an upper knee the two are exchanged. A rule with few levels left is a step or two, which no line
-        comes close to: there the line's distance from the step counts, shared by the levels.
-        """
+    def _promising(self, part: Part, line: Found, step: Step) -> tuple[int, int, int, float] | None:
+        """(accumulators, element, level, score) of the best split of one rule."""
+        a = line.coefficients.get(step.out)
+        rule = self.bounder.checker.relaxation.lines[step.out]
+        if a is None or not isinstance(rule, Single):
+            return None
+        at = self.bounder.checker.sheet[step.out]
+        low, high = (b[None] for b in part.known[step.args[0]])
+        k_below, k_above = (line.sheet[side, at].astype(np.int64).reshape(low.shape) for side in (0, 1))
+        below, above = (
+            of(k, [(low, high)]) * 2.0**-INTERCEPT for of, k in ((rule.below, k_below), (rule.above, k_above))
+        )
+        facts = (low, high, rule.lowest(low), rule.highest(high), rule.p[0] / 2.0**rule.q, rule.most / 2.0**rule.q)
+        tensor = self.bounder.twin.tensor
+        around = Around(*(tensor(x) for x in (*facts, k_below / 2**ONE, k_above / 2**ONE, below, above)))
+        score, level = around.promise(tensor(a))
+        i = int(score.argmax())
+        most = float(score.flatten()[i])
+        return (step.args[0], i, int(level.flatten()[i]), most) if most > 0 else None
+
+    def _middle(self, part: Part, line: Found) -> Cut | None:
+        """The middle level of the rule whose rounding may move the line most."""
         best: Cut | None = None
         for step in self._rules:
             a = line.coefficients.get(step.out)
             rule = self.bounder.checker.relaxation.lines[step.out]
             if a is None or not isinstance(rule, Single):
                 continue
-            at = self.bounder.checker.sheet[step.out]
-            low, high = (b[None] for b in part.known[step.args[0]])
-            k_below, k_above = (line.sheet[side, at].astype(np.int64).reshape(low.shape) for side in (0, 1))
-            first, last = rule.lowest(low), rule.highest(high)
-            p, m = np.maximum(rule.p[0], 1), rule.p[0] * 2.0**-rule.q
-            below = rule.below(k_below, [(low, high)]) * 2.0**-INTERCEPT
-            above = rule.above(k_above, [(low, high)]) * 2.0**-INTERCEPT
-            s, t = k_below / 2**ONE, k_above / 2**ONE
-            for upper, level in ((False, first + 1), (True, last)):
-                # At or a little above the threshold itself.
-                knee = -(-((level << rule.q) + rule.most) // p)
-                inside = (knee > low) & (knee <= high) & (last > first) & (rule.p[0] > 0)
-                over, under = t * m * knee + above - (level - 1), level - (s * m * knee + below)
-                if upper:
-                    flat = m * (high - knee) > FLAT
-                    touching = np.minimum(t * m * (high - knee), (1 - t) * m * (knee - low))
-                    cost = np.where(a > 0, under, touching)
-                else:
-                    flat = m * (knee - low) > FLAT
-                    touching = np.minimum(s * m * (knee - low), (1 - s) * m * (high - knee))
-                    cost = np.where(a < 0, over, touching)
-                levels = np.maximum(last - first, 1)
-                few = np.where(levels <= FEW, np.where(a > 0, under, over) / levels, 0.0)
-                score = np.where(inside, np.abs(a) * np.where(flat, np.maximum(cost, few), few), 0.0).ravel()
-                i = int(score.argmax())
-                if score[i] > (best.score if best is not None else 0.0):
-                    exact = _first(rule, i, int(level.ravel()[i]), low, int(knee.ravel()[i]))
-                    best = Cut(float(score[i]), step.args[0], i, exact)
+            low, high = part.known[step.args[0]]
+            first, last = (end(b[None])[0].ravel() for end, b in ((rule.lowest, low), (rule.highest, high)))
+            score = np.where(last - first > FEW, np.abs(a).ravel(), 0.0)
+            i = int(score.argmax())
+            if score[i] > (best.score if best is not None else 0.0):
+                level = int(first[i] + last[i] + 1) // 2
+                best = Cut(float(score[i]), step.args[0], i, _first(rule, i, level, low, high))
         return best
 
     def _halvings(self, part: Part) -> int:
@@ -216,12 +222,13 @@ class Branching:
         return Cut(float(score[i]), self.program.input, i, int((low[i] + high[i]) // 2 + 1)) if score[i] > 0 else None
 
 
-def _first(rule: Single, element: int, level: int, low: Int64, reached: int) -> int:
-    """The least accumulator above low [1, *shape] at which the rule's element is at `level` for sure; `reached` is one."""
-    under, over = int(low.ravel()[element]), reached
+def _first(rule: Single, element: int, level: int, low: Int64, high: Int64) -> int:
+    """The least accumulator in low < a <= high [*shape] at which the rule's element is at `level` for sure; high where none is."""
+    channels = low.shape[-1:]
+    under, over = int(low.ravel()[element]), int(high.ravel()[element])
     while over - under > 1:
         middle = (under + over) // 2
-        good = rule.lowest(np.full_like(low, middle)).ravel()[element] >= level
+        good = rule.lowest(np.full((1,) * low.ndim + channels, middle)).ravel()[element % channels[0]] >= level
         under, over = (under, middle) if good else (middle, over)
     return over
 

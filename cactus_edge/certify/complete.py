@@ -38,10 +38,10 @@ TOGETHER = 16
 ELEMENTS = 1 << 23
 """Values times classes times regions, about, whose slopes are searched for at once: bounds the memory."""
 
-SLOPE_STEPS, SHORT, LONG = 60, 30, 120
+SLOPE_STEPS, SHORT, LONG = 100, 30, 120
 """Steps of the search for slopes of whole regions, of the short and of the long attack."""
 
-ATTACKING, BRANCHING = 0.1, 0.6
+ATTACKING, BRANCHING = 0.1, 0.75
 """Parts of the seconds of a region after which the long attack, and then branch and bound, make way for the next means."""
 
 FREE = (32, 64, 96)
@@ -107,7 +107,8 @@ class Complete:
         self.branching = Branching(self.bounder)
         self.solvable = find_spec("ortools") is not None
         total = sum(prod(v.shape) for v in program.values)
-        self._slopes_at_once = max(1, ELEMENTS // (total * program.output_tensor.size))
+        several = ELEMENTS // (total * program.output_tensor.size)
+        self._slopes_at_once = 1 if self.bounder.layers is not None else max(1, several)
 
     def records(
         self, lower: Codes, upper: Codes, samples: Int64, labels: Int64, start: Codes, *, falsify: bool = True

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 STEEPEST = 1 << ONE
 """k of the rule's own slope."""
 
-RATE, MULTIPLIER_RATE, DECAY = 0.2, 0.3, 0.97
-"""Steps of Adam: of slopes; of multipliers, as parts of the largest coefficient of their accumulators, which they never exceed
-(much larger ones leave the checker's range); the factor by which both shrink each step."""
+MULTIPLIERS, DECAY, BETAS = 2.5, 0.98, (0.9, 0.99)
+"""Of Adam: how much larger the steps of multipliers are, as parts of the largest coefficient of their accumulators, which they never
+exceed by themselves (much larger ones leave the checker's range); the factor by which all steps shrink; its averages."""
 
 ONES = 1000
 """Above every code: where the elements of a `Gather`'s arguments are counted from, so that an inserted constant shows."""
@@ -53,12 +53,14 @@ Places = Mapping[int, tuple[Int64, Int64]]
 @dataclass(frozen=True, eq=False)
 class Searched:
     """The best that was found for N rows: bound float64 [N]; sheets uint8 [N, 2, S]; multipliers by accumulator, one for each
-    place; seen: the coefficients of every value in the bound, float32 [N, *shape]."""
+    place; seen: the coefficients of values in the bound, float32 [N, *shape]. cuts: splits (accumulators, element, level of
+    their rule, gain) that were tried and gain most for a row, where any were."""
 
     bound: Float64
     sheets: Bytes
     multipliers: dict[int, Float64]
     seen: dict[int, npt.NDArray[np.float32]]
+    cuts: Sequence[tuple[int, int, int, float] | None] = ()
 
 
 class Facts:
@@ -126,7 +128,7 @@ class Twin:
 
         self.torch, self.exact, self.spans, self.device = torch, exact, spans, device
         self.program = exact.program
-        self._adjoints = {
+        self.adjoints = {
             s.out: adjoint(s.atom.linear, device)
             for s in self.program.steps
             if isinstance(s.atom, Affine) and s.out in exact.exact
@@ -207,8 +209,8 @@ class Twin:
             if seen is not None:
                 seen[step.out] = a.detach()
             match step.atom:
-                case Affine(_, offset, bias) if step.out in self._adjoints:
-                    below = self._adjoints[step.out](a)
+                case Affine(_, offset, bias) if step.out in self.adjoints:
+                    below = self.adjoints[step.out](a)
                     bound = bound + (a * self.tensor(bias)).flatten(2).sum(2) + offset * below.flatten(2).sum(2)
                     give(step.args[0], below)
                 case Gather():
@@ -252,40 +254,49 @@ class Twin:
         value: int,
         rows: Float64,
         facts: Facts,
-        sheets: Bytes,
+        starts: Bytes,
         *,
         steps: int,
+        rate: float,
         need: Float64 | None = None,
         places: Places | None = None,
         start: Mapping[int, Float64] | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> Searched:
-        """`steps` steps of Adam from `sheets` [N, 2, S] and the multipliers `start` at `places`; rows [N, *shape], one per box.
+        """`steps` steps of Adam from the best of each row's `starts` [N, K, 2, S] and the multipliers `start` at `places`;
+        rows [N, *shape], one per box.
 
-        need [N]: what a row has to exceed; the search ends where all do. stop: asked between steps.
+        rate: the first step of a slope. need [N]: what a row has to exceed; the search ends where all do. stop: asked between steps.
         """
         torch = self.torch
         a = self.tensor(rows)[:, None]
-        slopes = (self.tensor(sheets) / STEEPEST)[:, None]
+        given = self.tensor(starts) / STEEPEST
+        index = {
+            v: (torch.from_numpy(row).to(self.device), torch.from_numpy(element).to(self.device))
+            for v, (row, element) in (places or {}).items()
+        }
+        begun = {
+            v: self.tensor(start[v]) if start is not None else torch.zeros(len(r), device=self.device)
+            for v, (r, _) in index.items()
+        }
         seen: dict[int, Tensor] = {}
         with torch.no_grad():
-            first = self.lower(value, a, facts, slopes, None, seen)
-        scale: dict[int, Tensor] = {}
-        theta: dict[int, Tensor] = {}
-        index: dict[int, tuple[Tensor, Tensor]] = {}
-        for v, (row, element) in (places or {}).items():
-            if v not in seen:
-                continue
-            index[v] = torch.from_numpy(row).to(self.device), torch.from_numpy(element).to(self.device)
-            scale[v] = seen[v].flatten(1).abs().amax(1).clamp(min=1e-20)[index[v][0]]
-            begun = self.tensor(start[v]) / scale[v] if start is not None else torch.zeros_like(scale[v])
-            theta[v] = begun.requires_grad_(True)
+            mus = {v: (*index[v], mu) for v, mu in begun.items()}
+            tried = torch.stack(
+                [self.lower(value, a, facts, given[:, i, None], mus)[:, 0] for i in range(given.shape[1])]
+            )
+            slopes = given[torch.arange(len(a), device=self.device), tried.argmax(0)][:, None]
+            self.lower(value, a, facts, slopes, None, seen)
+        index = {v: at for v, at in index.items() if v in seen}
+        scale = {v: seen[v].flatten(1).abs().amax(1).clamp(min=1e-20)[row] for v, (row, _) in index.items()}
+        theta = {v: (begun[v] / scale[v]).requires_grad_(True) for v in index}
+        most = {v: t.detach().abs().clamp(min=1) for v, t in theta.items()}
         slopes.requires_grad_(True)
-        groups = [{"params": [slopes], "lr": RATE}]
+        groups = [{"params": [slopes], "lr": rate}]
         if theta:
-            groups.append({"params": list(theta.values()), "lr": MULTIPLIER_RATE})
-        adam = torch.optim.Adam(groups, betas=(0.9, 0.99))
-        best = first.detach().clone() if not theta else torch.full_like(first, -torch.inf)
+            groups.append({"params": list(theta.values()), "lr": rate * MULTIPLIERS})
+        adam = torch.optim.Adam(groups, betas=BETAS)
+        best = torch.full_like(a.flatten(1)[:, :1], -torch.inf)
         best_slopes, best_theta = slopes.detach().clone(), {v: t.detach().clone() for v, t in theta.items()}
         wanted = None if need is None else self.tensor(need)[:, None]
         for i in range(steps + 1):
@@ -307,8 +318,8 @@ class Twin:
                 group["lr"] *= DECAY
             with torch.no_grad():
                 slopes.clamp_(0, 1)
-                for t in theta.values():
-                    t.clamp_(-1, 1)
+                for v, t in theta.items():
+                    t.copy_(torch.minimum(torch.maximum(t, -most[v]), most[v]))
         final = (best_slopes * STEEPEST).round()
         seen = {}
         with torch.no_grad():

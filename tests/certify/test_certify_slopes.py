@@ -30,7 +30,8 @@ def differences(program: Program, seed: int) -> float:
     rows = rng.integers(-3, 4, (5, *shape))
     sheets = rng.integers(0, 129, (5, 2, checker.elements)).astype(np.uint8)
     exact = checker.relaxation.lower(value, rows[:, None], known, checker.hints(sheets[:, None]))[:, 0]
-    found = twin.search(value, rows.astype(np.float64), Facts(twin, known, np.arange(5)), sheets, steps=0)
+    facts = Facts(twin, known, np.arange(5))
+    found = twin.search(value, rows.astype(np.float64), facts, sheets[:, None], steps=0, rate=0.1)
     terms = [
         sum(
             float(np.abs(found.seen[v][n] * np.maximum(np.abs(known[v][0][n]), np.abs(known[v][1][n]))).sum())
