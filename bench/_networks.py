@@ -73,17 +73,18 @@ def read(name: str, model: Path, data: Path) -> Network:
     return Network(name, network.model, x.reshape(-1, *shape), y)
 
 
-def dense(name: str, workdir: Path) -> Network:
-    """A network of SUITES, trained here (its checkpoint stays in `workdir`), with the whole test set."""
+def trained(name: str, workdir: Path) -> Network:
+    """A network of a recipe in SUITES or of a built-in one, trained here (its checkpoint stays in `workdir`), with the whole test set."""
     from cactus_edge.formats.tflite import write_tflite
     from cactus_edge.train.calibrate import to_graph
     from cactus_edge.train.data import load_dataset
     from cactus_edge.train.loop import train
 
-    recipe = load_recipe(SUITES / f"{name}.toml")
+    own = SUITES / f"{name}.toml"
+    recipe = load_recipe(own if own.is_file() else name)
     dataset = load_dataset(recipe.data)
-    trained = train(recipe, dataset, workdir / name, lambda e: print(f"{name}: epoch {e.epoch} of {e.epochs}"))
-    model = write_tflite(to_graph(trained, dataset, recipe), metadata={})
+    network = train(recipe, dataset, workdir, lambda e: print(f"{name}: {e.stage}, epoch {e.epoch} of {e.epochs}"))
+    model = write_tflite(to_graph(network, dataset, recipe), metadata={})
     return Network(name, model, dataset.test.x, dataset.test.y)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from _common import ROOT, Results, Row, Target, run, table, verdict
-from _networks import Network, dense
+from _networks import Network, trained
 
 # isort: split
 
@@ -115,7 +115,7 @@ def main() -> int:
     settle()
     results, rows = Results("checking", fresh=given.fresh), dict[str, Row]()
     for name, radii in CASES.items():
-        network = dense(name, given.workdir).part(slice(given.samples))
+        network = trained(name, given.workdir).part(slice(given.samples))
         for eps in radii:
             inputs = f"{network.digest} {given.samples} {given.budget}"
             key = f"{name}, eps {eps}"

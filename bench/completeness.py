@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from _common import ROOT, Results, Row, Target, run, table, verdict
-from _networks import DENSE, Network, dense
+from _networks import DENSE, Network, trained
 
 # isort: split
 import numpy as np
@@ -86,7 +86,7 @@ def main() -> int:
     settle()
     results, rows = Results("completeness", fresh=given.fresh), dict[str, Row]()
     for name in DENSE:
-        network = dense(name, given.workdir).part(slice(given.samples))
+        network = trained(name, given.workdir).part(slice(given.samples))
         for eps in given.eps:
             inputs = f"{network.digest} {given.samples} {given.budget} {given.processes}"
             work = partial(measure, network, str(Fraction(eps, 255)), given.budget, given.processes)

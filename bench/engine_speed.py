@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from _common import ROOT, Results, Row, Target, run, table, verdict
-from _networks import DENSE, Network, Twin, built, dense, images, threads
+from _networks import DENSE, Network, Twin, built, images, threads, trained
 
 # isort: split
 import numpy as np
@@ -192,7 +192,7 @@ def lines(network: Network, eps: str, lirpa: Lirpa | None, workers: int, runs: i
 def networks(folder: Path, workdir: Path) -> Iterator[Network]:
     """What the radii above name."""
     for name in {**INTERVALS, **LINES}:
-        yield dense(name, workdir) if name in DENSE else built(name, folder)
+        yield trained(name, workdir) if name in DENSE else built(name, folder)
 
 
 def main() -> int:
