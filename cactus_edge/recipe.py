@@ -12,16 +12,17 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
+from collections.abc import Callable
+from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args
 
 from cactus_edge import recipe_values as takes
 from cactus_edge.errors import InputError
 from cactus_edge.recipe_model import NETS, BadLayerError, LayerRecipe, ModelRecipe, expanded, places
+from cactus_edge.recipe_reader import Reader
 
 BUILT_IN = Path(__file__).resolve().parent / "recipes"
 """Folder of the recipes that ship with the package."""
@@ -320,183 +321,95 @@ def parse_recipe(content: str, where: str) -> Recipe:
             f"{where}:{line.group(1) if line else content.count(chr(10)) + 1}: not TOML: {error}",
             hint="compare with a built-in recipe",
         ) from error
-    reader = _Reader(where, _lines(content))
-    recipe: Recipe = reader.record(Recipe, table, ())
-    recipe = reader.with_layers(recipe)
-    reader.cross_check(recipe)
+    reader = Reader(where, content, _SECTIONS)
+    recipe = _with_layers(reader, reader.record(Recipe, table))
+    _cross_check(reader, recipe)
     return recipe
 
 
-_Path = tuple[str | int, ...]
-_Record = TypeVar("_Record")
-
-
-class _Reader:
-    """Reads records out of TOML tables and knows on which line each key stands."""
-
-    def __init__(self, where: str, lines: Mapping[_Path, int]) -> None:
-        self._where = where
-        self._lines = lines
-
-    def error(self, path: _Path, message: str, hint: str) -> InputError:
-        """The error about the key `path`, with the line of the key or of the table that should hold it."""
-        at = path
-        while at and at not in self._lines:
-            at = at[:-1]
-        return InputError(f"{self._where}:{self._lines.get(at, 1)}: {message}", hint=hint)
-
-    def record(self, kind: type[_Record], table: Mapping[str, Any], path: _Path) -> _Record:
-        known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
-        parsers = _parsers(kind)
-        place = f"[{'.'.join(str(p) for p in path if isinstance(p, str))}]" if path else "the top level"
-        for key in table:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-                hint = f"{near[0]}" if near else f"one of {', '.join(known)}"
-                raise self.error((*path, key), f"unknown key {key!r} in {place}", hint)
-        values: dict[str, Any] = {}
-        for name, spec in known.items():
-            if name in table:
-                values[name] = self._value(parsers.get(name), table[name], (*path, name))
-            elif spec.default is MISSING:
-                raise self.error(path, f"{place} lacks {name!r}", f"add {name} there")
-        return kind(**values)
-
-    def _value(self, parse: takes.Parse | None, value: Any, path: _Path) -> Any:
-        try:
-            if parse is not None:
-                return parse(value)
-            section = _SECTIONS[tuple(p for p in path if isinstance(p, str))]
-            if path in (("model", "layer"), ("data", "channel")):
-                if not isinstance(value, list) or not value or not all(isinstance(v, dict) for v in value):
-                    raise takes.BadValueError(f"expected at least one [[{'.'.join(map(str, path))}]] table")
-                return tuple(self.record(section, v, (*path, i)) for i, v in enumerate(value))
-            if path == ("model",) and isinstance(value, str):
-                value = {"module" if ":" in value else "net": value}
-            if not isinstance(value, dict):
-                raise takes.BadValueError("expected a table")
-            return self.record(section, value, path)
-        except takes.BadValueError as error:
-            shown = _shown(value)
-            raise self.error(path, f"{path[-1]} = {shown}: {error}", "change it there") from error
-
-    def with_layers(self, recipe: Recipe) -> Recipe:
-        """The recipe with the layers of the net that it names."""
-        try:
-            return replace(recipe, model=expanded(recipe.model))
-        except takes.BadValueError as error:
-            hint = f"net = {next(iter(NETS))!r}, or a [[model.layer]] table for each hidden layer"
-            raise self.error(("model", "net"), str(error), hint) from error
-
-    def cross_check(self, recipe: Recipe) -> None:
-        """What one key alone cannot tell."""
-        self._check_data(recipe.data)
-        train = recipe.train
-        if train.warmup_epochs + train.ramp_epochs > train.epochs:
-            raise self.error(
-                ("train", "ramp_epochs"),
-                f"warmup_epochs + ramp_epochs = {train.warmup_epochs + train.ramp_epochs} exceed epochs = {train.epochs}",
-                "more epochs or a shorter ramp",
-            )
-        if train.objective != "ibp" and (train.objective == "sabr") != (train.box_ratio < 1):
-            raise self.error(
-                ("train", "box_ratio"),
-                f"box_ratio = {train.box_ratio:g} with objective = {train.objective!r}",
-                "box_ratio below 1" if train.objective == "sabr" else 'box_ratio = 1, or objective = "sabr"',
-            )
-        compress = recipe.compress
-        if compress.average_epochs > compress.finetune_epochs:
-            raise self.error(
-                ("compress", "average_epochs"),
-                f"average_epochs = {compress.average_epochs} exceeds finetune_epochs = {compress.finetune_epochs}",
-                "average at most all of them",
-            )
-        self._check_compression(recipe)
-        try:
-            places(recipe.model.layer)
-        except BadLayerError as error:
-            raise self.error(("model", "layer", error.index, error.key), str(error), error.hint) from error
-
-    def _check_compression(self, recipe: Recipe) -> None:
-        """Keys of [compress] that need one another."""
-        compress, widths = recipe.compress, [i for i, layer in enumerate(recipe.model.layer) if layer.kept]
-        if compress.keep and widths:
-            raise self.error(
-                ("model", "layer", widths[0], "kept"),
-                f"kept stands beside keep = {compress.keep:g} of [compress]",
-                "remove one of them",
-            )
-        for key in ("channel_multiple", "allocation", "budget"):
-            if not compress.keep and getattr(compress, key) != getattr(CompressRecipe, key):
-                raise self.error(
-                    ("compress", key), f"{key} = {getattr(compress, key)!r} says nothing without keep", "add keep = 0.5"
-                )
-        if "sparse" in recipe.train.members and compress.sparsity == "none":
-            raise self.error(
-                ("train", "members"), 'members has "sparse", [compress] has no sparsity', 'sparsity = "2:4" there'
-            )
-
-    def _check_data(self, data: DataRecipe) -> None:
-        if [data.set, data.file, data.folder].count("") != 2:
-            raise self.error(
-                ("data",), "[data] needs one of set, file and folder, and no more than one", 'set = "digits"'
-            )
-        if bool(data.validation_samples) == bool(data.validation_groups):
-            raise self.error(
-                ("data",),
-                "[data] needs validation_samples, or for data with groups validation_groups, and not both",
-                "validation_samples = 500",
-            )
-        of = {"size": bool(data.folder), "channel": bool(data.file), "classes": data.set == "ecg"}
-        of["channels"] = data.set == "har"
-        for key, right in of.items():
-            if getattr(data, key) and not right:
-                raise self.error(
-                    ("data", key), f"{key} means nothing for {data.set or 'this kind of'} data", "leave it out"
-                )
-        if len(data.size) > 2:
-            raise self.error(("data", "size"), f"size has {len(data.size)} numbers", "size = [rows, columns]")
-        for i, channel in enumerate(data.channel):
-            if channel.low >= channel.high:
-                raise self.error(
-                    ("data", "channel", i, "low"), f"the range [{channel.low}, {channel.high}] is empty", "low < high"
-                )
-            if channel.name in [c.name for c in data.channel[:i]]:
-                raise self.error(("data", "channel", i, "name"), f"a second channel {channel.name!r}", "another name")
-
-
-def _parsers(kind: type[Any]) -> dict[str, takes.Parse]:
-    """What each key of the record takes; keys that hold tables have no entry."""
-    hints = get_type_hints(kind, include_extras=True)
-    return {name: hint.__metadata__[0] for name, hint in hints.items() if hasattr(hint, "__metadata__")}
-
-
-def _shown(value: Any) -> str:
+def _with_layers(reader: Reader, recipe: Recipe) -> Recipe:
+    """The recipe with the layers of the net that it names."""
     try:
-        return str(value) if isinstance(value, Decimal) else repr(value)
-    except (ValueError, RecursionError):  # an integer of thousands of digits, lists in lists
-        return "something too long to show"
+        return replace(recipe, model=expanded(recipe.model))
+    except takes.BadValueError as error:
+        hint = f"net = {next(iter(NETS))!r}, or a [[model.layer]] table for each hidden layer"
+        raise reader.error(("model", "net"), str(error), hint) from error
 
 
-_HEADER = re.compile(r"^\s*(\[\[?)\s*([A-Za-z0-9_.\- ]+?)\s*\]\]?")
-_ASSIGNMENT = re.compile(r"^\s*([A-Za-z0-9_\-]+(?:\s*\.\s*[A-Za-z0-9_\-]+)*|\"[^\"]*\")\s*=")
+def _cross_check(reader: Reader, recipe: Recipe) -> None:
+    """What one key alone cannot tell."""
+    _check_data(reader, recipe.data)
+    train = recipe.train
+    if train.warmup_epochs + train.ramp_epochs > train.epochs:
+        raise reader.error(
+            ("train", "ramp_epochs"),
+            f"warmup_epochs + ramp_epochs = {train.warmup_epochs + train.ramp_epochs} exceed epochs = {train.epochs}",
+            "more epochs or a shorter ramp",
+        )
+    if train.objective != "ibp" and (train.objective == "sabr") != (train.box_ratio < 1):
+        raise reader.error(
+            ("train", "box_ratio"),
+            f"box_ratio = {train.box_ratio:g} with objective = {train.objective!r}",
+            "box_ratio below 1" if train.objective == "sabr" else 'box_ratio = 1, or objective = "sabr"',
+        )
+    compress = recipe.compress
+    if compress.average_epochs > compress.finetune_epochs:
+        raise reader.error(
+            ("compress", "average_epochs"),
+            f"average_epochs = {compress.average_epochs} exceeds finetune_epochs = {compress.finetune_epochs}",
+            "average at most all of them",
+        )
+    _check_compression(reader, recipe)
+    try:
+        places(recipe.model.layer)
+    except BadLayerError as error:
+        raise reader.error(("model", "layer", error.index, error.key), str(error), error.hint) from error
 
 
-def _lines(content: str) -> dict[_Path, int]:
-    """Line number (from 1) of each table header and key; elements of an array of tables are numbered from 0."""
-    found: dict[_Path, int] = {}
-    prefix: _Path = ()
-    counts: dict[_Path, int] = {}
-    for number, line in enumerate(content.splitlines(), start=1):
-        if header := _HEADER.match(line):
-            prefix = tuple(part.strip() for part in header.group(2).split("."))
-            found.setdefault(prefix, number)
-            if header.group(1) == "[[":
-                counts[prefix] = counts.get(prefix, -1) + 1
-                prefix = (*prefix, counts[prefix])
-                found[prefix] = number
-        elif key := _ASSIGNMENT.match(line):
-            parts = tuple(part.strip().strip('"') for part in key.group(1).split("."))
-            for depth in range(1, len(parts) + 1):
-                found.setdefault((*prefix, *parts[:depth]), number)
-    return found
+def _check_compression(reader: Reader, recipe: Recipe) -> None:
+    """Keys of [compress] that need one another."""
+    compress, widths = recipe.compress, [i for i, layer in enumerate(recipe.model.layer) if layer.kept]
+    if compress.keep and widths:
+        raise reader.error(
+            ("model", "layer", widths[0], "kept"),
+            f"kept stands beside keep = {compress.keep:g} of [compress]",
+            "remove one of them",
+        )
+    for key in ("channel_multiple", "allocation", "budget"):
+        if not compress.keep and getattr(compress, key) != getattr(CompressRecipe, key):
+            raise reader.error(
+                ("compress", key), f"{key} = {getattr(compress, key)!r} says nothing without keep", "add keep = 0.5"
+            )
+    if "sparse" in recipe.train.members and compress.sparsity == "none":
+        raise reader.error(
+            ("train", "members"), 'members has "sparse", [compress] has no sparsity', 'sparsity = "2:4" there'
+        )
+
+
+def _check_data(reader: Reader, data: DataRecipe) -> None:
+    if [data.set, data.file, data.folder].count("") != 2:
+        raise reader.error(
+            ("data",), "[data] needs one of set, file and folder, and no more than one", 'set = "digits"'
+        )
+    if bool(data.validation_samples) == bool(data.validation_groups):
+        raise reader.error(
+            ("data",),
+            "[data] needs validation_samples, or for data with groups validation_groups, and not both",
+            "validation_samples = 500",
+        )
+    of = {"size": bool(data.folder), "channel": bool(data.file), "classes": data.set == "ecg"}
+    of["channels"] = data.set == "har"
+    for key, right in of.items():
+        if getattr(data, key) and not right:
+            raise reader.error(
+                ("data", key), f"{key} means nothing for {data.set or 'this kind of'} data", "leave it out"
+            )
+    if len(data.size) > 2:
+        raise reader.error(("data", "size"), f"size has {len(data.size)} numbers", "size = [rows, columns]")
+    for i, channel in enumerate(data.channel):
+        if channel.low >= channel.high:
+            raise reader.error(
+                ("data", "channel", i, "low"), f"the range [{channel.low}, {channel.high}] is empty", "low < high"
+            )
+        if channel.name in [c.name for c in data.channel[:i]]:
+            raise reader.error(("data", "channel", i, "name"), f"a second channel {channel.name!r}", "another name")

@@ -125,14 +125,13 @@ def add_parser(verbs: Any) -> None:
         help="instead of proofs a *probabilistic* bound (CC-Cert) for random brightness, contrast, rotation, translation or blur, "
         "as rotation=10,blur+brightness=0.1; --out is then a report and no certificate",
     )
-    p.add_argument("--samples", type=int, default=100, help="with --semantic: draws for each of the ten estimates")
+    p.add_argument("--samples", type=int, help="with --semantic: draws for each of the ten estimates (default 100)")
     p.add_argument(
         "--confidence",
         type=float,
-        default=1e-4,
-        help="with --semantic: the chance of losing has to be bounded below this",
+        help="with --semantic: the chance of losing has to be bounded below this (default 1e-4)",
     )
-    p.add_argument("--seed", type=int, default=0, help="with --semantic: of the draws")
+    p.add_argument("--seed", type=int, help="with --semantic: of the draws (default 0)")
     p.set_defaults(run=run)
 
 
@@ -140,6 +139,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Certifies, writes the certificate, prints the verdict; or bounds chances, and writes and prints those."""
     if arguments.semantic:
         return _semantic(arguments)
+    if given := next((name for name in DRAWS if getattr(arguments, name) is not None), None):
+        raise InputError(f"--{given} is about random draws", hint="--semantic")
     if arguments.max_eps:
         return _max_eps(arguments)
     if arguments.plot is not None:
@@ -179,6 +180,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 REGION = ("eps", "noise", "patch", "brightness", "contrast", "pivot", "cells")
 """The flags that say what may change."""
+
+DRAWS = ("samples", "confidence", "seed")
+"""The flags of --semantic."""
 
 
 def _alone(arguments: argparse.Namespace, flag: str, *others: str) -> None:
@@ -221,12 +225,10 @@ def _semantic(arguments: argparse.Namespace) -> int:
         arguments.model,
         arguments.data,
         arguments.semantic,
-        samples=arguments.samples,
-        confidence=arguments.confidence,
-        seed=arguments.seed,
         domain=arguments.domain,
         profile=arguments.profile,
         out=arguments.out,
+        **{name: value for name in DRAWS if (value := getattr(arguments, name)) is not None},
     )
     print(pairs([*report.summary(), ("report", str(arguments.out))]))
     enough = arguments.require is None or 100 * min(report.shares) >= arguments.require

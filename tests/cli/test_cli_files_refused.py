@@ -80,6 +80,12 @@ def test_certify_refuses_bad_steps(model: Path, data: Path, tmp_path: Path, caps
     refused([*command, "--out", str(tmp_path / "c.json")], capsys, "eps")
 
 
+@pytest.mark.parametrize("flag", ["samples", "confidence", "seed"])
+def test_draws_mean_nothing_without_semantic(model: Path, data: Path, tmp_path: Path, capsys: Shown, flag: str) -> None:
+    command = ["certify", str(model), "--data", str(data), "--eps", "1/16", f"--{flag}", "1"]
+    refused([*command, "--out", str(tmp_path / "c.json")], capsys, f"--{flag} is about random draws")
+
+
 def test_certify_as_a_function_takes_the_unit(kws: Path, kws_data: Path) -> None:
     x, y = read_inputs(kws_data)
     assert y is not None
