@@ -98,6 +98,16 @@ class Group:
         return not any(entry.dominated_by(other) for other in self.entries)
 
     @property
+    def labels(self) -> list[str]:
+        """The entries' folders by their last part, where that tells them apart."""
+        short = [PurePath(e.name).name for e in self.entries]
+        return short if len(set(short)) == len(short) else [e.name for e in self.entries]
+
+    def label(self, entry: Entry) -> str:
+        """The entry's own of `labels`."""
+        return self.labels[self.entries.index(entry)]
+
+    @property
     def title(self) -> str:
         """The question in words."""
         q = self.question
@@ -189,7 +199,7 @@ def latency(entry: Entry) -> str:
 
 COLUMNS = (
     _Column("", lambda e, g: "*" if g.best(e) and len(g.entries) > 1 else "", right=False),
-    _Column("network", lambda e, _: e.name, right=False),
+    _Column("network", lambda e, g: g.label(e), right=False),
     _Column("trained by", lambda e, _: e.trained_by, right=False),
     _Column("target", lambda e, _: f"{e.target or 'none'}, {e.profile}", right=False),
     _Column("clean", lambda e, _: score(e.clean)),
@@ -217,15 +227,12 @@ def _plots(group: Group, number: int) -> list[tuple[str, Markup]]:
     """(caption, SVG) of each plot."""
     from markupsafe import Markup
 
-    short = [PurePath(e.name).name for e in group.entries]
-    labels = short if len(set(short)) == len(short) else [e.name for e in group.entries]
-
     def scatter(
         key: str, title: str, label: str, at: Callable[[Entry], float | None], front: bool
     ) -> tuple[str, Markup]:
         points = [
             (label, x, 100 * e.certified.fraction, front and group.best(e))
-            for label, e in zip(labels, group.entries, strict=True)
+            for label, e in zip(group.labels, group.entries, strict=True)
             if (x := at(e)) is not None
         ]
         return title, Markup(scatter_svg(f"{key}{number}", title, label, "certified int8, %", points))

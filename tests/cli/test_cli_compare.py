@@ -26,6 +26,12 @@ def run_folder(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal on which no cell is wrapped, whoever runs the tests."""
+    monkeypatch.setenv("COLUMNS", "1000")
+
+
 def compare_command(*folders: Path, options: tuple[str, ...] = ()) -> list[str]:
     """`compare`, on one thread."""
     return ["compare", *map(str, folders), "--threads=1", *options]

@@ -18,7 +18,7 @@ from cactus_edge.train.objectives import OBJECTIVES
 
 
 def test_the_table_names_every_recipe(capsys: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "0")
+    monkeypatch.setenv("COLUMNS", "1000")
     assert main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[2:]] == list(names())
