@@ -57,7 +57,8 @@ def measure(network: Network, eps: str, budget: str, processes: int) -> Row:
         standing[open_] = survivors(rest.part(open_), lower[open_], upper[open_])
     count, sure = len(network.y), int(plain.certified.sum())
     attacked = sure + int((standing & ~refuted).sum())
-    intervals, complete = (attacked - sure) / count, (attacked - sure - int(robust.sum())) / count
+    before = attacked - sure
+    after = before - int(robust.sum())
     return {
         "samples": count,
         "eps": eps,
@@ -66,9 +67,9 @@ def measure(network: Network, eps: str, budget: str, processes: int) -> Row:
         "intervals": sure / count,
         "lines": (sure + int(lined.sum())) / count,
         "complete": (sure + int(robust.sum())) / count,
-        "interval_gap": intervals,
-        "gap": complete,
-        "share": complete / intervals if intervals else 0.0,
+        "interval_gap": before / count,
+        "gap": after / count,
+        "share": after / before if before else 0.0,
         "budget": budget,
     }
 
