@@ -97,7 +97,10 @@ def spread(rows: list[Row], key: str) -> str:
 
 
 def goals(group: Group, rows: dict[Case, list[Row]]) -> list[Target]:
-    """The group's goals for ours, as far as the rows that they compare are here."""
+    """The group's goals for ours, as far as the rows that they compare are here.
+
+    Methods are compared by intervals; what ours must reach is by all engines, where those saw the whole test set.
+    """
     of = {
         role: [found for case, found in rows.items() if case.role == role]
         for role in ("ours", "baseline", "uncompressed")
@@ -114,7 +117,7 @@ def goals(group: Group, rows: dict[Case, list[Row]]) -> list[Target]:
     if "clean" in found:
         targets.append(Target(f"{name}: clean, %", 100 * median(ours, "clean"), found["clean"]))
     if "certified" in found:
-        targets.append(Target(f"{name}: certified, %", certified, found["certified"]))
+        targets.append(Target(f"{name}: certified, %", 100 * proved(ours), found["certified"]))
     if "bytes" in found:
         targets.append(Target(f"{name}: bytes", max(r["bytes"] for r in ours), found["bytes"], at_most=True))
     if "ahead" in found and of["baseline"]:
@@ -126,6 +129,12 @@ def goals(group: Group, rows: dict[Case, list[Row]]) -> list[Target]:
             Target(f"{name}: certified behind the uncompressed, points", behind, found["behind"], at_most=True)
         )
     return targets
+
+
+def proved(rows: list[Row]) -> float:
+    """Certified share of the whole test set by the best engine that saw all of it."""
+    whole = [{"certified": r["best"]["certified"]} for r in rows if r.get("best", {}).get("samples") == r["samples"]]
+    return median(whole if len(whole) == len(rows) else rows, "certified")
 
 
 if __name__ == "__main__":
