@@ -34,10 +34,11 @@ from cactus_edge.errors import InternalError
 from cactus_edge.process import settle
 from cactus_edge.recipe import Recipe, load_recipe
 from cactus_edge.train.bounds import ball
+from cactus_edge.train.build import build
 from cactus_edge.train.data import load_dataset
 from cactus_edge.train.loop import to_torch
 from cactus_edge.train.methods import METHODS
-from cactus_edge.train.models import Network, build
+from cactus_edge.train.models import Network
 from cactus_edge.train.objectives.loss import Batch, Step
 from cactus_edge.train.prune import choose
 from cactus_edge.train.updates import clipped
