@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from cactus_edge.train.folded import Affine, Folded, plan
 from cactus_edge.train.models import linear, walk
@@ -78,7 +80,51 @@ def join(affine: Affine, pre: Box, other: Box | None) -> Box:
 
 def activate(affine: Affine, pre: Box) -> Box:
     """Box after ReLU and the activation grid, both non-decreasing: the ends map to the ends."""
+    if affine.layer.relu and affine.ceiling is None:
+        return Box(*_Rectified.apply(pre.centre, pre.radius))  # type: ignore[no-untyped-call]
+    if affine.layer.relu and affine.levels > 0:
+        assert affine.ceiling is not None
+        step = affine.ceiling / affine.levels
+        return Box(*_RectifiedToGrid.apply(pre.centre, pre.radius, step, affine.levels))  # type: ignore[no-untyped-call]
     return box(affine.post(pre.lower), affine.post(pre.upper))
+
+
+class _Rectified(torch.autograd.Function):
+    """box(relu(lower), relu(upper)) in few passes over memory, which is what boxes cost beside convolutions."""
+
+    @staticmethod
+    def forward(ctx: Any, centre: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
+        lower, upper = (centre - radius).relu_(), (centre + radius).relu_()
+        ctx.save_for_backward(lower, upper)
+        return (lower + upper).mul_(0.5), (upper - lower).mul_(0.5)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_centre: Tensor, by_radius: Tensor) -> tuple[Tensor, Tensor]:
+        lower, upper = ctx.saved_tensors
+        low = torch.ops.aten.threshold_backward(by_centre - by_radius, lower, 0)
+        high = torch.ops.aten.threshold_backward(by_centre + by_radius, upper, 0)
+        return (high + low).mul_(0.5), (high - low).mul_(0.5)
+
+
+class _RectifiedToGrid(torch.autograd.Function):
+    """The same, rounded to step * {0, ..., levels}: gradients straight through inside the range, as `round_to_grid`'s."""
+
+    @staticmethod
+    def forward(ctx: Any, centre: Tensor, radius: Tensor, step: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+        lower, upper = (centre - radius).mul_(1 / step), (centre + radius).mul_(1 / step)
+        ctx.save_for_backward(lower, upper)
+        ctx.end = levels + 0.5
+        low, high = lower.clamp(0, levels).round_(), upper.clamp(0, levels).round_()
+        return (low + high).mul_(step / 2), (high - low).mul_(step / 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_centre: Tensor, by_radius: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        lower, upper = ctx.saved_tensors
+        low = torch.ops.aten.hardtanh_backward(by_centre - by_radius, lower, 0, ctx.end)
+        high = torch.ops.aten.hardtanh_backward(by_centre + by_radius, upper, 0, ctx.end)
+        return (high + low).mul_(0.5), (high - low).mul_(0.5), None, None
 
 
 @dataclass(frozen=True)

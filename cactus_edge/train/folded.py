@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from cactus_edge.train.models import NORM_EPSILON, Layer, Layers, linear, per_channel, pooled, walk
 
@@ -47,7 +48,7 @@ class Affine:
 
     def map(self, x: Tensor) -> Tensor:
         """weight * x + bias of x that was `read`. [N, I, H, W] -> [N, O, H', W']."""
-        return linear(x, self.weight, self.layer) + per_channel(self.bias)
+        return linear(x, self.weight, self.layer, self.bias)
 
     def pre(self, x: Tensor) -> Tensor:
         """weight * pool(x) + bias. [N, I, H, W] -> [N, O, H', W']."""
@@ -157,7 +158,7 @@ def fold_batch(layers: Layers, x: Tensor) -> Pass:
             net.append(_fold(layer, None))
             z = net[-1].pre(read)
         else:
-            raw = linear(pooled(read, layer), layer.weight, layer) + per_channel(layer.bias)
+            raw = linear(pooled(read, layer), layer.weight, layer, layer.bias)
             mean, var = moments(raw)
             net.append(_fold(layer, (mean, var)))
             scale = layer.norm.gamma * torch.rsqrt(var + NORM_EPSILON)
@@ -182,8 +183,27 @@ def ranges(affine: Affine, z: Tensor, y: Tensor) -> tuple[Tensor, ...]:
 
 def moments(z: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance [C] per channel of z [N, C, H, W], in two passes (torch.var is a scalar loop on a CPU)."""
-    mean = z.mean((0, 2, 3))
-    return mean, (z - per_channel(mean)).square().mean((0, 2, 3))
+    found: tuple[Tensor, Tensor] = _Moments.apply(z)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Moments(torch.autograd.Function):
+    """d mean / dz = 1 / n and d var / dz = 2 (z - mean) / n, in one pass: what autograd finds takes several."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> tuple[Tensor, Tensor]:
+        mean = z.mean((0, 2, 3))
+        apart = z - per_channel(mean)
+        ctx.save_for_backward(apart)
+        return mean, apart.square().mean((0, 2, 3))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_mean: Tensor, by_var: Tensor) -> Tensor:
+        (apart,) = ctx.saved_tensors
+        count = apart.numel() // apart.shape[1]
+        found: Tensor = apart * per_channel(by_var * (2 / count))
+        return found.add_(per_channel(by_mean / count))
 
 
 def statistics(layers: Layers, x: Tensor) -> tuple[tuple[Tensor, Tensor] | None, ...]:
@@ -192,7 +212,7 @@ def statistics(layers: Layers, x: Tensor) -> tuple[tuple[Tensor, Tensor] | None,
 
     def step(i: int, read: Tensor, other: Tensor | None) -> Tensor:
         layer = layers[i]
-        z = linear(pooled(read, layer), layer.weight, layer) + per_channel(layer.bias)
+        z = linear(pooled(read, layer), layer.weight, layer, layer.bias)
         found.append(None if layer.norm is None else moments(z))
         return _fold(layer, found[-1]).apply(read, other)
 

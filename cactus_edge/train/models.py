@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -103,14 +104,26 @@ def walk(layers: Sequence[Layer], x: _Value, step: Callable[[int, _Value, _Value
     return values[len(layers) - 1]
 
 
-def linear(x: Tensor, weight: Tensor, layer: Layer) -> Tensor:
-    """weight * x with the geometry of `layer`, without bias. x [N, I, H, W], pooled if it is -> [N, O, H', W']."""
+def linear(x: Tensor, weight: Tensor, layer: Layer, bias: Tensor | None = None) -> Tensor:
+    """weight * x (+ bias) with the geometry of `layer`. x [N, I, H, W], pooled if it is -> [N, O, H', W']."""
     if layer.dense:
-        return (x.flatten(1) @ weight.flatten(1).T)[:, :, None, None]
-    p, groups = layer.padding, len(weight) if layer.depthwise else 1
+        return F.linear(x.flatten(1), weight.flatten(1), bias)[:, :, None, None]
+    x, p, groups = channels_last(x), layer.padding, len(weight) if layer.depthwise else 1
     if p.top == p.bottom and p.left == p.right:
-        return F.conv2d(x, weight, stride=layer.stride, padding=(p.top, p.left), groups=groups)
-    return F.conv2d(F.pad(x, (p.left, p.right, p.top, p.bottom)), weight, stride=layer.stride, groups=groups)
+        return F.conv2d(x, weight, bias, layer.stride, (p.top, p.left), groups=groups)
+    return F.conv2d(F.pad(x, (p.left, p.right, p.top, p.bottom)), weight, bias, layer.stride, groups=groups)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """x [N, C, H, W] with its channels side by side in memory on a CPU, whose convolutions are a third faster on it; else x.
+
+    What follows keeps the layout, so that only the network's input is ever moved.
+    """
+    if x.device.type != "cpu":
+        return x
+    if x.shape[1] == 1:  # both layouts at once: told apart by the strides alone
+        return x.flatten(0, 1)[..., None].permute(0, 3, 1, 2)
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def pooled(x: Tensor, layer: Layer) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -11,9 +12,9 @@ from torch import Tensor
 
 from cactus_edge.train import bounds
 from cactus_edge.train.attacks import pgd
-from cactus_edge.train.bounds import Box, ball, holds, logits
+from cactus_edge.train.bounds import Box, activate, ball, box, holds, logits
 from cactus_edge.train.fakequant import fake_quantise, peaks
-from cactus_edge.train.folded import Folded, detach, fold, fold_batch, forward
+from cactus_edge.train.folded import Affine, Folded, detach, fold, fold_batch, forward, moments
 from cactus_edge.train.models import Network
 
 UNIT = (Fraction(0), Fraction(1))
@@ -113,3 +114,35 @@ def test_gradients_reach_every_parameter_through_the_statistics(make_network: Ma
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None and float(parameter.grad.abs().sum()) > 0, name
+
+
+def _plain_activation(affine: Affine, pre: Box) -> Box:
+    return box(affine.post(pre.lower), affine.post(pre.upper))
+
+
+@pytest.mark.parametrize("levels", [None, 255, 127])
+def test_boxes_through_activations_are_those_of_their_ends(make_network: Make, levels: int | None) -> None:
+    """Values and gradients of the one-pass form, in either memory layout."""
+    generator = torch.Generator().manual_seed(0)
+    affine = detach(fold(make_network().layers()))[0]
+    if levels is not None:
+        affine = replace(affine, ceiling=torch.tensor(0.7), levels=levels)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        ends = [torch.randn((4, 5, 3, 3), generator=generator).to(memory_format=layout) for _ in range(4)]
+        pre = Box(ends[0].requires_grad_(), ends[1].abs().requires_grad_())
+        found, expected = activate(affine, pre), _plain_activation(affine, pre)
+        for a, b in ((found.centre, expected.centre), (found.radius, expected.radius)):
+            assert torch.allclose(a, b, atol=1e-6)
+        inputs = (pre.centre, pre.radius)
+        ours, theirs = (
+            torch.autograd.grad((r.centre * ends[2] + r.radius * ends[3]).sum(), inputs) for r in (found, expected)
+        )
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_moments_and_their_gradients() -> None:
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn((6, 3, 4, 5), generator=generator, dtype=torch.float64).requires_grad_()
+    mean, var = moments(z)
+    assert torch.allclose(mean, z.mean((0, 2, 3))) and torch.allclose(var, z.var((0, 2, 3), unbiased=False))
+    assert torch.autograd.gradcheck(moments, z)

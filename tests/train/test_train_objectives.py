@@ -16,14 +16,14 @@ from torch import Tensor
 from cactus_edge.errors import InputError
 from cactus_edge.recipe import Recipe, parse_recipe
 from cactus_edge.train.attacks import Attack, climb
-from cactus_edge.train.bounds import ball, propagate
+from cactus_edge.train.bounds import Bounds, Box, ball, propagate
 from cactus_edge.train.data import Dataset
 from cactus_edge.train.folded import detach, fold, fold_batch, forward
 from cactus_edge.train.loop import train
 from cactus_edge.train.models import Network
 from cactus_edge.train.objectives import OBJECTIVES, expressive
 from cactus_edge.train.objectives.expressive import cc_ibp, exp_ibp, mtl_ibp
-from cactus_edge.train.objectives.ibp import IBP
+from cactus_edge.train.objectives.ibp import IBP, warmup_regulariser
 from cactus_edge.train.objectives.loss import Batch, Loss, Member, MemberLoss, Step
 from cactus_edge.train.objectives.qa_ibp import hinge_and_width
 from cactus_edge.train.stages import over_members
@@ -168,3 +168,33 @@ def test_objectives_that_do_not_go_with_their_keys(tiny_text: str, keys: str, wo
 
 def test_the_objective_is_part_of_the_digest_once_it_is_another(tiny: Recipe) -> None:
     assert _recipe(tiny, "ibp").digest() == tiny.digest() != _recipe(tiny, "cc-ibp").digest()
+
+
+def _plain_regulariser(bounds: Bounds, region: Box) -> Tensor:
+    """The formula of Shi et al. as it is written."""
+
+    def short(ratio: Tensor) -> Tensor:
+        return F.relu(0.5 - ratio) / 0.5
+
+    total, start = torch.zeros(()), region.radius.mean()
+    for pre in bounds.rectified:
+        total = total + short(start / pre.radius.mean())
+        active, inactive = (pre.lower > 0).float(), (pre.upper < 0).float()
+        spread = (pre.centre - pre.centre.mean()) ** 2
+        halves = [(pre.centre * active, -pre.centre * inactive), (spread * active, spread * inactive)]
+        for a, b in ((a.mean(), b.mean()) for a, b in halves):
+            total = total + short(torch.minimum(a, b) / torch.maximum(a, b).clamp(min=1e-9))
+    return total / len(bounds.rectified)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_regulariser_and_its_gradient(make_network: Make, seed: int) -> None:
+    network, batch = make_network(seed), _batch(0.05, seed)
+    gradients = []
+    for regulariser in (warmup_regulariser, _plain_regulariser):
+        bounds = propagate(fold_batch(network.layers(), batch.x).net, batch.region, batch.y)
+        value = regulariser(bounds, batch.region)
+        found = torch.autograd.grad(value, [p for p in network.parameters() if p.requires_grad], allow_unused=True)
+        gradients.append([value, *(g for g in found if g is not None)])
+    assert float(gradients[1][0].detach()) > 0
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*gradients, strict=True))
