@@ -52,6 +52,11 @@ machine = "{platform.machine()}"
 cpu = "this one"
 evidence = "this test"
 note = ""
+[kernels]
+channel_multiple = 1
+sparse = ""
+weight_bits = [8]
+source = "this test"
 [ssh]
 connect_s = 10.0
 idle_s = 60.0

@@ -31,7 +31,7 @@ ALONE = """
 import sys
 from importlib.abc import MetaPathFinder
 
-OTHERS = ("cactus_edge.formats", "cactus_edge.certify.", "cactus_edge.train", "cactus_edge.device", "cactus_edge.report")
+OTHERS = ("cactus_edge.formats", "cactus_edge.certify.", "cactus_edge.train.", "cactus_edge.device", "cactus_edge.report")
 
 class Only(MetaPathFinder):
     def find_spec(self, name, path, target=None):
