@@ -7,7 +7,7 @@ include those of every other criterion, and the file of each is decided by `veri
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -83,6 +83,11 @@ def calibrate(net: Folded, dataset: Dataset, recipe: Recipe) -> Calibration:
         candidates = [*bench.possible(bench.proposed()), *others]
     if not candidates:
         raise ModelError("no candidate of the calibration makes a network whose integers fit their types")
+    return chosen(candidates, others)
+
+
+def chosen(candidates: Sequence[Calibration], others: Sequence[Calibration]) -> Calibration:
+    """Of the candidates that certify at least as many as each of `others`, that with most certified and correct, then most certified."""
     floor = max((c.certified for c in others), default=0)
     enough = [c for c in candidates if c.certified >= floor]
     return max(enough, key=lambda c: (c.certified + c.correct, c.certified))

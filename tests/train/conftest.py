@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-import torch
+from train_kit import shaken
 
 from cactus_edge.recipe import Recipe, parse_recipe
 from cactus_edge.train.build import build
@@ -84,17 +84,6 @@ def make_network() -> Callable[..., Network]:
         text = TINY.replace("[model]\n", head + first).replace("channels = 6\nkept = 4\nstride = 2\n", second)
         model = parse_recipe(text, "made.toml").model
         layers = tuple(replace(layer, channels=n, kept=0) for layer, n in zip(model.layer, widths, strict=True))
-        network = build(replace(model, layer=layers), (7, 6, 2), 4, seed)
-        generator = torch.Generator().manual_seed(seed + 1000)
-        with torch.no_grad():
-            for layer in network.layers():
-                layer.bias.copy_(torch.randn(layer.bias.shape, generator=generator) * 0.1)
-                layer.weight.mul_(3)
-                if layer.norm is not None:
-                    for tensor in layer.norm.gamma, layer.norm.var:
-                        tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.3)
-                    for tensor in layer.norm.beta, layer.norm.mean:
-                        tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.2)
-        return network
+        return shaken(build(replace(model, layer=layers), (7, 6, 2), 4, seed), seed)
 
     return make

@@ -16,7 +16,7 @@ from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.lowering import lower
 from cactus_edge.recipe import BUILT_IN, Recipe, parse_recipe
 from cactus_edge.train import calibrate as module
-from cactus_edge.train.calibrate import calibrate
+from cactus_edge.train.calibrate import calibrate, chosen
 from cactus_edge.train.data import Dataset
 from cactus_edge.train.fakequant import clamp, fake_quantise, peaks
 from cactus_edge.train.folded import Folded, detach, fold, forward
@@ -235,6 +235,19 @@ def test_the_choice_certifies_no_less_than_any_criterion(
         assert (int(found.certified.sum()), int(found.correct.sum())) == (theirs.certified, theirs.correct)
         assert theirs.chosen.startswith(name) and not theirs.weight_clips and not theirs.bias_shifts
         assert ours.certified >= theirs.certified and ours.samples == theirs.samples == 60
+
+
+def counted(certified: int, correct: int) -> Calibration:
+    return Calibration((), (), 1.0, 1.0, 0, certified, correct, 100)
+
+
+def test_accuracy_never_buys_back_what_a_usual_criterion_certifies() -> None:
+    """80 + 95 is more than 82 + 90, but another criterion certifies 82; of equal sums the most certified wins."""
+    usual, accurate, even, better = counted(82, 90), counted(80, 95), counted(83, 89), counted(82, 93)
+    assert chosen([accurate, usual], [usual]) is usual
+    assert chosen([accurate], []) is accurate
+    assert chosen([usual, even], [usual]) is even
+    assert chosen([accurate, usual, even, better], [usual]) is better
 
 
 def test_the_choice_is_the_same_again(tiny: Recipe, few_digits: Dataset, trained: Folded) -> None:

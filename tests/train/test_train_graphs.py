@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from train_kit import shaken
 
 from cactus_edge.certify.find import find
 from cactus_edge.errors import InternalError
@@ -74,18 +75,7 @@ def _recipe(seed: int) -> ModelRecipe:
 
 
 def _network(seed: int) -> Network:
-    network = build(_recipe(seed), SHAPE, 4, seed)
-    generator = torch.Generator().manual_seed(seed + 1000)
-    with torch.no_grad():
-        for layer in network.layers():
-            layer.bias.copy_(torch.randn(layer.bias.shape, generator=generator) * 0.1)
-            layer.weight.mul_(3)
-            if layer.norm is not None:
-                for tensor in layer.norm.gamma, layer.norm.var:
-                    tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.3)
-                for tensor in layer.norm.beta, layer.norm.mean:
-                    tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.2)
-    return network
+    return shaken(build(_recipe(seed), SHAPE, 4, seed), seed)
 
 
 def _folded(seed: int) -> Folded:

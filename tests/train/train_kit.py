@@ -1,10 +1,13 @@
-"""What tests of training share: Ctrl-C at a chosen epoch, and a history without its times."""
+"""What tests of training share: Ctrl-C at a chosen epoch, a history without its times, networks with random statistics."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
 from cactus_edge.train.loop import EpochStats, TrainedModel
+from cactus_edge.train.models import Network
 
 
 class CtrlC:
@@ -22,3 +25,18 @@ class CtrlC:
 def untimed(model: TrainedModel) -> list[EpochStats]:
     """The history but for how long it took."""
     return [replace(s, seconds=0, cpu_seconds=0) for s in model.history]
+
+
+def shaken(network: Network, seed: int) -> Network:
+    """The network with larger weights, and biases and normalisation drawn at random: nothing is 0 or 1 by chance of a new one."""
+    generator = torch.Generator().manual_seed(seed + 1000)
+    with torch.no_grad():
+        for layer in network.layers():
+            layer.bias.copy_(torch.randn(layer.bias.shape, generator=generator) * 0.1)
+            layer.weight.mul_(3)
+            if layer.norm is not None:
+                for tensor in layer.norm.gamma, layer.norm.var:
+                    tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.3)
+                for tensor in layer.norm.beta, layer.norm.mean:
+                    tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.2)
+    return network
