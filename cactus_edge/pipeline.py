@@ -184,16 +184,20 @@ class Chain:
         } | ({"live": True} if o.live else {})
 
     def _train(self, advance: Advance) -> TrainedModel:
+        from cactus_edge.runs import read_run
         from cactus_edge.train.loop import EpochStats, planned, train
 
-        plan = planned(self.recipe)
+        trained = self.options.trained
+        # A run's network is the one that it trained, whatever grid this target asks for afterwards.
+        recipe = read_run(trained).recipe if trained else self.recipe
+        plan = planned(recipe)
 
         def on_epoch(e: EpochStats) -> None:
             shown = f"certified {e.val_certified:.1%} of validation at full precision"
             advance(e.number(plan), sum(plan.values()), shown)
 
-        workdir = self.options.trained or self.folder / ".train"
-        return train(self.recipe, self.dataset, workdir, on_epoch=on_epoch, threads=self.options.threads or None)
+        workdir = trained or self.folder / ".train"
+        return train(recipe, self.dataset, workdir, on_epoch=on_epoch, threads=self.options.threads or None)
 
     def train(self, advance: Advance) -> Result:
         """Trains over the network set, removes channels for good, fine-tunes the network that ships."""

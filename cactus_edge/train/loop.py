@@ -137,6 +137,9 @@ def run_key(recipe: Recipe, dataset: Dataset, method: str | None = None, seed: i
         recipe.train.method if method is None else method,
         recipe.train.seed if seed is None else seed,
     ]
+    rounded = {"quantised", "joint"} & {*recipe.train.members, *recipe.compress.members}
+    if recipe.quantise.symmetric and rounded:  # else nothing in training knows the number of levels
+        content.append(recipe.quantise.levels)
     start = own_start(recipe.model, dataset.shape, len(dataset.labels), recipe.train.seed if seed is None else seed)
     return hashlib.sha256(json.dumps(content + start).encode()).hexdigest()
 

@@ -119,6 +119,14 @@ def test_a_run_is_exported_as_its_recipe_is_built(
     assert manifest["recipe"]["name"] == "tiny"
 
 
+def test_another_grid_takes_the_network_of_the_run(run_folder: Path, tmp_path: Path, no_epochs: None) -> None:
+    """A Jetson's file is symmetric; the run's network, rounded to other levels while it trained, is still the one that ships."""
+    out = tmp_path / "jetson"
+    assert main(["build", f"--run={run_folder}", "--target=jetson", f"--out={out}", "--quiet"]) == 0
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert manifest["recipe"]["quantise"]["symmetric"] and not (out / ".train").exists()
+
+
 def test_two_processes_give_the_bits_of_one(recipe: Path, tmp_path: Path) -> None:
     """Training that two processes of torchrun finished is taken up, finished, by one; and trained by one from the start."""
     short = recipe.read_text().replace("epochs = 3", "epochs = 2").replace("ramp_epochs = 1", "ramp_epochs = 0")

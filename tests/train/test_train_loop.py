@@ -133,6 +133,17 @@ def test_the_key_follows_what_decides_the_weights(tiny: Recipe, few_digits: Data
     assert key == run_key(replace(tiny, description="other words"), few_digits)
 
 
+def test_the_key_knows_the_levels_of_members_in_int8(tiny: Recipe, few_digits: Dataset) -> None:
+    for member, differ in (("quantised", True), ("full", False)):
+        recipe = replace(
+            tiny,
+            train=replace(tiny.train, members=("full",)),
+            compress=replace(tiny.compress, members=(member,)),
+        )
+        symmetric = replace(recipe, quantise=replace(recipe.quantise, symmetric=True))
+        assert (run_key(symmetric, few_digits) != run_key(recipe, few_digits)) == differ, member
+
+
 def test_the_baseline_is_the_small_network_for_as_many_epochs(
     tiny: Recipe, few_digits: Dataset, tmp_path: Path
 ) -> None:
