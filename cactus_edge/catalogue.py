@@ -27,30 +27,30 @@ class Paper:
 
 
 OBJECTIVES = {
-    "ibp": Paper("IBP", "Gowal et al. 2018, 1810.12715; Shi et al. 2021, 2103.17268", "loss over interval bounds of the region"),
-    "sabr": Paper("SABR", "Mueller et al. 2023, 2210.04871", "loss over a small box around an adversarial point"),
-    "crown-ibp": Paper("CROWN-IBP", "Zhang et al. 2020, 1906.06316", "loss over linear bounds, then interval bounds"),
-    "mtl-ibp": Paper("MTL-IBP", "De Palma et al. 2024, 2305.13991", "mean of adversarial and interval loss"),
-    "cc-ibp": Paper("CC-IBP", "De Palma et al. 2024, 2305.13991", "loss of adversarial and interval logits, mixed"),
-    "exp-ibp": Paper("Exp-IBP", "De Palma et al. 2024, 2305.13991", "geometric mean of adversarial and interval loss"),
-    "qa-ibp": Paper("QA-IBP", "Lechner et al. 2023, 2211.16187", "interval bounds through int8 weights and activations"),
+    "ibp": Paper("IBP", "Gowal et al. 2018, arXiv 1810.12715; Shi et al. 2021, arXiv 2103.17268", "loss over interval bounds of the region"),
+    "sabr": Paper("SABR", "Mueller et al. 2023, arXiv 2210.04871", "loss over a small box around an adversarial point"),
+    "crown-ibp": Paper("CROWN-IBP", "Zhang et al. 2020, arXiv 1906.06316", "loss over linear bounds, then interval bounds"),
+    "mtl-ibp": Paper("MTL-IBP", "De Palma et al. 2024, arXiv 2305.13991", "mean of adversarial and interval loss"),
+    "cc-ibp": Paper("CC-IBP", "De Palma et al. 2024, arXiv 2305.13991", "loss of adversarial and interval logits, mixed"),
+    "exp-ibp": Paper("Exp-IBP", "De Palma et al. 2024, arXiv 2305.13991", "geometric mean of adversarial and interval loss"),
+    "qa-ibp": Paper("QA-IBP", "Lechner et al. 2023, arXiv 2211.16187", "interval bounds through int8 weights and activations"),
 }  # fmt: skip
 """By name in recipes: the certified loss."""
 
 _REMOVED = "certified training; channels removed afterwards by "
 METHODS = {
-    "cactus": Paper("CACTUS", "Xu and Singh 2025, 2506.11992", "certified loss, mean over a set of compressed networks"),
+    "cactus": Paper("CACTUS", "Xu and Singh 2025, arXiv 2506.11992", "certified loss, mean over a set of compressed networks"),
     "small": Paper("small network", "", "certified loss of the final shape from the start"),
     "uncompressed": Paper("uncompressed", "", "certified loss of the whole network; nothing is removed"),
-    "posthoc-l1": Paper("post-hoc, L1", "Li et al. 2017, 1608.08710", _REMOVED + "the L1 norm of their weights"),
-    "posthoc-gamma": Paper("post-hoc, gamma", "Liu et al. 2017, 1708.06519", _REMOVED + "the scale of their normalisation"),
+    "posthoc-l1": Paper("post-hoc, L1", "Li et al. 2017, arXiv 1608.08710", _REMOVED + "the L1 norm of their weights"),
+    "posthoc-gamma": Paper("post-hoc, gamma", "Liu et al. 2017, arXiv 1708.06519", _REMOVED + "the scale of their normalisation"),
     "posthoc-random": Paper("post-hoc, random", "", _REMOVED + "chance"),
-    "hydra": Paper("HYDRA", "Sehwag et al. 2020, 2002.10509", "certified loss of the mask, at fixed weights"),
-    "hydra-weights": Paper("HYDRA, weights", "Sehwag et al. 2020, 2002.10509", "certified loss of a mask of single weights"),
-    "nrs": Paper("NRSLoss", "Li et al. 2023, 2206.07311", "certified loss and stable neurons; unstable channels go"),
-    "nncf": Paper("NNCF", "Kozlov et al. 2020, 2002.08679", "certified loss, then NNCF's own compression"),
+    "hydra": Paper("HYDRA", "Sehwag et al. 2020, arXiv 2002.10509", "certified loss of the mask, at fixed weights"),
+    "hydra-weights": Paper("HYDRA, weights", "Sehwag et al. 2020, arXiv 2002.10509", "certified loss of a mask of single weights"),
+    "nrs": Paper("NRSLoss", "Li et al. 2023, arXiv 2206.07311", "certified loss and stable neurons; unstable channels go"),
+    "nncf": Paper("NNCF", "Kozlov et al. 2020, arXiv 2002.08679", "certified loss, then NNCF's own compression"),
 } | {
-    f"torch-pruning-{name}": Paper(f"torch-pruning, {what}", "Fang et al. 2023, 2301.12900", _REMOVED + what)
+    f"torch-pruning-{name}": Paper(f"torch-pruning, {what}", "Fang et al. 2023, arXiv 2301.12900", _REMOVED + what)
     for name, what in (
         ("magnitude", "magnitude"), ("bn-scale", "normalisation scale"), ("lamp", "LAMP scores"), ("taylor", "Taylor scores"),
     )
@@ -96,15 +96,19 @@ class Row:
         return (
             self.name,
             f"{METHODS[self.method].title}, {OBJECTIVES[self.objective].title}",
-            "; ".join(self.papers),
-            self.optimises,
             f"{self.data}, eps {self.eps}",
             f"{self.epochs} epochs{samples}",
             minutes,
         )
 
 
-HEADS = ("name", "method", "papers (arXiv)", "optimises", "data", "budget", "one processor")
+HEADS = ("name", "method", "data", "budget", "one processor")
+
+
+def legend(found: list[Row]) -> list[tuple[str, str]]:
+    """Each method and objective of the rows once: what it optimises, and the paper with its arXiv number."""
+    used = dict.fromkeys([METHODS[row.method] for row in found] + [OBJECTIVES[row.objective] for row in found])
+    return [(p.title, f"{p.optimises} ({p.source})" if p.source else p.optimises) for p in used]
 
 
 def row(recipe: Recipe) -> Row:
@@ -146,7 +150,8 @@ def _minutes(recipe: Recipe) -> float | None:
         measured = json.loads(path.read_text()).get("rows", {})
         for name, one in measured.items():
             if one.get("provenance", {}).get("digests", {}).get("recipe") == recipe.digest():
-                method, cost = name.partition("/")[0], one["values"].get("training_cpu_s")
+                values = one["values"]
+                method, cost = values.get("method", name.partition("/")[0]), values.get("training_cpu_s")
                 if method == recipe.train.method and cost:
                     seconds.append(cost)
     return statistics.median(seconds) / 60 if seconds else None

@@ -20,7 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
     from cactus_edge import catalogue
     from cactus_edge.cli.terminal import columns
     from cactus_edge.recipe import load_recipe
-    from cactus_edge.report.table import table
+    from cactus_edge.report.table import pairs, table
 
     if arguments.name is not None:
         if arguments.json:
@@ -33,4 +33,5 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(catalogue.to_json(found), indent=2))
     else:
         print(table(catalogue.HEADS, [row.cells() for row in found], width=columns()))
+        print("\n" + pairs(catalogue.legend(found), width=columns()))
     return 0

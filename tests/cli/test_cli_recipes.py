@@ -20,10 +20,12 @@ from cactus_edge.train.objectives import OBJECTIVES
 def test_the_table_names_every_recipe(capsys: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "1000")
     assert main(["recipes"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[2:]] == list(names())
-    digits = next(line for line in lines if line.startswith("digits "))
-    assert "CACTUS, IBP" in digits and "2506.11992" in digits and "90 epochs x 1,257 samples" in digits
+    rows, legend = capsys.readouterr().out.split("\n\n")
+    assert [line.split()[0] for line in rows.splitlines()[2:]] == list(names())
+    digits = next(line for line in rows.splitlines() if line.startswith("digits "))
+    assert "CACTUS, IBP" in digits and "90 epochs x 1,257 samples" in digits
+    titles = [line.split("  ")[0] for line in legend.splitlines()]
+    assert len(titles) == len(set(titles)) and "CACTUS" in titles and "2506.11992" in legend
 
 
 def test_one_recipe_as_it_was_written(capsys: Shown, recipe: Path) -> None:
