@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cactus_edge.errors import InputError, InstallError
+from cactus_edge.errors import InputError
 from cactus_edge.ir import atoms
 from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.evaluate import run
+from cactus_edge.semantics import AMOUNTS as AMOUNTS
+from cactus_edge.semantics import Real, Semantic
+from cactus_edge.semantics import transforms as transforms
 from cactus_edge.verify.regions import Exact, check_data, exact, points, real
-
-Real = npt.NDArray[np.float64]
 
 ESTIMATES = 10
 """k: means estimated independently of each other."""
@@ -37,34 +38,6 @@ SHARE = 0.9
 
 GRID: Real = np.geomspace(1e-4, 1e4, 500)
 """The t that are tried; fixed in advance, so that the least over them is a bound for each mean."""
-
-AMOUNTS = {"brightness": "0.1", "contrast": "0.2", "rotation": "10", "translation": "2", "blur": "1"}
-"""Every transform with its usual amount: a share of the domain, a share, degrees, pixels, pixels."""
-
-
-@dataclass(frozen=True)
-class Semantic:
-    """Transforms applied one after the other, each with its largest amount a; every draw is uniform and independent.
-
-    brightness: + u of the domain's width, |u| <= a. contrast: times 1 + u around the sample's mean, |u| <= a. rotation: by
-    |u| <= a degrees around the centre. translation: by |u|, |v| <= a pixels down and right. blur: Gaussian, 0 <= sigma <= a
-    pixels. Between pixels linearly, beyond the border its nearest pixel; at the end clamped to the domain.
-    """
-
-    parts: tuple[tuple[str, float], ...]
-
-    @property
-    def name(self) -> str:
-        """Such as "rotation=10+brightness=0.1"."""
-        return "+".join(f"{part}={amount:g}" for part, amount in self.parts)
-
-    def draw(self, x: Real, count: int, domain: tuple[float, float], rng: np.random.Generator) -> Real:
-        """`count` transforms of one sample x [*shape] in units of the data: [count, *shape]. Raises InputError for no image."""
-        drawn = np.repeat(x[None], count, 0)
-        for part, amount in self.parts:
-            u = rng.uniform(-amount, amount, (count, 2))
-            drawn = _apply(part, drawn, u, domain)
-        return np.clip(drawn, *domain)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,29 +60,6 @@ class Estimate:
         """Right, and bounded below the threshold: certified *probabilistically*."""
         below: npt.NDArray[np.bool_] = self.correct & (self.log_bound < math.log(threshold))
         return below
-
-
-def transforms(text: str) -> tuple[Semantic, ...]:
-    """From "rotation=10,blur,rotation+brightness=0.2": several joined by commas; joined by + they are applied together.
-
-    Raises InputError for another form.
-    """
-    found = []
-    for item in text.split(","):
-        parts = []
-        for part in item.split("+"):
-            name, _, amount = part.strip().partition("=")
-            if name not in AMOUNTS:
-                raise InputError(
-                    f"{part.strip()[:40]!r} is no transform", hint=" or ".join(AMOUNTS) + ", such as rotation=10"
-                )
-            value = float(exact(amount or AMOUNTS[name], f"the amount of {name}"))
-            most = 1 if name in ("brightness", "contrast") else 180 if name == "rotation" else 64
-            if not 0 < value <= most:
-                raise InputError(f"{name}={amount}, expected more than 0 and at most {most}")
-            parts.append((name, value))
-        found.append(Semantic(tuple(parts)))
-    return tuple(found)
 
 
 def estimate(
@@ -185,37 +135,3 @@ def probabilities(program: Program, x: npt.NDArray[np.float32]) -> Real:
     exponentials = np.exp(real - real.max(1, keepdims=True))
     shares: Real = exponentials / exponentials.sum(1, keepdims=True)
     return shares
-
-
-def _apply(part: str, x: Real, u: Real, domain: tuple[float, float]) -> Real:
-    """One transform of each of x [M, *shape], with its draws u [M, 2]."""
-    first = u[:, 0].reshape(-1, *(1,) * (x.ndim - 1))
-    match part:
-        case "brightness":
-            return x + first * (domain[1] - domain[0])
-        case "contrast":
-            mean = x.mean(tuple(range(1, x.ndim)), keepdims=True)
-            changed: Real = (1 + first) * (x - mean) + mean
-            return changed
-        case _:
-            pass
-    if x.ndim not in (3, 4):
-        raise InputError(
-            f"{part} of samples of shape {x.shape[1:]}, expected images: rows, columns and perhaps channels"
-        )
-    try:
-        from scipy import ndimage
-    except ImportError as error:
-        raise InstallError(f"{part} needs scipy", hint="see `cactus-edge doctor`") from error
-    changed = np.empty_like(x)
-    for i, image in enumerate(x):
-        match part:
-            case "rotation":
-                ndimage.rotate(image, u[i, 0], (1, 0), reshape=False, order=1, mode="nearest", output=changed[i])
-            case "translation":
-                offset = (*u[i], 0.0)[: image.ndim]
-                ndimage.shift(image, offset, order=1, mode="nearest", output=changed[i])
-            case _:
-                sigma = (*np.abs(u[i, [0, 0]]), 0.0)[: image.ndim]
-                ndimage.gaussian_filter(image, sigma, mode="nearest", output=changed[i])
-    return changed
