@@ -27,7 +27,7 @@ class Paper:
 
 
 OBJECTIVES = {
-    "ibp": Paper("IBP", "Gowal et al. 2018, arXiv 1810.12715; Shi et al. 2021, arXiv 2103.17268", "loss over interval bounds of the region"),
+    "ibp": Paper("IBP", "Gowal et al. 2018, arXiv 1810.12715; Shi et al. 2021, arXiv 2103.17268", "loss over interval bounds"),
     "sabr": Paper("SABR", "Mueller et al. 2023, arXiv 2210.04871", "loss over a small box around an adversarial point"),
     "crown-ibp": Paper("CROWN-IBP", "Zhang et al. 2020, arXiv 1906.06316", "loss over linear bounds, then interval bounds"),
     "mtl-ibp": Paper("MTL-IBP", "De Palma et al. 2024, arXiv 2305.13991", "mean of adversarial and interval loss"),
