@@ -34,8 +34,10 @@ OBJECTIVES = {
     "cc-ibp": Paper("CC-IBP", "De Palma et al. 2024, arXiv 2305.13991", "loss of adversarial and interval logits, mixed"),
     "exp-ibp": Paper("Exp-IBP", "De Palma et al. 2024, arXiv 2305.13991", "geometric mean of adversarial and interval loss"),
     "qa-ibp": Paper("QA-IBP", "Lechner et al. 2023, arXiv 2211.16187", "interval bounds through int8 weights and activations"),
+    "standard": Paper("standard", "", "loss of the samples as they are"),
+    "pgd": Paper("PGD", "Madry et al. 2018, arXiv 1706.06083", "loss at adversarial points"),
 }  # fmt: skip
-"""By name in recipes: the certified loss."""
+"""By name in recipes: the loss of a network."""
 
 _REMOVED = "certified training; channels removed afterwards by "
 METHODS = {

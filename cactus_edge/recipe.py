@@ -27,6 +27,11 @@ from cactus_edge.recipe_reader import Reader
 BUILT_IN = Path(__file__).resolve().parent / "recipes"
 """Folder of the recipes that ship with the package."""
 
+OBJECTIVES = ("ibp", "sabr", "crown-ibp", "mtl-ibp", "cc-ibp", "exp-ibp", "qa-ibp", "standard", "pgd")
+"""Training objectives by name."""
+
+OPTIMISERS = ("adam", "sgd")
+
 Member = Literal["full", "pruned", "sparse", "quantised", "perturbed", "joint"]
 
 
@@ -80,16 +85,21 @@ class TrainRecipe:
     each training sample; crop shifts it by up to so many whole pixels (of a signal: steps in time) with its edge repeated,
     mirror turns half of them left to right, gain bounds a random factor 1 +- gain. class_balance: 0 draws every sample once an
     epoch, 1 every class as often as the others, b in between class c in proportion to n_c^(1 - b) of its n_c samples.
+    decay: "linear" as said; "step": constant from the first step to decay_from, then a tenth; "cosine": from a short rise on along
+    half a cosine to 0. optimiser: "adam", or "sgd" with momentum; weight_decay adds that part of each parameter to its gradient.
     threads: torch's while training (0: all processors), since sums in another order are other weights.
     parts: each batch is cut into so many, with statistics of their own, as the processes of torchrun compute them
     (`train.parallel`); other parts are other weights.
 
-    method: the stages and what they train. objective: the certified loss of every member of the set. box_ratio: 1 trains on
+    method: the stages and what they train. objective: the certified loss of every member of the set, or one that bounds
+    nothing: "standard", cross-entropy of the samples as they are; "pgd", robust_weight of it at adversarial points. Neither has
+    the warm-up regulariser, and what training reports as certified of its batches is 0. box_ratio: 1 trains on
     the whole region (ibp), less on a box of that part of its radius around an adversarial point (sabr), 0 on that point.
     crown_start, crown_end: weight of crown-ibp's linear margins against those of intervals, as the ramp begins and ends. mix: of
     mtl-ibp, cc-ibp and exp-ibp, from 0 (the adversarial point alone) to 1 (the bounds alone). hinge_weight, hinge_margin (of
     logits) and width_weight: of qa-ibp, as the ramp ends. attack_*: steps, random starts, first step as a part of the radius
     that the attack has (0: 2.5 / steps), and what it is multiplied by after half and after seven eighths of the steps.
+    attack_random_start = false: from the sample itself. attack_in_domain = false, of pgd alone: points leave the sensor's range.
     """
 
     eps: Annotated[takes.Eps, takes.radius]
@@ -108,9 +118,7 @@ class TrainRecipe:
     zoom: Annotated[float, takes.number(0, 0.5)] = 0.0
     members: Annotated[tuple[Member, ...], takes.list_of(takes.one_of(*get_args(Member)))] = ("full",)
     method: Annotated[str, takes.text] = field(default="cactus", metadata=_LATER)
-    objective: Annotated[str, takes.one_of("ibp", "sabr", "crown-ibp", "mtl-ibp", "cc-ibp", "exp-ibp", "qa-ibp")] = (
-        field(default="ibp", metadata=_LATER)
-    )
+    objective: Annotated[str, takes.one_of(*OBJECTIVES)] = field(default="ibp", metadata=_LATER)
     box_ratio: Annotated[float, takes.number(0, 1)] = field(default=1.0, metadata=_LATER)
     crop: Annotated[int, takes.integer(0, 64)] = field(default=0, metadata=_LATER)
     mirror: Annotated[bool, takes.flag] = field(default=False, metadata=_LATER)
@@ -126,6 +134,12 @@ class TrainRecipe:
     attack_restarts: Annotated[int, takes.integer(1, 100)] = field(default=1, metadata=_LATER)
     attack_step: Annotated[float, takes.number(0, 100)] = field(default=0.0, metadata=_LATER)
     attack_decay: Annotated[float, takes.number(0, 1)] = field(default=1.0, metadata=_LATER)
+    attack_random_start: Annotated[bool, takes.flag] = field(default=True, metadata=_LATER)
+    attack_in_domain: Annotated[bool, takes.flag] = field(default=True, metadata=_LATER)
+    decay: Annotated[str, takes.one_of("linear", "step", "cosine")] = field(default="linear", metadata=_LATER)
+    optimiser: Annotated[str, takes.one_of(*OPTIMISERS)] = field(default="adam", metadata=_LATER)
+    momentum: Annotated[float, takes.number(0, 1)] = field(default=0.0, metadata=_LATER)
+    weight_decay: Annotated[float, takes.number(0, 1)] = field(default=0.0, metadata=_LATER)
     seed: Annotated[int, takes.integer(0, 2**31 - 1)] = 0
     threads: Annotated[int, takes.integer(0, 4096)] = field(default=0, metadata=_UNDIGESTED)
     parts: Annotated[int, takes.integer(1, 4096)] = field(default=1, metadata=_LATER)
@@ -135,8 +149,9 @@ class TrainRecipe:
 class CompressRecipe:
     """What goes for good, and the fine-tuning at the full radius on the network that ships.
 
-    The learning rate is constant until decay_from of these epochs, then falls linearly to one hundredth. The network that
-    ships has the mean weights of the ends of the last average_epochs (0: the last weights).
+    The learning rate is constant until decay_from of these epochs, then falls as [train] says. The network that ships has the
+    mean weights of the ends of the last average_epochs (0: the last weights). objective, optimiser: "same" as in [train], or its
+    own, then with its own momentum.
 
     Channels: keep is the share of each hidden layer's channels that stays (0: as each layer's `kept` says), rounded up to
     whole multiples of channel_multiple (0: the target's, 1 without a target). allocation "sensitivity" moves them between
@@ -157,6 +172,9 @@ class CompressRecipe:
         "quantised",
     )
     average_epochs: Annotated[int, takes.integer(0, 10_000)] = field(default=0, metadata=_LATER)
+    objective: Annotated[str, takes.one_of("same", *OBJECTIVES)] = field(default="same", metadata=_LATER)
+    optimiser: Annotated[str, takes.one_of("same", *OPTIMISERS)] = field(default="same", metadata=_LATER)
+    momentum: Annotated[float, takes.number(0, 1)] = field(default=0.0, metadata=_LATER)
     keep: Annotated[float, takes.number(0, 1)] = field(default=0.0, metadata=_LATER)
     channel_multiple: Annotated[int, takes.integer(0, 256)] = field(default=0, metadata=_LATER)
     allocation: Annotated[str, takes.one_of("uniform", "sensitivity")] = field(default="uniform", metadata=_LATER)
@@ -235,6 +253,15 @@ class Recipe:
         """SHA-256 (hex) of the named sections, of all of them by default."""
         content = {s: _plain(getattr(self, s), _in_digest) for s in sections or [f.name for f in fields(self)]}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def finetuning(self) -> Recipe:
+        """The recipe with the objective and the optimiser of [compress] in [train]: what stages after the first train by."""
+        compress, train = self.compress, self.train
+        if compress.objective != "same":
+            train = replace(train, objective=compress.objective)
+        if compress.optimiser != "same":
+            train = replace(train, optimiser=compress.optimiser, momentum=compress.momentum)
+        return self if train is self.train else replace(self, train=train)
 
     def to_json(self) -> dict[str, Any]:
         """The recipe as JSON values; rationals are strings."""
@@ -346,13 +373,29 @@ def _cross_check(reader: Reader, recipe: Recipe) -> None:
             f"warmup_epochs + ramp_epochs = {train.warmup_epochs + train.ramp_epochs} exceed epochs = {train.epochs}",
             "more epochs or a shorter ramp",
         )
-    if train.objective != "ibp" and (train.objective == "sabr") != (train.box_ratio < 1):
+    compress = recipe.compress
+    objectives = {train.objective, recipe.finetuning().train.objective}
+    small = "sabr" in objectives
+    if train.box_ratio == 1 if small else train.box_ratio < 1 and "ibp" not in objectives:
         raise reader.error(
             ("train", "box_ratio"),
-            f"box_ratio = {train.box_ratio:g} with objective = {train.objective!r}",
-            "box_ratio below 1" if train.objective == "sabr" else 'box_ratio = 1, or objective = "sabr"',
+            f"box_ratio = {train.box_ratio:g} with objective = {('sabr' if small else train.objective)!r}",
+            "box_ratio below 1" if small else 'box_ratio = 1, or objective = "sabr"',
         )
-    compress = recipe.compress
+    if not train.attack_in_domain and not objectives <= {"standard", "pgd"}:
+        raise reader.error(
+            ("train", "attack_in_domain"),
+            f"attack_in_domain = false with objective = {min(objectives - {'standard', 'pgd'})!r}, which bounds inputs in the domain",
+            'leave it out, or objective = "pgd"',
+        )
+    for section, optimiser, momentum in (
+        ("train", train.optimiser, train.momentum),
+        ("compress", compress.optimiser, compress.momentum),
+    ):
+        if momentum and optimiser != "sgd":
+            raise reader.error(
+                (section, "momentum"), f"momentum = {momentum:g} with optimiser = {optimiser!r}", 'optimiser = "sgd"'
+            )
     if compress.average_epochs > compress.finetune_epochs:
         raise reader.error(
             ("compress", "average_epochs"),

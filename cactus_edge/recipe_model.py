@@ -51,6 +51,8 @@ class ModelRecipe:
     net: a named net instead of layers; `width` times the channels that it has in the literature. module: "package.module:make"
     instead of both, a function (shape, classes) -> torch.nn.Module of the user's own, from the folder `folder` (default: the
     recipe's) or from where the command runs; shape is (height, width, channels). Its own weights are what training begins with.
+    init: of all others. "ibp": N(0, 2 pi / fan_in^2), so that interval radii neither grow nor vanish with depth; "uniform": weights
+    and biases from [-fan_in^-1/2, fan_in^-1/2], as torch's own layers begin.
     """
 
     layer: tuple[LayerRecipe, ...] = ()
@@ -58,6 +60,7 @@ class ModelRecipe:
     net: Annotated[str, takes.text] = field(default="", metadata=takes.LATER)
     width: Annotated[float, takes.number(0.01, 16)] = field(default=1.0, metadata=takes.LATER)
     pool: Annotated[int | tuple[int, int] | str, takes.window] = field(default=1, metadata=takes.LATER)
+    init: Annotated[str, takes.one_of("ibp", "uniform")] = field(default="ibp", metadata=takes.LATER)
     module: Annotated[str, takes.function] = field(default="", metadata=takes.LATER)
     folder: Annotated[str, takes.text] = field(default="", metadata=takes.UNDIGESTED)
 
@@ -149,14 +152,17 @@ NETS: Mapping[str, tuple[tuple[LayerRecipe, ...], int | str]] = {
     "cnn3": ((_conv(16, 5, 2), _conv(32, 4, 2)), 1),
     "cnn5": ((_conv(16), _conv(16, 4, 2), _conv(32, 4, 2), _dense(512)), 1),
     "cnn7": ((_conv(64), _conv(64), _conv(128, 3, 2), _conv(128), _conv(128), _dense(512)), 1),
+    "cnn8": ((*(_conv(c, 3, s) for c, s in zip((32, 32, 64, 64, 128, 128), (1, 2) * 3, strict=True)), _dense(128)), 1),
     "resnet8": (_resnet8(), "global"),
     "ds-cnn": (_ds_cnn(), "global"),
 }
 """Hidden layers and the classifier's `pool` by name.
 
 Sources: cnn3, cnn5, cnn7 as in CTBench (Mao et al. 2024, arXiv 2406.04848, model zoo: cnn_3layer, cnn_5layer, cnn_7layer); their
-strided layers are padded as SAME here, which gives maps of the same size. resnet8, ds-cnn: MLPerf Tiny's reference models of
-image classification and keyword spotting (Banbury et al. 2021, arXiv 2106.07597), read from their .tflite files.
+strided layers are padded as SAME here, which gives maps of the same size. cnn8: the network of AdverFine for Fashion-MNIST
+(Thorsteinsson et al. 2024, arXiv 2403.09441), without batch normalisation there (`batch_norm = false`). resnet8, ds-cnn: MLPerf
+Tiny's reference models of image classification and keyword spotting (Banbury et al. 2021, arXiv 2106.07597), read from their
+.tflite files.
 """
 
 

@@ -99,7 +99,7 @@ LAYER = '[[model.layer]]\nkind = "conv"\nchannels = 8\n'
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        pytest.param('model = "cnn8"', ["no net is called 'cnn8'", "cnn7"], id="unknown_net"),
+        pytest.param('model = "cnn9"', ["no net is called 'cnn9'", "cnn7"], id="unknown_net"),
         pytest.param('model = "nets:"', ["package.module:function"], id="module_without_function"),
         pytest.param("model = 3", ["expected a table"], id="model_is_a_number"),
         pytest.param("[model]\nbatch_norm = true\n", ["has none"], id="no_layers"),

@@ -50,13 +50,15 @@ def pgd(
 class Attack:
     """steps of `step` times the reach each, 0 for 2.5 / steps; restarts: random starts, the worst end counts.
 
-    decay: what the step is multiplied by after half and again after seven eighths of the steps.
+    decay: what the step is multiplied by after half and again after seven eighths of the steps. random_start: whether an attack
+    begins at random points, or else at the sample itself.
     """
 
     steps: int = 8
     restarts: int = 1
     step: float = 0.0
     decay: float = 1.0
+    random_start: bool = True
 
     def sizes(self) -> list[float]:
         """Each step's size as a part of the reach."""
@@ -64,17 +66,30 @@ class Attack:
         return [first * self.decay ** ((2 * i >= self.steps) + (8 * i >= 7 * self.steps)) for i in range(self.steps)]
 
 
-def climb(net: Folded, region: Box, y: Tensor, attack: Attack, *, reach: float = 1.0, seed: int = 0) -> Tensor:
+def climb(
+    net: Folded,
+    region: Box,
+    y: Tensor,
+    attack: Attack,
+    *,
+    reach: float = 1.0,
+    seed: int = 0,
+    origin: Tensor | None = None,
+) -> Tensor:
     """Points x' [N, C, H, W] of high cross-entropy with |x' - centre| <= reach * radius elementwise: sign steps from random starts.
 
-    A step moves each element by its size times reach * radius and is projected back. Source: Madry et al. 2018, arXiv 1706.06083.
+    A step moves each element by its size times reach * radius and is projected back. origin: where an attack without random
+    starts begins, in the region (default: its centre). Source: Madry et al. 2018, arXiv 1706.06083.
     """
     net, bound = detach(net), reach * region.radius
     generator = torch.Generator().manual_seed(seed)
     best, worst = region.centre, torch.full((len(y),), -torch.inf, device=y.device)
     for _ in range(attack.restarts):
-        start = torch.rand(region.centre.shape, generator=generator).to(region.centre)
-        shift = (2 * start - 1) * bound
+        if attack.random_start:
+            start = torch.rand(region.centre.shape, generator=generator).to(region.centre)
+            shift = (2 * start - 1) * bound
+        else:
+            shift = torch.zeros_like(bound) if origin is None else origin - region.centre
         for size in attack.sizes():
             point = (region.centre + shift).requires_grad_()
             (gradient,) = torch.autograd.grad(F.cross_entropy(forward(net, point), y, reduction="sum"), point)

@@ -54,9 +54,12 @@ def over_channels(eps: Radius, x: Tensor) -> float | Tensor:
     return radii[0] if len(radii) == 1 else torch.tensor(radii).to(x)[:, None, None]
 
 
-def ball(x: Tensor, eps: Radius, domain: tuple[Fraction, Fraction]) -> Box:
-    """The l-inf ball of radius eps around x [N, C, H, W], in the unit of the data, intersected with the domain."""
-    low, high, e = float(domain[0]), float(domain[1]), over_channels(eps, x)
+def ball(x: Tensor, eps: Radius, domain: tuple[Fraction, Fraction] | None) -> Box:
+    """The l-inf ball of radius eps around x [N, C, H, W], in the unit of the data, intersected with the domain if there is one."""
+    e = over_channels(eps, x)
+    if domain is None:
+        return Box(x, torch.zeros_like(x) + e)
+    low, high = float(domain[0]), float(domain[1])
     return box((x - e).clamp(low, high), (x + e).clamp(low, high))
 
 

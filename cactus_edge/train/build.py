@@ -19,12 +19,12 @@ Size = tuple[int, int]
 def build(
     model: ModelRecipe, shape: tuple[int, int, int], classes: int, seed: int, *, compressed: bool = False
 ) -> Network:
-    """A network for samples of `shape` (height, width, channels), initialised for interval bounds.
+    """A network for samples of `shape` (height, width, channels), its weights drawn as the model's `init` says.
 
-    compressed: with the channels that are left after compression from the start. Weights are drawn from N(0, 2 pi / fan_in^2),
-    so that interval radii neither grow nor vanish with depth. Source: Shi et al. 2021, arXiv 2103.17268 (IBP initialisation).
-    A module of the user's own brings its weights, and all its channels. Raises InputError where a kernel does not fit its map, a
-    sum's maps differ, or a module is none of ours.
+    compressed: with the channels that are left after compression from the start. Sources of init: "ibp", Shi et al. 2021, arXiv
+    2103.17268 (IBP initialisation); "uniform", He et al. 2015, arXiv 1502.01852, with torch's negative slope of sqrt 5. A module
+    of the user's own brings its weights, and all its channels. Raises InputError where a kernel does not fit its map, a sum's maps
+    differ, or a module is none of ours.
     """
     if model.module:
         return own_network(model, shape, classes, seed)
@@ -38,7 +38,7 @@ def build(
     for i, (spec, place) in enumerate(zip(model.layer, placed, strict=True)):
         channels, size = maps[place.reads]
         width = place.kept if compressed else place.channels
-        layer = _layer(spec, place, size, channels, width, model.batch_norm, generator, f"model layer {i}")
+        layer = _layer(spec, place, size, channels, width, model, generator, f"model layer {i}")
         plan.append(layer)
         maps[i] = (width, layer.out_size)
         if place.adds is not None and maps[place.adds] != maps[i]:
@@ -48,8 +48,8 @@ def build(
             )
     channels, size = maps[len(plan) - 1]
     pool = window(model.pool, size, "the classifier") if plan else None
-    weight = _draw((classes, channels, *_pooled(size, pool)), generator)
-    bias, plain = torch.zeros(classes), Padding2d()
+    weight, bias = _drawn((classes, channels, *_pooled(size, pool)), model.init, generator)
+    plain = Padding2d()
     plan.append(Layer(weight, bias, None, size, (1, 1), plain, dense=True, relu=False, pool=pool))
     return Network(tuple(plan))
 
@@ -82,18 +82,19 @@ def _layer(
     size: Size,
     channels: int,
     width: int,
-    batch_norm: bool,
+    model: ModelRecipe,
     generator: torch.Generator,
     where: str,
 ) -> Layer:
     pool = window(spec.pool, size, where)
     seen, dense, depthwise = _pooled(size, pool), spec.kind == "dense", spec.kind == "depthwise"
     kernel, stride, padding = (seen, (1, 1), Padding2d()) if dense else _window(spec, seen, where)
-    weight = _draw((width, 1 if depthwise else channels, *kernel), generator)
+    weight, bias = _drawn((width, 1 if depthwise else channels, *kernel), model.init, generator)
+    norm = Norm(*(f(width) for f in (torch.ones, torch.zeros, torch.zeros, torch.ones))) if model.batch_norm else None
     return Layer(
         weight,
-        torch.zeros(width),
-        norm=Norm(*(f(width) for f in (torch.ones, torch.zeros, torch.zeros, torch.ones))) if batch_norm else None,
+        bias if norm is None else torch.zeros(width),
+        norm=norm,
         in_size=size,
         stride=stride,
         padding=padding,
@@ -124,5 +125,10 @@ def _window(spec: LayerRecipe, size: Size, where: str) -> tuple[Size, Size, Padd
     return kernel, stride, Padding2d()
 
 
-def _draw(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    return torch.randn(shape, generator=generator) * (math.sqrt(2 * math.pi) / math.prod(shape[1:]))
+def _drawn(shape: tuple[int, ...], init: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Weight of that shape and bias."""
+    fan_in = math.prod(shape[1:])
+    if init == "uniform":
+        weight, bias = (2 * torch.rand(size, generator=generator) - 1 for size in (shape, shape[:1]))
+        return weight / math.sqrt(fan_in), bias / math.sqrt(fan_in)
+    return torch.randn(shape, generator=generator) * (math.sqrt(2 * math.pi) / fan_in), torch.zeros(shape[0])

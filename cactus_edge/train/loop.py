@@ -38,6 +38,7 @@ from cactus_edge.train.projections import unconstrained
 from cactus_edge.train.sampling import batches, typical
 from cactus_edge.train.sparsity import Sparsity, held, sparsified
 from cactus_edge.train.stages import Schedule, Stage, Terms
+from cactus_edge.train.updates import optimiser
 
 STATISTICS_SAMPLES = 4096
 """Training samples over which batch normalisation's running statistics are taken after each epoch."""
@@ -226,12 +227,18 @@ class _Run:
         if on_epoch and self._group.first:
             on_epoch(self._history[-1])
 
+    @property
+    def _staged(self) -> Recipe:
+        """The recipe by which the present stage trains: every stage but the first fine-tunes."""
+        return self._recipe.finetuning() if self._stage else self._recipe
+
     def _new_optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam([p for p in self._network.parameters() if p.requires_grad])
+        return optimiser(self._network, self._staged.train)
 
     def _run_epoch(self, stage: Stage, schedule: Schedule, optimizer: torch.optim.Optimizer) -> EpochStats:
-        start, cpu_start, recipe = time.monotonic(), time.process_time(), self._recipe.train
-        objective, update = stage.objective(self._recipe), stage.update(self._recipe)
+        start, cpu_start, staged = time.monotonic(), time.process_time(), self._staged
+        recipe, objective, update = staged.train, stage.objective(staged), stage.update(staged)
+        domain = self._domain if recipe.attack_in_domain else None
         zeros = unconstrained if self._recipe.compress.sparsity == "none" else held(self._network)
         seed = _epoch_seed(self._seed, self._stage, self._epoch)
         generator = torch.Generator().manual_seed(seed)
@@ -244,7 +251,7 @@ class _Run:
             for group in optimizer.param_groups:
                 group["lr"] = schedule.rate(at)
             x = augmented(self._x[index], recipe, self._domain, generator)
-            region = ball(x, [step.eps * part for part in self._reach], self._domain)
+            region = ball(x, [step.eps * part for part in self._reach], domain)
             batch = Batch(x, self._y[index], region, seed=seed + 1 + i)
             parts = self._group.share(in_parts(batch, recipe.parts))
             found: list[Terms] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -38,6 +39,7 @@ class Schedule:
     eps: float
     robust_weight: float
     average_epochs: int = 0
+    decay: str = "linear"
 
     def progress(self, epoch: float) -> float:
         """0 during the warm-up, 1 after the ramp, linear between: the factor of eps and of the robust weight."""
@@ -46,16 +48,24 @@ class Schedule:
         return min(1.0, (epoch - self.warmup) / self.ramp) if self.ramp > 0 else 1.0
 
     def rate(self, epoch: float) -> float:
-        """Learning rate: a rise over the first twentieth of the stage, constant, then a linear fall to one hundredth."""
+        """Learning rate: a rise over the first twentieth of the stage, constant, then a linear fall to one hundredth; or, by `decay`,
+        constant and then a tenth ("step"), or that rise and half a cosine ("cosine")."""
         part = epoch / self.epochs
+        if self.decay == "step":
+            return self.learning_rate * (1.0 if part < self.decay_from else 0.1)
         rise = min(1.0, 0.05 + 20 * part)
+        if self.decay == "cosine":
+            return self.learning_rate * min(rise, (1 + math.cos(math.pi * part)) / 2)
         fall = 1.0 if part <= self.decay_from else (1 - part) / (1 - self.decay_from)
         return self.learning_rate * min(rise, max(fall, 0.01))
 
 
 @dataclass(frozen=True)
 class Terms:
-    """loss: scalar to differentiate. correct, certified: samples of the batch, at the step's eps, by the first member."""
+    """loss: scalar to differentiate. correct, certified: samples of the batch, at the step's eps, by the first member.
+
+    certified is 0 with an objective that bounds nothing.
+    """
 
     loss: Tensor
     correct: int
@@ -97,7 +107,8 @@ class Stage:
 def over_members(
     members: Callable[[Recipe], tuple[str, ...]], around: Callable[[Loss], Loss] = lambda loss: loss
 ) -> Callable[[Recipe], Objective]:
-    """Mean over the members of the recipe's objective + the warm-up regulariser while eps grows + L1 of the folded weights.
+    """Mean over the members of the recipe's objective + the warm-up regulariser of its bounds while eps grows + L1 of the folded
+    weights.
 
     around: what a method makes of the recipe's objective first.
     """
@@ -114,18 +125,17 @@ def over_members(
             found, clean, aimed = cactus.members(layers, batch, names, certified_loss, step, ships)
             loss = torch.stack([m.loss for m in found.values()]).mean()
             first = next(iter(found.values()))
-            if step.progress < 1 and train.warmup_regulariser > 0:
+            if first.bounds is not None and step.progress < 1 and train.warmup_regulariser > 0:
                 loss = loss + train.warmup_regulariser * (1 - step.progress) * warmup_regulariser(
                     first.bounds, aimed.region
                 )
             if train.weight_l1 > 0:
                 loss = loss + train.weight_l1 * torch.stack([a.weight.abs().sum() for a in clean.net]).sum()
+            correct = int((clean.logits.detach().argmax(1) == batch.y).sum())
+            if first.bounds is None:
+                return Terms(loss, correct, 0)
             margin = first.bounds.margin if aimed.region is batch.region else _margin(clean.net, batch.region, batch.y)
-            return Terms(
-                loss,
-                int((clean.logits.detach().argmax(1) == batch.y).sum()),
-                int(holds(margin.detach(), batch.y).sum()),
-            )
+            return Terms(loss, correct, int(holds(margin.detach(), batch.y).sum()))
 
         return objective
 
@@ -160,7 +170,14 @@ def training(recipe: Recipe) -> Schedule:
     """The schedule of [train]."""
     t = recipe.train
     return Schedule(
-        t.epochs, t.learning_rate, t.decay_from, t.warmup_epochs, t.ramp_epochs, float(t.eps), t.robust_weight
+        t.epochs,
+        t.learning_rate,
+        t.decay_from,
+        t.warmup_epochs,
+        t.ramp_epochs,
+        float(t.eps),
+        t.robust_weight,
+        decay=t.decay,
     )
 
 
@@ -168,7 +185,7 @@ def finetuning(recipe: Recipe) -> Schedule:
     """The schedule of [compress], at the whole radius."""
     c, t = recipe.compress, recipe.train
     return Schedule(
-        c.finetune_epochs, c.learning_rate, c.decay_from, 0, 0, float(t.eps), t.robust_weight, c.average_epochs
+        c.finetune_epochs, c.learning_rate, c.decay_from, 0, 0, float(t.eps), t.robust_weight, c.average_epochs, t.decay
     )
 
 
@@ -184,6 +201,7 @@ def joint(recipe: Recipe) -> Schedule:
         float(t.eps),
         t.robust_weight,
         recipe.compress.average_epochs,
+        t.decay,
     )
 
 

@@ -5,12 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from cactus_edge.recipe import TrainRecipe
 
 Closure = Callable[[], Tensor]
 """Clears the gradients, computes the loss, runs backward and returns the loss."""
 
 Update = Callable[[Closure, torch.optim.Optimizer], Tensor]
+
+
+def optimiser(network: nn.Module, train: TrainRecipe) -> torch.optim.Optimizer:
+    """The recipe's, over the parameters that learn; whoever steps it sets the learning rate first.
+
+    Sources: Adam, Kingma and Ba 2015, arXiv 1412.6980; otherwise gradient descent with (heavy-ball) momentum. weight_decay is
+    added to the gradient in both.
+    """
+    free = [p for p in network.parameters() if p.requires_grad]
+    if train.optimiser == "sgd":
+        return torch.optim.SGD(free, momentum=train.momentum, weight_decay=train.weight_decay)
+    return torch.optim.Adam(free, weight_decay=train.weight_decay)
 
 
 def clipped(max_norm: float) -> Update:

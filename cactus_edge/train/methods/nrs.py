@@ -15,6 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from cactus_edge.errors import InputError
 from cactus_edge.recipe import Recipe
 from cactus_edge.train.bounds import Bounds, propagate
 from cactus_edge.train.folded import Affine, Folded, fold_batch
@@ -63,6 +64,11 @@ def regularised(loss: Loss, weight: float = WEIGHT) -> Loss:
 
     def of(member: Member, batch: Batch, step: Step) -> MemberLoss:
         found = loss.of(member, batch, step)
+        if found.bounds is None:
+            raise InputError(
+                "nrs steadies neurons by the bounds of its objective, and this one has none",
+                hint='objective = "ibp" under [train]',
+            )
         steady = stability(member.net, found.bounds)
         rectified = [t.flatten() for affine, t in zip(member.net, steady, strict=False) if affine.layer.relu]
         return MemberLoss(found.loss - weight * torch.cat(rectified).mean(), found.bounds)

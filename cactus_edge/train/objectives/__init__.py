@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from cactus_edge.recipe import TrainRecipe
 from cactus_edge.train.attacks import Attack
+from cactus_edge.train.objectives.adversarial import STANDARD, adversarial
 from cactus_edge.train.objectives.crown_ibp import falling
 from cactus_edge.train.objectives.expressive import cc_ibp, exp_ibp, mtl_ibp
 from cactus_edge.train.objectives.ibp import IBP
@@ -20,11 +21,14 @@ OBJECTIVES: dict[str, Callable[[TrainRecipe], Loss]] = {
     "mtl-ibp": lambda t: mtl_ibp(t.mix, attack(t)),
     "cc-ibp": lambda t: cc_ibp(t.mix, attack(t)),
     "exp-ibp": lambda t: exp_ibp(t.mix, attack(t)),
+    "standard": lambda t: STANDARD,
+    "pgd": lambda t: adversarial(attack(t)),
     "qa-ibp": lambda t: hinge_and_width(t.hinge_weight, t.hinge_margin, t.width_weight),
 }
-"""Every certified objective by its name in recipes."""
+"""Every objective by its name in recipes."""
 
 
 def attack(train: TrainRecipe) -> Attack:
     """How the recipe looks for adversarial points."""
-    return Attack(train.attack_steps, train.attack_restarts, train.attack_step, train.attack_decay)
+    t = train
+    return Attack(t.attack_steps, t.attack_restarts, t.attack_step, t.attack_decay, t.attack_random_start)

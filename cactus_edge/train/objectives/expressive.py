@@ -12,11 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cactus_edge.errors import InternalError
 from cactus_edge.train.attacks import Attack, climb
 from cactus_edge.train.bounds import Bounds
-from cactus_edge.train.folded import Folded, forward
-from cactus_edge.train.objectives.loss import Batch, Loss, Member, Robust, Step, mixed
+from cactus_edge.train.folded import Folded
+from cactus_edge.train.objectives.loss import Batch, Loss, Member, Robust, Step, attacked_logits, mixed
 
 SMALLEST = 1e-12
 """Losses below it count as it in a geometric mean, whose slope at 0 is infinite."""
@@ -52,13 +51,6 @@ def exp_ibp(mix: float, attack: Attack) -> Loss:
         return torch.exp((1 - mix) * _log(attacked) + mix * _log(bounded)).mean()
 
     return _attacking(robust, attack)
-
-
-def attacked_logits(member: Member, batch: Batch) -> Tensor:
-    """The member's logits [N, classes] at the batch's adversarial points."""
-    if batch.points is None:
-        raise InternalError("the batch was not aimed at")
-    return forward(member.net, batch.points)
 
 
 def _log(loss: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The seam of certified objectives: what one is given about a network of the set, and what it gives back.
+"""The seam of objectives: what one is given about a network of the set, and what it gives back.
 
 An objective looks at the batch once (`aim`: adversarial points, smaller boxes, found on the full network and shared by the
 members), then yields one loss a member (`of`). It knows nothing of sets, stages or schedules; `cactus.members` averages any.
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from cactus_edge.errors import InternalError
 from cactus_edge.train.bounds import Bounds, Box, propagate
 from cactus_edge.train.folded import Folded, forward
 
@@ -56,12 +57,19 @@ class Member:
         return forward(self.net, x) if self.clean is None else self.clean
 
 
+def attacked_logits(member: Member, batch: Batch) -> Tensor:
+    """The member's logits [N, classes] at the batch's adversarial points."""
+    if batch.points is None:
+        raise InternalError("the batch was not aimed at")
+    return forward(member.net, batch.points)
+
+
 @dataclass(frozen=True)
 class MemberLoss:
-    """loss: scalar to differentiate; bounds: what its robust part came from."""
+    """loss: scalar to differentiate; bounds: what its robust part came from, None where nothing was bounded."""
 
     loss: Tensor
-    bounds: Bounds
+    bounds: Bounds | None
 
 
 def nothing_to_aim_at(_: Folded, batch: Batch, __: Step) -> Batch:
@@ -71,7 +79,7 @@ def nothing_to_aim_at(_: Folded, batch: Batch, __: Step) -> Batch:
 
 @dataclass(frozen=True)
 class Loss:
-    """A certified objective. aim: from the full network's clean pass, before any member; of: the loss of one member."""
+    """An objective. aim: from the full network's clean pass, before any member; of: the loss of one member."""
 
     of: Callable[[Member, Batch, Step], MemberLoss]
     aim: Callable[[Folded, Batch, Step], Batch] = nothing_to_aim_at
