@@ -177,7 +177,7 @@ def estimate(group: Group, case: Case, threads: int) -> str:
         count = min(t.batch, STEP_SAMPLES)
         x = torch.rand((count, channels, height, width), generator=torch.Generator().manual_seed(0))
         batch = Batch(x, torch.arange(count) % classes, ball(x, float(t.eps), (0, 1)))
-        chain = stages(t.method)
+        chain = stages(t.method, recipe)
         network = build(recipe.model, (height, width, channels), classes, 0, compressed=chain[0].compressed)
         total, told = 0.0, []
         for stage in chain:

@@ -37,7 +37,7 @@ from cactus_edge.train.bounds import ball
 from cactus_edge.train.build import build
 from cactus_edge.train.data import load_dataset
 from cactus_edge.train.loop import to_torch
-from cactus_edge.train.methods import METHODS
+from cactus_edge.train.methods import stages
 from cactus_edge.train.models import Network
 from cactus_edge.train.objectives.loss import Batch, Step
 from cactus_edge.train.prune import choose
@@ -56,7 +56,7 @@ Loss = Callable[[], torch.Tensor]
 
 def ours(network: Network, recipe: Recipe, batch: Batch, step: Step) -> Loss:
     """The loss of the first stage of the method `cactus`."""
-    objective = METHODS["cactus"][0].objective(recipe)
+    objective = stages("cactus", recipe)[0].objective(recipe)
     return lambda: objective(network, batch, step).loss
 
 

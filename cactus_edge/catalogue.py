@@ -50,6 +50,12 @@ METHODS = {
     "hydra": Paper("HYDRA", "Sehwag et al. 2020, arXiv 2002.10509", "certified loss of the mask, at fixed weights"),
     "hydra-weights": Paper("HYDRA, weights", "Sehwag et al. 2020, arXiv 2002.10509", "certified loss of a mask of single weights"),
     "nrs": Paper("NRSLoss", "Li et al. 2023, arXiv 2206.07311", "certified loss and stable neurons; unstable channels go"),
+    "ft": Paper("FT", "Han et al. 2015, 1506.02626", "loss of the whole network; its smallest weights go, the rest is fine-tuned"),
+    "gmp": Paper("GMP", "Zhu and Gupta 2017, 1710.01878", "loss while the smallest weights go, epoch by epoch"),
+    "lth": Paper("LTH", "Frankle and Carbin 2019, 1803.03635", "loss in rounds; the smallest weights go, the rest is rewound"),
+    "lrr": Paper("LRR", "Renda et al. 2020, 2003.02389", "loss in rounds; the smallest weights go, the learning rate is rewound"),
+    "edge-popup": Paper("edge-popup", "Ramanujan et al. 2020, 1911.13299", "loss of a choice among random weights"),
+    "biprop": Paper("biprop", "Diffenderfer and Kailkhura 2021, 2103.09377", "loss of a choice among the signs of random weights"),
     "nncf": Paper("NNCF", "Kozlov et al. 2020, arXiv 2002.08679", "certified loss, then NNCF's own compression"),
 } | {
     f"torch-pruning-{name}": Paper(f"torch-pruning, {what}", "Fang et al. 2023, arXiv 2301.12900", _REMOVED + what)

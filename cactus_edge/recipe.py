@@ -87,6 +87,10 @@ class TrainRecipe:
     epoch, 1 every class as often as the others, b in between class c in proportion to n_c^(1 - b) of its n_c samples.
     decay: "linear" as said; "step": constant from the first step to decay_from, then a tenth; "cosine": from a short rise on along
     half a cosine to 0. optimiser: "adam", or "sgd" with momentum; weight_decay adds that part of each parameter to its gradient.
+    augment: "augmix" (Hendrycks et al. 2020), chains of simple operations on pictures, mixed; "gaussian", noise of a tenth of the
+    domain on half of the samples. consistency: the weight of three times the Jensen-Shannon divergence between what is said of a
+    sample and of two augmented versions of it (12 in the paper; the loss is then that of the clean sample); 0: train on the
+    augmented sample itself.
     threads: torch's while training (0: all processors), since sums in another order are other weights.
     parts: each batch is cut into so many, with statistics of their own, as the processes of torchrun compute them
     (`train.parallel`); other parts are other weights.
@@ -123,6 +127,8 @@ class TrainRecipe:
     crop: Annotated[int, takes.integer(0, 64)] = field(default=0, metadata=_LATER)
     mirror: Annotated[bool, takes.flag] = field(default=False, metadata=_LATER)
     gain: Annotated[float, takes.number(0, 0.9)] = field(default=0.0, metadata=_LATER)
+    augment: Annotated[str, takes.one_of("none", "augmix", "gaussian")] = field(default="none", metadata=_LATER)
+    consistency: Annotated[float, takes.number(0, 100)] = field(default=0.0, metadata=_LATER)
     class_balance: Annotated[float, takes.number(0, 1)] = field(default=0.0, metadata=_LATER)
     crown_start: Annotated[float, takes.number(0, 1)] = field(default=1.0, metadata=_LATER)
     crown_end: Annotated[float, takes.number(0, 1)] = field(default=0.0, metadata=_LATER)
@@ -161,7 +167,8 @@ class CompressRecipe:
 
     Weights: sparsity is "none", the share of weights that are 0 (unstructured; sparsity_scope: over all layers, or in each),
     or "n:m": at most n of m neighbouring input channels are not 0. mask_gradient: what the sparse members teach, the "kept"
-    weights or "all" (straight through). A build refuses sparsity that its target gains nothing from, unless allow_no_gain.
+    weights or "all" (straight through). round_share: of what is left, what a round of lth and lrr lets go. rewind_epochs: of
+    lth, after which the weights are what it rewinds to. A build refuses sparsity that its target gains nothing from, unless allow_no_gain.
     """
 
     finetune_epochs: Annotated[int, takes.integer(0, 10_000)] = 0
@@ -183,6 +190,8 @@ class CompressRecipe:
     sparsity: Annotated[str | float, takes.sparsity] = field(default="none", metadata=_LATER)
     sparsity_scope: Annotated[str, takes.one_of("global", "layer")] = field(default="global", metadata=_LATER)
     mask_gradient: Annotated[str, takes.one_of("kept", "all")] = field(default="kept", metadata=_LATER)
+    round_share: Annotated[float, takes.number(0.01, 0.99)] = field(default=0.2, metadata=_LATER)
+    rewind_epochs: Annotated[int, takes.integer(0, 10_000)] = field(default=0, metadata=_LATER)
     allow_no_gain: Annotated[bool, takes.flag] = field(default=False, metadata=_UNDIGESTED)
 
     def kept_of(self, channels: int) -> int:
@@ -387,6 +396,10 @@ def _cross_check(reader: Reader, recipe: Recipe) -> None:
             ("train", "attack_in_domain"),
             f"attack_in_domain = false with objective = {min(objectives - {'standard', 'pgd'})!r}, which bounds inputs in the domain",
             'leave it out, or objective = "pgd"',
+        )
+    if train.consistency and train.augment == "none":
+        raise reader.error(
+            ("train", "consistency"), f"consistency = {train.consistency:g} without augment", 'augment = "augmix"'
         )
     for section, optimiser, momentum in (
         ("train", train.optimiser, train.momentum),

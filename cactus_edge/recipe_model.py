@@ -17,16 +17,17 @@ INPUT = "input"
 
 @dataclass(frozen=True, kw_only=True)
 class LayerRecipe:
-    """One hidden layer, always followed by batch normalisation (if the model has it) and, unless relu = false, by ReLU.
+    """One hidden layer, followed by batch normalisation (if the model and the layer have it) and, unless relu = false, by ReLU.
 
-    channels are trained, `kept` of them survive compression (0: all); a depthwise layer has those of what it reads. A
-    convolution is padded as TensorFlow's SAME or VALID; kernel and stride, one number or [down, right], are not used by a dense
-    layer. reads: name of the earlier layer whose output it reads, "input" for the network's (default: the layer before). adds:
-    name of one whose output, of equal shape, is added before the ReLU: a residual block. pool: what is read is averaged first,
-    over windows of that size side by side, or over the whole map ("global").
+    channels are trained, `kept` of them survive compression (0: all); a depthwise layer has those of what it reads, and so has
+    "norm", batch normalisation and ReLU alone: what stands before the convolutions of pre-activation networks. A convolution is
+    padded as TensorFlow's SAME or VALID; kernel and stride, one number or [down, right], are not used by dense and norm layers.
+    reads: name of the earlier layer whose output it reads, "input" for the network's (default: the layer before). adds: name of
+    one whose output, of equal shape, is added before the ReLU: a residual block. pool: what is read is averaged first, over
+    windows of that size side by side, or over the whole map ("global").
     """
 
-    kind: Annotated[str, takes.one_of("conv", "dense", "depthwise")]
+    kind: Annotated[str, takes.one_of("conv", "dense", "depthwise", "norm")]
     channels: Annotated[int, takes.integer(0, 4096)] = 0
     kept: Annotated[int, takes.integer(0, 4096)] = 0
     kernel: Annotated[int | tuple[int, int], takes.one_or_two(1, 255)] = 3
@@ -37,6 +38,12 @@ class LayerRecipe:
     adds: Annotated[str, takes.text] = field(default="", metadata=takes.LATER)
     pool: Annotated[int | tuple[int, int] | str, takes.window] = field(default=1, metadata=takes.LATER)
     relu: Annotated[bool, takes.flag] = field(default=True, metadata=takes.LATER)
+    batch_norm: Annotated[bool, takes.flag] = field(default=True, metadata=takes.LATER)
+
+    @property
+    def by_channel(self) -> bool:
+        """Whether each channel is made of one channel of what it reads."""
+        return self.kind in ("depthwise", "norm")
 
     @property
     def width(self) -> int:
@@ -52,7 +59,8 @@ class ModelRecipe:
     instead of both, a function (shape, classes) -> torch.nn.Module of the user's own, from the folder `folder` (default: the
     recipe's) or from where the command runs; shape is (height, width, channels). Its own weights are what training begins with.
     init: of all others. "ibp": N(0, 2 pi / fan_in^2), so that interval radii neither grow nor vanish with depth; "uniform": weights
-    and biases from [-fan_in^-1/2, fan_in^-1/2], as torch's own layers begin.
+    and biases from [-fan_in^-1/2, fan_in^-1/2], as torch's own layers begin; "kaiming": N(0, 2 / fan_in), of equal size in all layers
+    of equal fan-in, as pruning by magnitude over all layers assumes (He et al. 2015, arXiv 1502.01852).
     """
 
     layer: tuple[LayerRecipe, ...] = ()
@@ -60,7 +68,7 @@ class ModelRecipe:
     net: Annotated[str, takes.text] = field(default="", metadata=takes.LATER)
     width: Annotated[float, takes.number(0.01, 16)] = field(default=1.0, metadata=takes.LATER)
     pool: Annotated[int | tuple[int, int] | str, takes.window] = field(default=1, metadata=takes.LATER)
-    init: Annotated[str, takes.one_of("ibp", "uniform")] = field(default="ibp", metadata=takes.LATER)
+    init: Annotated[str, takes.one_of("ibp", "uniform", "kaiming")] = field(default="ibp", metadata=takes.LATER)
     module: Annotated[str, takes.function] = field(default="", metadata=takes.LATER)
     folder: Annotated[str, takes.text] = field(default="", metadata=takes.UNDIGESTED)
 
@@ -105,9 +113,11 @@ def places(layers: tuple[LayerRecipe, ...], input_channels: int = 0) -> tuple[Pl
             message = "a convolution cannot follow a dense layer"
             raise BadLayerError(i, "kind", message, "put the convolutions first")
         channels, kept = layer.channels, layer.width
-        if layer.kind == "depthwise":
+        if layer.kind == "norm" and not layer.batch_norm:
+            raise BadLayerError(i, "batch_norm", 'a layer of kind "norm" without batch normalisation', "leave it out")
+        if layer.by_channel:
             if channels:
-                message = f"channels = {channels}, and a depthwise layer has those of what it reads"
+                message = f"channels = {channels}, and a {layer.kind} layer has those of what it reads"
                 raise BadLayerError(i, "channels", message, "leave channels and kept out")
             channels, kept = (found[reads].channels, found[reads].kept) if reads >= 0 else (input_channels,) * 2
         elif not channels:
@@ -136,16 +146,66 @@ def _dense(channels: int) -> LayerRecipe:
 
 
 def _resnet8() -> tuple[LayerRecipe, ...]:
-    layers = [replace(_conv(16), name="stem"), _conv(16), replace(_conv(16), adds="stem", name="sum16")]
-    for channels, before in ((32, "sum16"), (64, "sum32")):
-        short = replace(_conv(channels, 1, 2), reads=before, relu=False, name=f"short{channels}")
-        first = replace(_conv(channels, 3, 2), reads=before)
-        layers += [short, first, replace(_conv(channels), adds=short.name, name=f"sum{channels}")]
+    return _residual(((16, 1, 1), (32, 1, 2), (64, 1, 2)))
+
+
+def _residual(stages: tuple[tuple[int, int, int], ...]) -> tuple[LayerRecipe, ...]:
+    """A residual network for small pictures: of each stage (channels, blocks, stride) blocks of two convolutions and a sum."""
+    layers, before, width = [replace(_conv(stages[0][0]), name="stem")], "stem", stages[0][0]
+    for channels, blocks, first in stages:
+        for block in range(blocks):
+            name, into, short = f"sum{channels}" + (f"-{block + 1}" if blocks > 1 else ""), _conv(channels), before
+            if block == 0 and (first != 1 or channels != width):
+                short, into = f"short{channels}", replace(_conv(channels, 3, first), reads=before)
+                layers.append(replace(_conv(channels, 1, first), reads=before, relu=False, name=short))
+            layers += [into, replace(_conv(channels), adds=short, name=name)]
+            before, width = name, channels
     return tuple(layers)
 
 
 def _ds_cnn() -> tuple[LayerRecipe, ...]:
     return (_conv(64, (10, 4), 2), *(LayerRecipe(kind="depthwise"), _conv(64, 1)) * 4)
+
+
+def _wide(stages: tuple[tuple[int, int, int], ...], stem: int) -> tuple[LayerRecipe, ...]:
+    """Pre-activation blocks: normalisation and ReLU before each convolution, sums without either.
+
+    The second normalisation of a block follows its first convolution at once, and is that layer's own.
+    """
+    layers, before, width = [replace(_conv(stem), relu=False, batch_norm=False, name="stem")], "stem", stem
+    for channels, blocks, first in stages:
+        for block in range(blocks):
+            stride = first if block == 0 else 1
+            active, name, short = f"active{channels}-{block + 1}", f"sum{channels}-{block + 1}", before
+            layers.append(LayerRecipe(kind="norm", name=active))
+            if channels != width or stride != 1:
+                short = f"short{channels}"
+                shortcut = _conv(channels, 1, stride)
+                layers.append(replace(shortcut, reads=active, relu=False, batch_norm=False, name=short))
+            layers.append(replace(_conv(channels, 3, stride), reads=active))
+            layers.append(replace(_conv(channels), adds=short, relu=False, batch_norm=False, name=name))
+            before, width = name, channels
+    return (*layers, LayerRecipe(kind="norm"))
+
+
+def _mobilenet() -> tuple[LayerRecipe, ...]:
+    layers, width = [replace(_conv(32), name="stem")], 32
+    for stage, (factor, channels, blocks, first) in enumerate(_INVERTED):
+        for block in range(blocks):
+            stride, before = (first if block == 0 else 1), str(layers[-1].name)
+            if factor > 1:
+                layers.append(_conv(factor * width, 1))
+            layers.append(LayerRecipe(kind="depthwise", stride=stride))
+            joined = before if stride == 1 and channels == width else ""
+            layers.append(replace(_conv(channels, 1), relu=False, adds=joined, name=f"block{stage + 1}-{block + 1}"))
+            width = channels
+    return (*layers, _conv(1280, 1))
+
+
+_INVERTED = (
+    (1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
+)  # fmt: skip
+"""MobileNet-V2's stages: factor of expansion, channels, blocks, stride of the first; for pictures of 32 pixels, which are halved thrice."""
 
 
 NETS: Mapping[str, tuple[tuple[LayerRecipe, ...], int | str]] = {
@@ -155,6 +215,9 @@ NETS: Mapping[str, tuple[tuple[LayerRecipe, ...], int | str]] = {
     "cnn8": ((*(_conv(c, 3, s) for c, s in zip((32, 32, 64, 64, 128, 128), (1, 2) * 3, strict=True)), _dense(128)), 1),
     "resnet8": (_resnet8(), "global"),
     "ds-cnn": (_ds_cnn(), "global"),
+    "resnet18": (_residual(((64, 2, 1), (128, 2, 2), (256, 2, 2), (512, 2, 2))), "global"),
+    "wrn18-2": (_wide(((64, 2, 1), (192, 2, 2), (384, 2, 2), (768, 2, 2)), 64), "global"),
+    "mobilenet-v2": (_mobilenet(), "global"),
 }
 """Hidden layers and the classifier's `pool` by name.
 
@@ -162,7 +225,10 @@ Sources: cnn3, cnn5, cnn7 as in CTBench (Mao et al. 2024, arXiv 2406.04848, mode
 strided layers are padded as SAME here, which gives maps of the same size. cnn8: the network of AdverFine for Fashion-MNIST
 (Thorsteinsson et al. 2024, arXiv 2403.09441), without batch normalisation there (`batch_norm = false`). resnet8, ds-cnn: MLPerf
 Tiny's reference models of image classification and keyword spotting (Banbury et al. 2021, arXiv 2106.07597), read from their
-.tflite files.
+.tflite files. resnet18, wrn18-2
+(pre-activation, twice as wide): as the cards of Diffenderfer et al. 2021, arXiv 2106.09129 (RobustBench model zoo); those of full
+precision are resnet18 with width = 2. mobilenet-v2: Sandler et al. 2018, arXiv 1801.04381, in the form for CIFAR-10; ReLU takes the
+place of ReLU6, whose clamp the int8 range is.
 """
 
 
@@ -176,9 +242,15 @@ def expanded(model: ModelRecipe) -> ModelRecipe:
     if model.width != 1 and not model.net:
         raise takes.BadValueError("width goes with net")
     if not model.net:
-        return model
+        return _normalised(model)
     if model.net not in NETS:
         raise takes.BadValueError(f"no net is called {model.net!r}; there are {', '.join(NETS)}")
     layers, pool = NETS[model.net]
     scaled = (replace(a, channels=max(1, round(a.channels * model.width)) if a.channels else 0) for a in layers)
-    return replace(model, layer=tuple(scaled), pool=pool)
+    return _normalised(replace(model, layer=tuple(scaled), pool=pool))
+
+
+def _normalised(model: ModelRecipe) -> ModelRecipe:
+    if not model.batch_norm and any(layer.kind == "norm" for layer in model.layer):
+        raise takes.BadValueError('batch_norm = false, and a layer is of kind "norm"')
+    return model

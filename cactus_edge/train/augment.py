@@ -10,17 +10,50 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cactus_edge.recipe import TrainRecipe
+from cactus_edge.train.augmix import augmix
+
+NOISE = 0.1
+"""Standard deviation of Gaussian augmentation, in widths of the domain."""
 
 
 def augmented(x: Tensor, train: TrainRecipe, domain: tuple[Fraction, Fraction], generator: torch.Generator) -> Tensor:
-    """x [N, C, H, W] as the recipe changes training samples: moved, cropped, mirrored, amplified; inside the domain.
+    """x [N, C, H, W] as the recipe changes training samples: moved, cropped, mirrored, amplified, augmented; inside the domain.
 
-    What the recipe leaves at 0 draws no number from the generator.
+    What the recipe leaves at 0 draws no number from the generator. With a consistency the samples stay clean: `views` has the rest.
     """
     x = moved(x, generator, shift_pixels=train.shift_pixels, rotate_degrees=train.rotate_degrees, zoom=train.zoom)
     x = cropped(x, generator, train.crop)
     x = mirrored(x, generator) if train.mirror else x
-    return amplified(x, generator, train.gain, domain)
+    x = amplified(x, generator, train.gain, domain)
+    return x if train.consistency > 0 else _varied(x, train, domain, generator)
+
+
+def views(
+    x: Tensor, train: TrainRecipe, domain: tuple[Fraction, Fraction], generator: torch.Generator
+) -> tuple[Tensor, ...]:
+    """Two augmented versions of x [N, C, H, W] to be told as x is, where the recipe has a consistency; else none."""
+    return tuple(_varied(x, train, domain, generator) for _ in range(2 if train.consistency > 0 else 0))
+
+
+def _varied(x: Tensor, train: TrainRecipe, domain: tuple[Fraction, Fraction], generator: torch.Generator) -> Tensor:
+    match train.augment:
+        case "augmix":
+            return augmix(x, domain, generator)
+        case "gaussian":
+            return noisy(x, domain, generator)
+        case _:
+            return x
+
+
+def noisy(x: Tensor, domain: tuple[Fraction, Fraction], generator: torch.Generator) -> Tensor:
+    """Each sample with probability 1/2 + N(0, 0.1^2) of the domain's width, cut off at its ends.
+
+    Source: the Gaussian cards of Diffenderfer et al. 2021, arXiv 2106.09129 (standard deviation and probability).
+    """
+    low, high = float(domain[0]), float(domain[1])
+    chosen = torch.rand(len(x), generator=generator) < 0.5
+    noise = torch.randn(x.shape, generator=generator) * (NOISE * (high - low))
+    return (x + (noise * chosen[:, None, None, None]).to(x.device)).clamp(low, high)
 
 
 def cropped(x: Tensor, generator: torch.Generator, most: int) -> Tensor:

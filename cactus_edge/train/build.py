@@ -87,10 +87,13 @@ def _layer(
     where: str,
 ) -> Layer:
     pool = window(spec.pool, size, where)
-    seen, dense, depthwise = _pooled(size, pool), spec.kind == "dense", spec.kind == "depthwise"
-    kernel, stride, padding = (seen, (1, 1), Padding2d()) if dense else _window(spec, seen, where)
-    weight, bias = _drawn((width, 1 if depthwise else channels, *kernel), model.init, generator)
-    norm = Norm(*(f(width) for f in (torch.ones, torch.zeros, torch.zeros, torch.ones))) if model.batch_norm else None
+    seen, dense, alone = _pooled(size, pool), spec.kind == "dense", spec.kind == "norm"
+    whole = (seen if dense else (1, 1), (1, 1), Padding2d())
+    kernel, stride, padding = whole if dense or alone else _window(spec, seen, where)
+    shape = (width, 1 if spec.by_channel else channels, *kernel)
+    weight, bias = (torch.ones(shape), torch.zeros(width)) if alone else _drawn(shape, model.init, generator)
+    unit = (f(width) for f in (torch.ones, torch.zeros, torch.zeros, torch.ones))
+    norm = Norm(*unit) if model.batch_norm and spec.batch_norm else None
     return Layer(
         weight,
         bias if norm is None else torch.zeros(width),
@@ -100,7 +103,7 @@ def _layer(
         padding=padding,
         dense=dense,
         relu=spec.relu,
-        depthwise=depthwise,
+        depthwise=spec.by_channel,
         reads=place.reads,
         adds=place.adds,
         pool=pool,
@@ -131,4 +134,5 @@ def _drawn(shape: tuple[int, ...], init: str, generator: torch.Generator) -> tup
     if init == "uniform":
         weight, bias = (2 * torch.rand(size, generator=generator) - 1 for size in (shape, shape[:1]))
         return weight / math.sqrt(fan_in), bias / math.sqrt(fan_in)
-    return torch.randn(shape, generator=generator) * (math.sqrt(2 * math.pi) / fan_in), torch.zeros(shape[0])
+    scale = math.sqrt(2 / fan_in) if init == "kaiming" else math.sqrt(2 * math.pi) / fan_in
+    return torch.randn(shape, generator=generator) * scale, torch.zeros(shape[0])

@@ -22,7 +22,7 @@ from cactus_edge.errors import InputError
 from cactus_edge.recipe import CompressRecipe, Recipe
 from cactus_edge.resources import write_atomic
 from cactus_edge.train.allocation import allocated, begun, keeping
-from cactus_edge.train.augment import augmented
+from cactus_edge.train.augment import augmented, views
 from cactus_edge.train.averaging import Average, nothing
 from cactus_edge.train.bounds import ball, holds, propagate
 from cactus_edge.train.build import own_start
@@ -111,7 +111,7 @@ def train(
 
 def planned(recipe: Recipe, method: str | None = None) -> dict[str, int]:
     """The method's stages in order, with their epochs. Raises InputError for an unknown method."""
-    chosen = stages(recipe.train.method if method is None else method)
+    chosen = stages(recipe.train.method if method is None else method, recipe)
     return {stage.name: stage.schedule(recipe).epochs for stage in chosen}
 
 
@@ -167,7 +167,7 @@ class _Run:
         self._validation = tuple(t.to(device) for t in to_torch(dataset.validation))
         self._key = run_key(recipe, dataset, method, seed)
         self._file = checkpoint(recipe, dataset, workdir, method, seed)
-        self._stages = stages(method)
+        self._stages = stages(method, self._recipe)
         self._shared = _shared(recipe, dataset, workdir, self._stages[0], seed) if self._stages[0].shared else None
         shape, classes, compressed = dataset.shape, len(dataset.labels), self._stages[0].compressed
         # Drawn on the CPU wherever it trains, as everything random here: equal seeds begin with equal weights.
@@ -252,7 +252,8 @@ class _Run:
                 group["lr"] = schedule.rate(at)
             x = augmented(self._x[index], recipe, self._domain, generator)
             region = ball(x, [step.eps * part for part in self._reach], domain)
-            batch = Batch(x, self._y[index], region, seed=seed + 1 + i)
+            shown = views(x, recipe, self._domain, generator)
+            batch = Batch(x, self._y[index], region, seed=seed + 1 + i, views=shown)
             parts = self._group.share(in_parts(batch, recipe.parts))
             found: list[Terms] = []
 

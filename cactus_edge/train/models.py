@@ -70,6 +70,11 @@ class Layer:
         return (h // ph, w // pw)
 
     @property
+    def scales(self) -> bool:
+        """Whether the weights only scale each channel: a normalisation that stands alone."""
+        return self.depthwise and tuple(self.weight.shape[2:]) == (1, 1)
+
+    @property
     def out_size(self) -> tuple[int, int]:
         """(H, W) of the output map."""
         if self.dense:

@@ -85,10 +85,11 @@ def in_parts(batch: Batch, count: int) -> list[Batch]:
     """The batch in `count` consecutive parts whose sizes differ by one at most, each with a seed of its own."""
     if count == 1:
         return [batch]
-    pieces = [torch.tensor_split(t, count) for t in (batch.x, batch.y, batch.region.centre, batch.region.radius)]
+    whole = (batch.x, batch.y, batch.region.centre, batch.region.radius, *batch.views)
+    pieces = [torch.tensor_split(t, count) for t in whole]
     return [
-        replace(batch, x=x, y=y, region=Box(centre, radius), seed=batch.seed + i * _APART)
-        for i, (x, y, centre, radius) in enumerate(zip(*pieces, strict=True))
+        replace(batch, x=x, y=y, region=Box(centre, radius), seed=batch.seed + i * _APART, views=tuple(views))
+        for i, (x, y, centre, radius, *views) in enumerate(zip(*pieces, strict=True))
     ]
 
 

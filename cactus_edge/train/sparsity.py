@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from cactus_edge.recipe import CompressRecipe
+from cactus_edge.errors import InputError
+from cactus_edge.recipe import CompressRecipe, Recipe
 from cactus_edge.recipe_values import n_of_m
 from cactus_edge.train.models import Layer, Layers, Network
 from cactus_edge.train.projections import Projection
@@ -45,16 +46,40 @@ class Sparsity:
         return Sparsity(groups, share, compress.sparsity_scope == "layer", compress.mask_gradient == "all")
 
 
+def single_weights(recipe: Recipe, method: str) -> Sparsity:
+    """The share of the weights that a method without anything else to remove lets go. Raises InputError for any other wish."""
+    found = Sparsity.of(recipe.compress)
+    if found is None or found.n_of_m is not None:
+        raise InputError(
+            f"{method} lets a share of the weights go, and [compress] sparsity is {recipe.compress.sparsity!r}",
+            hint='sparsity = 0.9, or method = "hydra" for channels',
+        )
+    if recipe.compress.keep or any(layer.kept for layer in recipe.model.layer):
+        raise InputError(
+            f"{method} removes no channels, and the recipe keeps a part of them",
+            hint="leave keep of [compress] and kept of the layers out",
+        )
+    return found
+
+
 def masks(layers: Layers, sparsity: Sparsity) -> Masks:
-    """Which weights stay, by their magnitude now. Equal ones: the first in memory stays. No gradient flows through it."""
-    weights = [layer.weight.detach() for layer in layers]
+    """Which weights stay, by their magnitude now. Equal ones: the first in memory stays. No gradient flows through it.
+
+    Weights that only scale channels connect nothing: they stay, and no share is taken of them.
+    """
     if sparsity.n_of_m is not None:
         return tuple(_in_rows(layer, *sparsity.n_of_m) for layer in layers)
+    sizes = [layer.weight.detach().abs() for layer in layers if not layer.scales]
     if sparsity.by_layer:
-        return tuple(_largest(w.abs().flatten(), sparsity.share).view_as(w) for w in weights)
-    chosen = _largest(torch.cat([w.abs().flatten() for w in weights]), sparsity.share)
-    parts = torch.split(chosen, [w.numel() for w in weights])
-    return tuple(part.view_as(w) for part, w in zip(parts, weights, strict=True))
+        chosen = [_largest(size.flatten(), sparsity.share) for size in sizes]
+    else:
+        whole = _largest(torch.cat([size.flatten() for size in sizes]), sparsity.share)
+        chosen = list(torch.split(whole, [size.numel() for size in sizes]))
+    found = iter(chosen)
+    return tuple(
+        torch.ones_like(layer.weight, dtype=torch.bool) if layer.scales else next(found).view_as(layer.weight)
+        for layer in layers
+    )
 
 
 def _largest(magnitude: Tensor, share: float) -> Tensor:

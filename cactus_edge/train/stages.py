@@ -16,6 +16,7 @@ from cactus_edge.train.bounds import Box, holds, propagate
 from cactus_edge.train.folded import Folded
 from cactus_edge.train.models import Network
 from cactus_edge.train.objectives import OBJECTIVES, cactus
+from cactus_edge.train.objectives.consistency import consistent
 from cactus_edge.train.objectives.ibp import warmup_regulariser
 from cactus_edge.train.objectives.loss import Batch, Loss, Step
 from cactus_edge.train.projections import Projection
@@ -105,22 +106,28 @@ class Stage:
 
 
 def over_members(
-    members: Callable[[Recipe], tuple[str, ...]], around: Callable[[Loss], Loss] = lambda loss: loss
+    members: Callable[[Recipe], tuple[str, ...]],
+    around: Callable[[Loss], Loss] = lambda loss: loss,
+    *,
+    choosing: bool = False,
 ) -> Callable[[Recipe], Objective]:
     """Mean over the members of the recipe's objective + the warm-up regulariser of its bounds while eps grows + L1 of the folded
     weights.
 
-    around: what a method makes of the recipe's objective first.
+    around: what a method makes of the recipe's objective first. choosing: zeros are still being chosen, by scores that need the
+    gradient of every weight; else weights that are 0 have none.
     """
 
     def of(recipe: Recipe) -> Objective:
         names, train = members(recipe), recipe.train
         clip, levels = recipe.quantise.train_clip, recipe.quantise.levels
         certified_loss, sparsity = around(OBJECTIVES[train.objective](train)), Sparsity.of(recipe.compress)
+        if train.consistency > 0:
+            certified_loss = consistent(certified_loss, train.consistency)
         rank = partial(scores, criterion=recipe.compress.importance)
 
         def objective(network: Network, batch: Batch, step: Step) -> Terms:
-            layers = network.layers() if sparsity is None else still(network.layers())
+            layers = network.layers() if sparsity is None or choosing else still(network.layers())
             ships = cactus.Ships(network.kept_widths(), rank, sparsity, clip, levels)
             found, clean, aimed = cactus.members(layers, batch, names, certified_loss, step, ships)
             loss = torch.stack([m.loss for m in found.values()]).mean()
@@ -154,6 +161,9 @@ def same(network: Network, _: Recipe, __: Batch) -> Network:
 
 only_full = over_members(lambda _: ("full",))
 """The network itself, without its compressed versions."""
+
+only_scores = over_members(lambda _: ("full",), choosing=True)
+"""The network that its scores choose."""
 
 
 def never(_: Recipe) -> bool:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from cactus_edge.errors import InputError
+from cactus_edge.recipe import Recipe
+from cactus_edge.train.methods.biprop import biprop
 from cactus_edge.train.methods.cactus import CACTUS
+from cactus_edge.train.methods.gradual import gmp
 from cactus_edge.train.methods.hydra import HYDRA
 from cactus_edge.train.methods.hydra import WEIGHTS as HYDRA_WEIGHTS
+from cactus_edge.train.methods.lottery import lrr, lth
+from cactus_edge.train.methods.magnitude import ft
 from cactus_edge.train.methods.nrs import NRS
+from cactus_edge.train.methods.popup import edge_popup
 from cactus_edge.train.methods.posthoc import GAMMA, L1, RANDOM, UNCOMPRESSED
 from cactus_edge.train.methods.small import SMALL
 from cactus_edge.train.methods.torch_pruning import BN_SCALE, LAMP, MAGNITUDE, TAYLOR
 from cactus_edge.train.stages import Stage
 
-METHODS: dict[str, tuple[Stage, ...]] = {
+Method = tuple[Stage, ...] | Callable[[Recipe], tuple[Stage, ...]]
+"""Its stages; as a function where their number follows from the recipe."""
+
+METHODS: dict[str, Method] = {
     "cactus": CACTUS,
     "small": SMALL,
     "uncompressed": UNCOMPRESSED,
@@ -26,12 +37,19 @@ METHODS: dict[str, tuple[Stage, ...]] = {
     "torch-pruning-bn-scale": BN_SCALE,
     "torch-pruning-lamp": LAMP,
     "torch-pruning-taylor": TAYLOR,
+    "ft": ft,
+    "gmp": gmp,
+    "lth": lth,
+    "lrr": lrr,
+    "edge-popup": edge_popup,
+    "biprop": biprop,
 }
 """Every training method by its name in recipes."""
 
 
-def stages(method: str) -> tuple[Stage, ...]:
-    """The stages of the method of that name. Raises InputError."""
+def stages(method: str, recipe: Recipe) -> tuple[Stage, ...]:
+    """The stages of the method of that name. Raises InputError for another name, or a recipe that the method has no stages for."""
     if method not in METHODS:
         raise InputError(f"no training method is called {method!r}", hint=f"one of {', '.join(METHODS)}")
-    return METHODS[method]
+    found = METHODS[method]
+    return found(recipe) if callable(found) else found

@@ -15,15 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cactus_edge.errors import InputError
 from cactus_edge.recipe import Recipe
 from cactus_edge.train.methods.posthoc import DENSE, l1, refining
 from cactus_edge.train.models import INPUT, Layers, Network, per_channel, sources
 from cactus_edge.train.objectives.loss import Batch
 from cactus_edge.train.projections import positive_gamma, unconstrained
 from cactus_edge.train.prune import choose, take, together
-from cactus_edge.train.sparsity import Sparsity
-from cactus_edge.train.stages import Schedule, Stage, clip, never, only_full
+from cactus_edge.train.sparsity import single_weights
+from cactus_edge.train.stages import Schedule, Stage, clip, never, only_full, only_scores
 
 
 class Scored(Network):
@@ -113,13 +112,7 @@ def _chosen(network: Network, _: Recipe, __: Batch) -> Network:
 
 
 def _weights(network: Network, recipe: Recipe, _: Batch) -> Network:
-    sparsity = Sparsity.of(recipe.compress)
-    if sparsity is None or sparsity.n_of_m is not None:
-        raise InputError(
-            f"hydra-weights lets a share of the weights go, and [compress] sparsity is {recipe.compress.sparsity!r}",
-            hint='sparsity = 0.9, or method = "hydra" for channels',
-        )
-    return ScoredWeights(network.layers(), sparsity.share)
+    return ScoredWeights(network.layers(), single_weights(recipe, "hydra-weights").share)
 
 
 def _without_weights(network: Network, _: Recipe, __: Batch) -> Network:
@@ -147,6 +140,6 @@ HYDRA = (
 
 WEIGHTS = (
     DENSE,
-    Stage("score", _weights, False, scoring, only_full, clip, unconstrained, never),
+    Stage("score", _weights, False, scoring, only_scores, clip, unconstrained, never),
     Stage("compress", _without_weights, True, rest, only_full, clip, positive_gamma, never),
 )

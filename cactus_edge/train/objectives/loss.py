@@ -31,6 +31,7 @@ class Batch:
     """x [N, C, H, W] in sensor units, y int64 [N], and the region around x that has to keep its class.
 
     points: adversarial points [N, C, H, W] in the region, where the objective asked for some. seed: of an attack's random starts.
+    views: other pictures [N, C, H, W] of the same samples, that should be told as x is; empty where the recipe asks for none.
     """
 
     x: Tensor
@@ -38,9 +39,10 @@ class Batch:
     region: Box
     points: Tensor | None = None
     seed: int = 0
+    views: tuple[Tensor, ...] = ()
 
     def part(self, count: int) -> Batch:
-        """Its first `count` samples, without points."""
+        """Its first `count` samples, without points and views."""
         region = Box(self.region.centre[:count], self.region.radius[:count])
         return Batch(self.x[:count], self.y[:count], region, seed=self.seed)
 
