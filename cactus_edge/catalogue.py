@@ -36,6 +36,7 @@ OBJECTIVES = {
     "qa-ibp": Paper("QA-IBP", "Lechner et al. 2023, arXiv 2211.16187", "interval bounds through int8 weights and activations"),
     "standard": Paper("standard", "", "loss of the samples as they are"),
     "pgd": Paper("PGD", "Madry et al. 2018, arXiv 1706.06083", "loss at adversarial points"),
+    "semantic": Paper("mutations", "", "loss of the samples and of their random semantic mutations"),
 }  # fmt: skip
 """By name in recipes: the loss of a network."""
 
@@ -56,6 +57,11 @@ METHODS = {
     "lrr": Paper("LRR", "Renda et al. 2020, 2003.02389", "loss in rounds; the smallest weights go, the learning rate is rewound"),
     "edge-popup": Paper("edge-popup", "Ramanujan et al. 2020, 1911.13299", "loss of a choice among random weights"),
     "biprop": Paper("biprop", "Diffenderfer and Kailkhura 2021, 2103.09377", "loss of a choice among the signs of random weights"),
+    "sam": Paper("SAM + magnitude", "Foret et al. 2021, arXiv 2010.01412", "loss at the worst weights nearby; the smallest weights go"),
+    "cram": Paper("CrAM+", "Peste et al. 2023, arXiv 2207.14200", "loss of the network, and of it after a step up and pruning"),
+    "flying-bird": Paper("Flying Bird", "Chen et al. 2022, arXiv 2202.09844", "loss of a sparse network whose mask moves"),
+    "csam": Paper("C-SAM-style", "after He and Chen 2026, arXiv 2601.20301", "loss at the worst soft mask of weights nearby; reconstructed"),
+    "csam-channels": Paper("C-SAM-style, channels", "after He and Chen 2026, arXiv 2601.20301", "the same with a mask of channels; reconstructed"),
     "nncf": Paper("NNCF", "Kozlov et al. 2020, arXiv 2002.08679", "certified loss, then NNCF's own compression"),
 } | {
     f"torch-pruning-{name}": Paper(f"torch-pruning, {what}", "Fang et al. 2023, arXiv 2301.12900", _REMOVED + what)
@@ -65,7 +71,7 @@ METHODS = {
 }  # fmt: skip
 """By name in recipes: the stages, and what is removed when."""
 
-SIZES = {"digits": 1797, "mnist": 60_000, "fashion-mnist": 60_000, "cifar-10": 50_000}
+SIZES = {"digits": 1797, "mnist": 60_000, "fashion-mnist": 60_000, "cifar10": 50_000}
 """Samples that a built-in set brings for training and validation; of the digits those for the test are split off too."""
 
 
@@ -136,7 +142,7 @@ def row(recipe: Recipe) -> Row:
         recipe.data.set or recipe.data.file or recipe.data.folder,
         str(recipe.certify.eps),
         t.epochs + recipe.compress.finetune_epochs,
-        None if size is None else size - out,
+        recipe.data.train_samples or (None if size is None else size - out),
         _minutes(recipe),
     )
 

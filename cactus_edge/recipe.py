@@ -27,7 +27,7 @@ from cactus_edge.recipe_reader import Reader
 BUILT_IN = Path(__file__).resolve().parent / "recipes"
 """Folder of the recipes that ship with the package."""
 
-OBJECTIVES = ("ibp", "sabr", "crown-ibp", "mtl-ibp", "cc-ibp", "exp-ibp", "qa-ibp", "standard", "pgd")
+OBJECTIVES = ("ibp", "sabr", "crown-ibp", "mtl-ibp", "cc-ibp", "exp-ibp", "qa-ibp", "standard", "pgd", "semantic")
 """Training objectives by name."""
 
 OPTIMISERS = ("adam", "sgd")
@@ -36,6 +36,17 @@ Member = Literal["full", "pruned", "sparse", "quantised", "perturbed", "joint"]
 
 
 _UNDIGESTED, _LATER = takes.UNDIGESTED, takes.LATER
+
+
+def _semantics(value: Any) -> str:
+    """Transforms as `semantics.transforms` reads them."""
+    from cactus_edge.semantics import transforms
+
+    try:
+        transforms(takes.text(value))
+    except InputError as error:
+        raise takes.BadValueError(f"{error.message}, expected transforms such as rotation=10,blur") from error
+    return str(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +67,7 @@ class DataRecipe:
     validation_samples are taken from the training samples. test_samples are split off only where the set brings no test
     samples of its own. Both splits follow from split_seed and stay the same over training seeds. validation_groups: instead of
     validation_samples, whose samples validate, where each belongs to somebody: persons of har, records of ecg.
+    train_samples: so many of what is left train (0: all).
     size: rows and columns that the images of a folder are brought to. classes: of ecg, the AAMI letters of each class.
     channels: of har, the sensors that are used. channel: one table for each channel of `file`.
     """
@@ -66,6 +78,7 @@ class DataRecipe:
     test_samples: Annotated[int, takes.integer(0)] = 0
     split_seed: Annotated[int, takes.integer(0, 2**31 - 1)] = 0
     folder: Annotated[str, takes.text] = field(default="", metadata=_LATER)
+    train_samples: Annotated[int, takes.integer(0)] = field(default=0, metadata=_LATER)
     size: Annotated[tuple[int, ...], takes.list_of(takes.integer(1, 4096), at_least=2)] = field(
         default=(), metadata=_LATER
     )
@@ -96,8 +109,9 @@ class TrainRecipe:
     (`train.parallel`); other parts are other weights.
 
     method: the stages and what they train. objective: the certified loss of every member of the set, or one that bounds
-    nothing: "standard", cross-entropy of the samples as they are; "pgd", robust_weight of it at adversarial points. Neither has
-    the warm-up regulariser, and what training reports as certified of its batches is 0. box_ratio: 1 trains on
+    nothing: "standard", cross-entropy of the samples as they are; "pgd", robust_weight of it at adversarial points; "semantic",
+    robust_weight of it after one of the transforms in `mutations`, such as "rotation=10,blur+brightness=0.1" (as `certify
+    --semantic`). None has the warm-up regulariser, and what training reports as certified of its batches is 0. box_ratio: 1 trains on
     the whole region (ibp), less on a box of that part of its radius around an adversarial point (sabr), 0 on that point.
     crown_start, crown_end: weight of crown-ibp's linear margins against those of intervals, as the ramp begins and ends. mix: of
     mtl-ibp, cc-ibp and exp-ibp, from 0 (the adversarial point alone) to 1 (the bounds alone). hinge_weight, hinge_margin (of
@@ -132,6 +146,7 @@ class TrainRecipe:
     class_balance: Annotated[float, takes.number(0, 1)] = field(default=0.0, metadata=_LATER)
     crown_start: Annotated[float, takes.number(0, 1)] = field(default=1.0, metadata=_LATER)
     crown_end: Annotated[float, takes.number(0, 1)] = field(default=0.0, metadata=_LATER)
+    mutations: Annotated[str, _semantics] = field(default="", metadata=_LATER)
     mix: Annotated[float, takes.number(0, 1)] = field(default=0.5, metadata=_LATER)
     hinge_weight: Annotated[float, takes.number(0, 100)] = field(default=0.5, metadata=_LATER)
     hinge_margin: Annotated[float, takes.number(0, 100)] = field(default=0.2, metadata=_LATER)
@@ -400,6 +415,12 @@ def _cross_check(reader: Reader, recipe: Recipe) -> None:
     if train.consistency and train.augment == "none":
         raise reader.error(
             ("train", "consistency"), f"consistency = {train.consistency:g} without augment", 'augment = "augmix"'
+        )
+    if ("semantic" in objectives) != bool(train.mutations):
+        raise reader.error(
+            ("train", "mutations"),
+            f"mutations = {train.mutations!r} with objective = {train.objective!r}",
+            'mutations = "rotation=10,blur" goes with objective = "semantic"',
         )
     for section, optimiser, momentum in (
         ("train", train.optimiser, train.momentum),

@@ -239,7 +239,9 @@ class _Run:
         start, cpu_start, staged = time.monotonic(), time.process_time(), self._staged
         recipe, objective, update = staged.train, stage.objective(staged), stage.update(staged)
         domain = self._domain if recipe.attack_in_domain else None
-        zeros = unconstrained if self._recipe.compress.sparsity == "none" else held(self._network)
+        sparse = stage.compressed and self._recipe.compress.sparsity != "none"
+        zeros = held(self._network) if sparse else unconstrained
+        ends = float(self._domain[0]), float(self._domain[1])
         seed = _epoch_seed(self._seed, self._stage, self._epoch)
         generator = torch.Generator().manual_seed(seed)
         epoch = list(batches(self._y, recipe.batch, recipe.class_balance, generator))
@@ -247,13 +249,14 @@ class _Run:
         for i, index in enumerate(epoch):
             at = self._epoch + i / len(epoch)
             progress = schedule.progress(at)
-            step = Step(progress, progress * schedule.eps, progress * schedule.robust_weight)
+            eps, weight = progress * schedule.eps, progress * schedule.robust_weight
+            step = Step(progress, eps, weight, at / schedule.epochs)
             for group in optimizer.param_groups:
                 group["lr"] = schedule.rate(at)
             x = augmented(self._x[index], recipe, self._domain, generator)
             region = ball(x, [step.eps * part for part in self._reach], domain)
             shown = views(x, recipe, self._domain, generator)
-            batch = Batch(x, self._y[index], region, seed=seed + 1 + i, views=shown)
+            batch = Batch(x, self._y[index], region, seed=seed + 1 + i, domain=ends, views=shown)
             parts = self._group.share(in_parts(batch, recipe.parts))
             found: list[Terms] = []
 
@@ -341,7 +344,8 @@ class _Run:
         """What a stage may look at on its way in: typical training samples, their regions of the whole radius."""
         x = self._typical
         region = ball(x, [float(self._recipe.train.eps) * part for part in self._reach], self._domain)
-        return Batch(x, self._typical_y, region, seed=_epoch_seed(self._seed, self._stage, -1))
+        ends = float(self._domain[0]), float(self._domain[1])
+        return Batch(x, self._typical_y, region, seed=_epoch_seed(self._seed, self._stage, -1), domain=ends)
 
     def _save(self) -> None:
         self._write(self._file, self._key)

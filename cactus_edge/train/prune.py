@@ -8,13 +8,14 @@ and those that a depthwise layer reads and makes, are tied: they go together or 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from cactus_edge.errors import InternalError
-from cactus_edge.train.models import INPUT, NORM_EPSILON, Layer, Layers, Network, Norm, sources
+from cactus_edge.train.models import INPUT, NORM_EPSILON, Layer, Layers, Network, Norm, per_channel, sources
 
 Kept = tuple[Tensor, ...]
 """Sorted indices int64 of the channels that stay, one tensor per hidden layer."""
@@ -70,6 +71,20 @@ def _effective(layer: Layer) -> Tensor:
     if layer.norm is None:
         return weight
     return weight * (layer.norm.gamma.detach() * torch.rsqrt(layer.norm.var + NORM_EPSILON))[:, None, None, None]
+
+
+def weighed(layers: Layers, factors: Sequence[Tensor]) -> Layers:
+    """The layers with each hidden channel times its factor, factors float [O] of each hidden layer, equal for tied channels.
+
+    A channel is weighed where it is read; what only hands it on, a sum or a depthwise layer, is weighed by its own readers. (Its
+    own weights cannot be what is weighed: behind a ReLU at 0 no gradient would ever reach the factor of a channel that is off.)
+    """
+    return tuple(
+        layer
+        if reads == INPUT or layer.depthwise
+        else replace(layer, weight=layer.weight * per_channel(factors[reads]))
+        for layer, (reads, _) in zip(layers, sources(layers), strict=True)
+    )
 
 
 def choose(layers: Layers, widths: tuple[int, ...], scores: tuple[Tensor, ...] | None = None) -> Kept:

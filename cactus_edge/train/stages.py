@@ -14,7 +14,7 @@ from cactus_edge.recipe import Recipe
 from cactus_edge.train.allocation import ranked, scores
 from cactus_edge.train.bounds import Box, holds, propagate
 from cactus_edge.train.folded import Folded
-from cactus_edge.train.models import Network
+from cactus_edge.train.models import Layers, Network
 from cactus_edge.train.objectives import OBJECTIVES, cactus
 from cactus_edge.train.objectives.consistency import consistent
 from cactus_edge.train.objectives.ibp import warmup_regulariser
@@ -75,6 +75,9 @@ class Terms:
 
 Objective = Callable[[Network, Batch, Step], Terms]
 
+LayersObjective = Callable[[Layers, tuple[int, ...], Batch, Step], Terms]
+"""An objective of layers and the channels that stay of each hidden one, for methods that train more than the network itself."""
+
 Enter = Callable[[Network, Recipe, Batch], Network]
 """The network to train from the one that the previous stage left. The batch is a sample of the training data, its region whole.
 
@@ -105,20 +108,16 @@ class Stage:
     shared: bool = False
 
 
-def over_members(
-    members: Callable[[Recipe], tuple[str, ...]],
-    around: Callable[[Loss], Loss] = lambda loss: loss,
-    *,
-    choosing: bool = False,
-) -> Callable[[Recipe], Objective]:
+def over_layers(
+    members: Callable[[Recipe], tuple[str, ...]], around: Callable[[Loss], Loss] = lambda loss: loss
+) -> Callable[[Recipe], LayersObjective]:
     """Mean over the members of the recipe's objective + the warm-up regulariser of its bounds while eps grows + L1 of the folded
     weights.
 
-    around: what a method makes of the recipe's objective first. choosing: zeros are still being chosen, by scores that need the
-    gradient of every weight; else weights that are 0 have none.
+    around: what a method makes of the recipe's objective first.
     """
 
-    def of(recipe: Recipe) -> Objective:
+    def of(recipe: Recipe) -> LayersObjective:
         names, train = members(recipe), recipe.train
         clip, levels = recipe.quantise.train_clip, recipe.quantise.levels
         certified_loss, sparsity = around(OBJECTIVES[train.objective](train)), Sparsity.of(recipe.compress)
@@ -126,9 +125,8 @@ def over_members(
             certified_loss = consistent(certified_loss, train.consistency)
         rank = partial(scores, criterion=recipe.compress.importance)
 
-        def objective(network: Network, batch: Batch, step: Step) -> Terms:
-            layers = network.layers() if sparsity is None or choosing else still(network.layers())
-            ships = cactus.Ships(network.kept_widths(), rank, sparsity, clip, levels)
+        def objective(layers: Layers, widths: tuple[int, ...], batch: Batch, step: Step) -> Terms:
+            ships = cactus.Ships(widths, rank, sparsity, clip, levels)
             found, clean, aimed = cactus.members(layers, batch, names, certified_loss, step, ships)
             loss = torch.stack([m.loss for m in found.values()]).mean()
             first = next(iter(found.values()))
@@ -143,6 +141,29 @@ def over_members(
                 return Terms(loss, correct, 0)
             margin = first.bounds.margin if aimed.region is batch.region else _margin(clean.net, batch.region, batch.y)
             return Terms(loss, correct, int(holds(margin.detach(), batch.y).sum()))
+
+        return objective
+
+    return of
+
+
+def over_members(
+    members: Callable[[Recipe], tuple[str, ...]],
+    around: Callable[[Loss], Loss] = lambda loss: loss,
+    *,
+    choosing: bool = False,
+) -> Callable[[Recipe], Objective]:
+    """`over_layers` of the network's own.
+
+    choosing: zeros are still being chosen, by scores that need the gradient of every weight; else weights that are 0 have none.
+    """
+
+    def of(recipe: Recipe) -> Objective:
+        inner, sparsity = over_layers(members, around)(recipe), Sparsity.of(recipe.compress)
+
+        def objective(network: Network, batch: Batch, step: Step) -> Terms:
+            layers = network.layers() if sparsity is None or choosing else still(network.layers())
+            return inner(layers, network.kept_widths(), batch, step)
 
         return objective
 
@@ -164,6 +185,10 @@ only_full = over_members(lambda _: ("full",))
 
 only_scores = over_members(lambda _: ("full",), choosing=True)
 """The network that its scores choose."""
+
+
+full_layers = over_layers(lambda _: ("full",))
+"""`only_full` of layers."""
 
 
 def never(_: Recipe) -> bool:

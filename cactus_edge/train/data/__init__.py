@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +27,16 @@ SETS: dict[str, Callable[[DataRecipe], Dataset]] = {
 
 def load_dataset(recipe: DataRecipe) -> Dataset:
     """The data set that the recipe names. Raises DataError where it is missing, damaged or too small for the split."""
+    whole, count = _whole(recipe), recipe.train_samples
+    if count > len(whole.train.y):
+        raise DataError(
+            f"[data] train_samples = {count}, and {whole.name!r} leaves {len(whole.train.y)} to train on",
+            hint="0 for all of them",
+        )
+    return replace(whole, train=Split(whole.train.x[:count], whole.train.y[:count])) if count else whole
+
+
+def _whole(recipe: DataRecipe) -> Dataset:
     if recipe.file:
         return own.load(Path(recipe.file), recipe)
     if recipe.folder:

@@ -8,6 +8,10 @@ from cactus_edge.errors import InputError
 from cactus_edge.recipe import Recipe
 from cactus_edge.train.methods.biprop import biprop
 from cactus_edge.train.methods.cactus import CACTUS
+from cactus_edge.train.methods.cram import CRAM
+from cactus_edge.train.methods.csam import CHANNELS as CSAM_CHANNELS
+from cactus_edge.train.methods.csam import CSAM
+from cactus_edge.train.methods.flying_bird import FLYING_BIRD
 from cactus_edge.train.methods.gradual import gmp
 from cactus_edge.train.methods.hydra import HYDRA
 from cactus_edge.train.methods.hydra import WEIGHTS as HYDRA_WEIGHTS
@@ -16,6 +20,7 @@ from cactus_edge.train.methods.magnitude import ft
 from cactus_edge.train.methods.nrs import NRS
 from cactus_edge.train.methods.popup import edge_popup
 from cactus_edge.train.methods.posthoc import GAMMA, L1, RANDOM, UNCOMPRESSED
+from cactus_edge.train.methods.sam import SAM
 from cactus_edge.train.methods.small import SMALL
 from cactus_edge.train.methods.torch_pruning import BN_SCALE, LAMP, MAGNITUDE, TAYLOR
 from cactus_edge.train.stages import Stage
@@ -33,6 +38,11 @@ METHODS: dict[str, Method] = {
     "hydra": HYDRA,
     "hydra-weights": HYDRA_WEIGHTS,
     "nrs": NRS,
+    "sam": SAM,
+    "cram": CRAM,
+    "flying-bird": FLYING_BIRD,
+    "csam": CSAM,
+    "csam-channels": CSAM_CHANNELS,
     "torch-pruning-magnitude": MAGNITUDE,
     "torch-pruning-bn-scale": BN_SCALE,
     "torch-pruning-lamp": LAMP,

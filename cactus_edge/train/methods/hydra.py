@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from cactus_edge.recipe import Recipe
 from cactus_edge.train.methods.posthoc import DENSE, l1, refining
-from cactus_edge.train.models import INPUT, Layers, Network, per_channel, sources
+from cactus_edge.train.models import Layers, Network
 from cactus_edge.train.objectives.loss import Batch
 from cactus_edge.train.projections import positive_gamma, unconstrained
-from cactus_edge.train.prune import choose, take, together
+from cactus_edge.train.prune import choose, take, together, weighed
 from cactus_edge.train.sparsity import single_weights
 from cactus_edge.train.stages import Schedule, Stage, clip, never, only_full, only_scores
 
@@ -42,19 +42,9 @@ class Scored(Network):
         return together(self._plan, tuple(getattr(self, f"score{i}").abs() for i in range(len(self._kept))))
 
     def layers(self) -> Layers:
-        """The layers with the channels that are not among the first switched off: gradients flow into the scores.
-
-        A channel is off where nobody reads it; what only hands it on, a sum or a depthwise layer, has it off too. (Its own
-        weights cannot be what is masked: behind a ReLU at 0 no gradient would ever reach the score of a channel that is off.)
-        """
-        layers = super().layers()
+        """The layers with the channels that are not among the first switched off: gradients flow into the scores."""
         masks = [_First.apply(s, k) for s, k in zip(self.scores(), self._kept, strict=True)]  # type: ignore[no-untyped-call]
-        return tuple(
-            layer
-            if reads == INPUT or layer.depthwise
-            else replace(layer, weight=layer.weight * per_channel(masks[reads]))
-            for layer, (reads, _) in zip(layers, sources(layers), strict=True)
-        )
+        return weighed(super().layers(), masks)
 
     def chosen(self) -> Network:
         """The smaller network of the channels that are on, its weights free again."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cactus_edge.recipe import TrainRecipe
+from cactus_edge.semantics import transforms
 from cactus_edge.train.attacks import Attack
 from cactus_edge.train.objectives.adversarial import STANDARD, adversarial
 from cactus_edge.train.objectives.crown_ibp import falling
@@ -13,6 +14,7 @@ from cactus_edge.train.objectives.ibp import IBP
 from cactus_edge.train.objectives.loss import Loss
 from cactus_edge.train.objectives.qa_ibp import hinge_and_width
 from cactus_edge.train.objectives.sabr import small_boxes
+from cactus_edge.train.objectives.semantic import semantic
 
 OBJECTIVES: dict[str, Callable[[TrainRecipe], Loss]] = {
     "ibp": lambda t: IBP if t.box_ratio == 1 else small_boxes(t.box_ratio, attack(t)),
@@ -23,6 +25,7 @@ OBJECTIVES: dict[str, Callable[[TrainRecipe], Loss]] = {
     "exp-ibp": lambda t: exp_ibp(t.mix, attack(t)),
     "standard": lambda t: STANDARD,
     "pgd": lambda t: adversarial(attack(t)),
+    "semantic": lambda t: semantic(transforms(t.mutations)),
     "qa-ibp": lambda t: hinge_and_width(t.hinge_weight, t.hinge_margin, t.width_weight),
 }
 """Every objective by its name in recipes."""

@@ -19,18 +19,23 @@ from cactus_edge.train.folded import Folded, forward
 
 @dataclass(frozen=True)
 class Step:
-    """The schedule's values at one step. progress in [0, 1]; eps in sensor units; robust_weight is lambda."""
+    """The schedule's values at one step. progress in [0, 1]; eps in sensor units; robust_weight is lambda.
+
+    part: how much of the stage's epochs is over, in [0, 1).
+    """
 
     progress: float
     eps: float
     robust_weight: float
+    part: float = 0.0
 
 
 @dataclass(frozen=True)
 class Batch:
     """x [N, C, H, W] in sensor units, y int64 [N], and the region around x that has to keep its class.
 
-    points: adversarial points [N, C, H, W] in the region, where the objective asked for some. seed: of an attack's random starts.
+    points: adversarial points [N, C, H, W] in the region, or mutations of x, where the objective asked for some. seed: of what an
+    objective draws, such as random starts. domain: ends of the sensor's range.
     views: other pictures [N, C, H, W] of the same samples, that should be told as x is; empty where the recipe asks for none.
     """
 
@@ -40,11 +45,12 @@ class Batch:
     points: Tensor | None = None
     seed: int = 0
     views: tuple[Tensor, ...] = ()
+    domain: tuple[float, float] = (0.0, 1.0)
 
     def part(self, count: int) -> Batch:
         """Its first `count` samples, without points and views."""
         region = Box(self.region.centre[:count], self.region.radius[:count])
-        return Batch(self.x[:count], self.y[:count], region, seed=self.seed)
+        return Batch(self.x[:count], self.y[:count], region, seed=self.seed, domain=self.domain)
 
 
 @dataclass(frozen=True)

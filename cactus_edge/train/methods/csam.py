@@ -1,0 +1,246 @@
+"""C-SAM-style: a soft mask is trained to lie in a flat place, then hardened. A reconstruction, not the paper's code.
+
+Published (He and Chen 2026, arXiv 2601.20301, and the withdrawn predecessor that its reviewers quote): sharpness over pruning masks
+instead of weights; a soft mask that begins at |w| over its 90th percentile; a margin term under semantic mutations, consistency of
+soft and hard mask, and an L1 penalty; unstructured. Not published: the formulas, the weights and rho. What stands here in their place:
+
+    F(C)  = objective(C) + MARGIN * mean relu(Z / (d + FLOOR) - KAPPA)
+    L(C)  = F(clip(C + rho g / ||g||, 0, 1)) + CONSISTENCY * mean ||p(C) - p(H(C))||_1 + PENALTY * mean |C|,    g = grad F(C)
+
+objective: the recipe's, "semantic" as a rule; p(C): the probabilities under the weights times C; Z = max_c |p_c(x) - p_c(x_T)|, x_T the
+objective's points; d: half the gap between the two largest p_c(x), so that Z < d is what CC-Cert bounds; H: the mask's largest
+entries, of the recipe's share and pattern, straight through. The weights stand still while C is trained; then H(C) is fixed, and they are
+fine-tuned by F. `csam-channels` has one value a channel, which is gone from the file when its value is among the least.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cactus_edge.errors import InputError, InternalError
+from cactus_edge.recipe import Recipe
+from cactus_edge.train.folded import fold_batch, forward
+from cactus_edge.train.methods.hydra import rest, scoring
+from cactus_edge.train.methods.posthoc import DENSE, l1
+from cactus_edge.train.models import INPUT, Layers, Network
+from cactus_edge.train.objectives import OBJECTIVES
+from cactus_edge.train.objectives.loss import Batch, Loss, Member, MemberLoss, Step
+from cactus_edge.train.projections import positive_gamma
+from cactus_edge.train.prune import choose, take, ties, together, weighed
+from cactus_edge.train.sparsity import Masks, Sparsity, masks
+from cactus_edge.train.stages import Objective, Schedule, Stage, Terms, clip, never, over_members
+
+PERCENTILE = 0.9
+"""The tau of the mask's beginning: a tenth of its entries begin at 1."""
+
+RHO = 0.5
+"""Length of the mask's perturbation, l2 over all layers together."""
+
+MARGIN, KAPPA, FLOOR = 0.5, 0.5, 0.05
+"""Weight of the margin term, the part of the margin that a mutation may use up, and what keeps a sample without margin finite."""
+
+CONSISTENCY, PENALTY = 0.5, 0.01
+"""Weights of the difference between soft and hard mask, and of the mask's mean."""
+
+RATE = 10.0
+"""Learning rate of the mask, whose entries lie in [0, 1], in multiples of that of the weights."""
+
+Soft = Sequence[Tensor]
+"""A mask as float tensors in [0, 1]."""
+
+
+def initial(size: Tensor) -> Tensor:
+    """C0 = clip(|w| / P(|w|), 0, 1) of any shape, P the `PERCENTILE` over one layer."""
+    size = size.detach().abs()
+    level = torch.quantile(size.float().flatten(), PERCENTILE)
+    return (size / level.clamp(min=1e-12)).clamp(max=1)
+
+
+class Masked(Network, ABC):
+    """A network that stands still but for its soft mask."""
+
+    def __init__(self, layers: Layers, start: Soft) -> None:
+        super().__init__(layers)
+        self.requires_grad_(False)
+        self._count = len(start)
+        for i, mask in enumerate(start):
+            self.register_parameter(f"mask{i}", nn.Parameter(mask.clone()))
+
+    def mask(self) -> tuple[Tensor, ...]:
+        """C."""
+        return tuple(getattr(self, f"mask{i}") for i in range(self._count))
+
+    def layers(self) -> Layers:
+        """The layers under C: gradients flow into it."""
+        return self.under(self.mask())
+
+    @abstractmethod
+    def under(self, mask: Soft) -> Layers:
+        """The layers times a mask."""
+
+    @abstractmethod
+    def hard(self, mask: Soft) -> tuple[Tensor, ...]:
+        """H(C): 1 for what stays, else 0, without gradient."""
+
+    @abstractmethod
+    def chosen(self) -> Network:
+        """The network that H(C) leaves, its weights free again."""
+
+
+class MaskedWeights(Masked):
+    """One value a weight."""
+
+    def __init__(self, layers: Layers, sparsity: Sparsity) -> None:
+        super().__init__(layers, tuple(initial(layer.weight) for layer in layers))
+        self._sparsity = sparsity
+
+    def under(self, mask: Soft) -> Layers:
+        layers = Network.layers(self)
+        return tuple(replace(layer, weight=layer.weight * m) for layer, m in zip(layers, mask, strict=True))
+
+    def _hard(self, mask: Soft) -> Masks:
+        layers = Network.layers(self)
+        return masks(tuple(replace(a, weight=m) for a, m in zip(layers, mask, strict=True)), self._sparsity)
+
+    def hard(self, mask: Soft) -> tuple[Tensor, ...]:
+        return tuple(kept.to(m) for kept, m in zip(self._hard(mask), mask, strict=True))
+
+    def chosen(self) -> Network:
+        return Network(self.under(self.hard(self.mask())))
+
+
+class MaskedChannels(Masked):
+    """One value a channel, the same for channels that are tied; those that are tied to the input stay as they are."""
+
+    def __init__(self, layers: Layers, widths: tuple[int, ...]) -> None:
+        group = ties(layers)
+        self._groups = sorted({g for g in group if g != INPUT})
+        size = together(layers, l1(layers))
+        super().__init__(layers, tuple(initial(size[g]) for g in self._groups))
+        self._widths = widths
+
+    def _by_layer(self, mask: Soft) -> tuple[Tensor, ...]:
+        of = dict(zip(self._groups, mask, strict=True))
+        layers = Network.layers(self)
+        return tuple(
+            layer.weight.new_ones(len(layer.weight)) if g == INPUT else of[g]
+            for g, layer in zip(ties(layers), layers, strict=False)
+        )
+
+    def under(self, mask: Soft) -> Layers:
+        return weighed(Network.layers(self), self._by_layer(mask))
+
+    def hard(self, mask: Soft) -> tuple[Tensor, ...]:
+        kept = choose(Network.layers(self), self._widths, self._by_layer(mask))
+        return tuple(torch.zeros_like(m).index_fill(0, kept[g], 1.0) for g, m in zip(self._groups, mask, strict=True))
+
+    def chosen(self) -> Network:
+        layers = Network.layers(self)
+        return Network(take(layers, choose(layers, self._widths, self._by_layer(self.mask()))))
+
+
+def margin_term(p: Tensor, moved: Tensor) -> Tensor:
+    """mean relu(Z / (d + FLOOR) - KAPPA) of probabilities p, moved [N, classes] of samples and of their mutations."""
+    first, second = p.topk(2, dim=1).values.unbind(1)
+    z = (p - moved).abs().amax(1)
+    return F.relu(z / ((first - second) / 2 + FLOOR) - KAPPA).mean()
+
+
+def with_margin(loss: Loss) -> Loss:
+    """F: the objective and, where it has points, MARGIN * the margin term under them."""
+
+    def of(member: Member, batch: Batch, step: Step) -> MemberLoss:
+        found = loss.of(member, batch, step)
+        if batch.points is None or step.robust_weight == 0:
+            return found
+        p, moved = member.logits(batch.x).softmax(1), forward(member.net, batch.points).softmax(1)
+        return replace(found, loss=found.loss + MARGIN * margin_term(p, moved))
+
+    return replace(loss, of=of)
+
+
+def perturbed(mask: Soft, gradients: Soft, rho: float) -> tuple[Tensor, ...]:
+    """clip(C + rho * g / ||g||, 0, 1), ||g|| over all tensors together; its gradient goes to C where nothing is clipped."""
+    norm = torch.sqrt(sum((g.detach().square().sum() for g in gradients), torch.zeros(())))
+    scale = rho / norm.clamp(min=1e-12)
+    return tuple((m + scale * g.detach()).clamp(0, 1) for m, g in zip(mask, gradients, strict=True))
+
+
+def consistency(p: Tensor, network: Masked, x: Tensor) -> Tensor:
+    """mean ||p - p(H(C))||_1 over the samples x, p [N, classes] under C; the gradient goes straight through H."""
+    mask = network.mask()
+    hard = tuple(m + (h - m).detach() for h, m in zip(network.hard(mask), mask, strict=True))
+    return (p - fold_batch(network.under(hard), x).logits.softmax(1)).abs().sum(1).mean()
+
+
+def flat(recipe: Recipe) -> Objective:
+    """L(C)."""
+    loss = with_margin(OBJECTIVES[recipe.train.objective](recipe.train))
+
+    def objective(network: Network, batch: Batch, step: Step) -> Terms:
+        if not isinstance(network, Masked):
+            raise InternalError(f"C-SAM-style training of a mask, and a {type(network).__name__} has none")
+        mask = network.mask()
+        clean = fold_batch(network.under(mask), batch.x)
+        batch = loss.aim(clean.net, batch, step)
+        here = loss.of(Member(clean.net, clean.logits), batch, step).loss
+        gradients = torch.autograd.grad(here, mask, retain_graph=True)
+        there = fold_batch(network.under(perturbed(mask, gradients, RHO)), batch.x)
+        total = loss.of(Member(there.net, there.logits), batch, step).loss
+        total = total + CONSISTENCY * consistency(clean.logits.softmax(1), network, batch.x)
+        total = total + PENALTY * torch.cat([m.flatten() for m in mask]).mean()
+        return Terms(total, int((clean.logits.detach().argmax(1) == batch.y).sum()), 0)
+
+    return objective
+
+
+def _weights(network: Network, recipe: Recipe, _: Batch) -> Network:
+    sparsity = Sparsity.of(recipe.compress)
+    if sparsity is None:
+        raise InputError(
+            "csam lets weights go, and [compress] has no sparsity", hint='sparsity = 0.5, or method = "csam-channels"'
+        )
+    return MaskedWeights(network.layers(), sparsity)
+
+
+def _channels(network: Network, _: Recipe, __: Batch) -> Network:
+    return MaskedChannels(network.layers(), network.kept_widths())
+
+
+def _chosen(network: Network, _: Recipe, __: Batch) -> Network:
+    assert isinstance(network, Masked)
+    return network.chosen()
+
+
+def _in_range(network: Network) -> None:
+    if isinstance(network, Masked):
+        with torch.no_grad():
+            for mask in network.mask():
+                mask.clamp_(0, 1)
+
+
+def _masking(recipe: Recipe) -> Schedule:
+    """As long as HYDRA's scores are trained."""
+    whole = scoring(recipe)
+    return replace(whole, learning_rate=RATE * whole.learning_rate, ramp=0)
+
+
+_fine = over_members(lambda _: ("full",), with_margin)
+
+CSAM = (
+    DENSE,
+    Stage("mask", _weights, False, _masking, flat, clip, _in_range, never),
+    Stage("compress", _chosen, True, rest, _fine, clip, positive_gamma, never),
+)
+
+CHANNELS = (
+    DENSE,
+    Stage("mask", _channels, False, _masking, flat, clip, _in_range, never),
+    Stage("compress", _chosen, True, rest, _fine, clip, positive_gamma, never),
+)
