@@ -57,11 +57,11 @@ METHODS = {
     "lrr": Paper("LRR", "Renda et al. 2020, 2003.02389", "loss in rounds; the smallest weights go, the learning rate is rewound"),
     "edge-popup": Paper("edge-popup", "Ramanujan et al. 2020, 1911.13299", "loss of a choice among random weights"),
     "biprop": Paper("biprop", "Diffenderfer and Kailkhura 2021, 2103.09377", "loss of a choice among the signs of random weights"),
-    "sam": Paper("SAM + magnitude", "Foret et al. 2021, arXiv 2010.01412", "loss at the worst weights nearby; the smallest weights go"),
+    "sam": Paper("SAM + magnitude", "Foret et al. 2021, arXiv 2010.01412", "loss at the worst weights nearby; the smallest go"),
     "cram": Paper("CrAM+", "Peste et al. 2023, arXiv 2207.14200", "loss of the network, and of it after a step up and pruning"),
     "flying-bird": Paper("Flying Bird", "Chen et al. 2022, arXiv 2202.09844", "loss of a sparse network whose mask moves"),
-    "csam": Paper("C-SAM-style", "after He and Chen 2026, arXiv 2601.20301", "loss at the worst soft mask of weights nearby; reconstructed"),
-    "csam-channels": Paper("C-SAM-style, channels", "after He and Chen 2026, arXiv 2601.20301", "the same with a mask of channels; reconstructed"),
+    "csam": Paper("C-SAM-style", "after He and Chen 2026, arXiv 2601.20301", "loss at the worst soft mask nearby; reconstructed"),
+    "csam-channels": Paper("C-SAM-style, channels", "after He and Chen 2026, arXiv 2601.20301", "the same, one value a channel"),
     "nncf": Paper("NNCF", "Kozlov et al. 2020, arXiv 2002.08679", "certified loss, then NNCF's own compression"),
 } | {
     f"torch-pruning-{name}": Paper(f"torch-pruning, {what}", "Fang et al. 2023, arXiv 2301.12900", _REMOVED + what)
