@@ -108,6 +108,7 @@ def test_qa_ibp_is_hinge_and_width(make_network: Make) -> None:
 
 def _recipe(tiny: Recipe, objective: str, **keys: object) -> Recipe:
     ratio = 0.4 if objective == "sabr" else 1.0
+    keys |= {"mutations": "contrast"} if objective == "semantic" else {}
     return replace(tiny, train=replace(tiny.train, objective=objective, box_ratio=ratio, **keys))  # type: ignore[arg-type]
 
 
