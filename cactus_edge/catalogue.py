@@ -41,6 +41,7 @@ OBJECTIVES = {
 """By name in recipes: the loss of a network."""
 
 _REMOVED = "certified training; channels removed afterwards by "
+_ADVERFINE = "Thorsteinsson et al. 2024, arXiv 2403.09441"
 METHODS = {
     "cactus": Paper("CACTUS", "Xu and Singh 2025, arXiv 2506.11992", "certified loss, mean over a set of compressed networks"),
     "small": Paper("small network", "", "certified loss of the final shape from the start"),
@@ -63,6 +64,9 @@ METHODS = {
     "csam": Paper("C-SAM-style", "after He and Chen 2026, arXiv 2601.20301", "loss at the worst soft mask nearby; reconstructed"),
     "csam-channels": Paper("C-SAM-style, channels", "after He and Chen 2026, arXiv 2601.20301", "the same, one value a channel"),
     "nncf": Paper("NNCF", "Kozlov et al. 2020, arXiv 2002.08679", "certified loss, then NNCF's own compression"),
+    "adverfine": Paper("AdverFine", _ADVERFINE, "training; filters of least L1 norm go; fine-tuning, adversarial or not"),
+    "adverfine-whole": Paper("AdverFine, whole", _ADVERFINE, "training; fine-tuning, adversarial or not; no channel goes"),
+    "adverfine-scratch": Paper("AdverFine, scratch", _ADVERFINE, "the fine-tuning alone, of the compressed shape from scratch"),
 } | {
     f"torch-pruning-{name}": Paper(f"torch-pruning, {what}", "Fang et al. 2023, arXiv 2301.12900", _REMOVED + what)
     for name, what in (

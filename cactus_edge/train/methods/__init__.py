@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from cactus_edge.errors import InputError
 from cactus_edge.recipe import Recipe
+from cactus_edge.train.methods.adverfine import ADVERFINE, SCRATCH, WHOLE
 from cactus_edge.train.methods.biprop import biprop
 from cactus_edge.train.methods.cactus import CACTUS
 from cactus_edge.train.methods.cram import CRAM
@@ -43,6 +44,9 @@ METHODS: dict[str, Method] = {
     "flying-bird": FLYING_BIRD,
     "csam": CSAM,
     "csam-channels": CSAM_CHANNELS,
+    "adverfine": ADVERFINE,
+    "adverfine-whole": WHOLE,
+    "adverfine-scratch": SCRATCH,
     "torch-pruning-magnitude": MAGNITUDE,
     "torch-pruning-bn-scale": BN_SCALE,
     "torch-pruning-lamp": LAMP,
