@@ -1,4 +1,4 @@
-"""One row of `train_methods`: a method's network, its file, and all that is measured on it; or what it would take."""
+"""One row of a bench of methods: a method's network, its file, and all that is measured on it; or what it would take."""
 
 from __future__ import annotations
 
@@ -10,25 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from _common import Results, Row
-from _suite import Case, Group
-from _training import PROFILE, Job
+from _judges import Subject, judged, parsed
+from _suite import Case, Group, judges
+from _training import Job
 
-# isort: split
-import numpy as np
-
-from cactus_edge import assess
-from cactus_edge.certify.complete import Budget, Complete
-from cactus_edge.certify.find import find_all
 from cactus_edge.errors import InputError
 from cactus_edge.formats.onnx import read_onnx
 from cactus_edge.formats.tflite import write_tflite
 from cactus_edge.inspection import macs
-from cactus_edge.ir.arithmetic import profile
-from cactus_edge.ir.lowering import lower
-from cactus_edge.resources import sha256
 from cactus_edge.train.data import load_dataset
-from cactus_edge.verify.check import decided
-from cactus_edge.verify.regions import box, points
 from cactus_edge.verify.tflite_read import read_tflite
 
 STEPS, STEP_SAMPLES = 2, 16
@@ -40,15 +30,14 @@ _dataset = cache(load_dataset)
 
 @dataclass(frozen=True)
 class Measurement:
-    """One case and seed. budget: of each of the first `best_samples` samples, for all engines together."""
+    """One case of a group and seed. bench: whose row it is; checkpoints of a bench's recipes lie together."""
 
+    bench: str
+    group: Group
     case: Case
     seed: int
     workdir: Path
     threads: int
-    best_samples: int
-    budget: str
-    device: str = "cpu"
 
     @property
     def key(self) -> str:
@@ -58,17 +47,20 @@ class Measurement:
     @cached_property
     def job(self) -> Job:
         """The shared part; checkpoints of one recipe's methods lie together, so that they find their common beginning."""
-        recipe = self.case.recipe
-        return Job(recipe, _dataset(recipe.data), self.workdir / "train-methods", self.threads, device=self.device)
+        recipe, device = self.case.recipe, "cuda" if self.group.gpu else "cpu"
+        return Job(recipe, _dataset(recipe.data), self.workdir / self.bench, self.threads, device=device)
 
     @cached_property
     def inputs(self) -> str:
         """Digest of all that decides the figures."""
         from cactus_edge.train.loop import run_key
 
-        recipe = self.case.recipe
+        recipe, group = self.case.recipe, self.group
         key = run_key(recipe, self.job.dataset, seed=self.seed)
-        rest = [recipe.digest("quantise", "certify"), self.case.quantiser, str(self.best_samples), self.budget]
+        count = next((parsed(text)[1] for text in group.judges if parsed(text)[0] == "best"), 0)
+        rest = [recipe.digest("quantise", "certify"), self.case.quantiser, str(count), group.budget]
+        if group.judges != judges(count):
+            rest += [*group.judges, group.transforms]
         return hashlib.sha256(" ".join([key, *rest]).encode()).hexdigest()
 
     def stored(self, results: Results) -> bool:
@@ -83,18 +75,18 @@ class Measurement:
         return results.row(self.key, self.inputs, self._measure, digests)
 
     def _measure(self) -> Row:
-        recipe, job = self.case.recipe, self.job
+        recipe, job, group = self.case.recipe, self.job, self.group
         trained = job.trained(recipe.train.method, self.seed)
         data, made = job.file(trained) if self.case.quantiser == "ours" else self._by_nncf(trained)
-        last, graph = trained.history[-1], read_tflite(data).graph
+        graph, history = read_tflite(data).graph, trained.history
+        subject = Subject(job, trained, data, self.seed, group.budget, group.transforms)
         return {
-            **job.judged(trained, data),
+            **job.described(trained, data, subject.program),
             **made,
-            **self._attacked(data),
-            **self._best(data),
+            **judged(subject, group.judges),
             "macs": sum(macs(node, graph.tensors[node.output]) for node in graph.nodes),
-            "validation": [last.val_clean, last.val_certified],
-            "samples_seen": len(trained.history) * len(job.dataset.train.y),
+            "validation": [history[-1].val_clean, history[-1].val_certified] if history else [],
+            "samples_seen": len(history) * len(job.dataset.train.y),
             "method": recipe.train.method,
             "objective": recipe.train.objective,
             "quantiser": self.case.quantiser,
@@ -110,52 +102,10 @@ class Measurement:
         graph = read_onnx(nncf.quantised(trained.folded(), self.job.dataset)).graph
         return write_tflite(graph, metadata={}), {"calibrating_s": round(time.monotonic() - start, 1)}
 
-    def _attacked(self, data: bytes) -> Row:
-        from cactus_edge.certify.interval import certify
 
-        program = lower(read_tflite(data).graph, profile(PROFILE))
-        samples, region = self.job.samples(), self.job.region()
-        decision = certify(program, region, samples.x, samples.y, threads=max(self.threads, 1))
-        around = box(program, region, samples.x)
-        start = points(program, samples.x)
-        standing = assess.survivors(program, *around, start, samples.y, decision.correct, decision.certified, self.seed)
-        return {"attacked": standing / len(samples.y)}
-
-    def _best(self, data: bytes) -> Row:
-        """What intervals, lines, search and a solver certify of the first samples together; every proof checked."""
-        if not self.best_samples:
-            return {}
-        from cactus_edge.certify.interval import certify
-
-        program, region = lower(read_tflite(data).graph, profile(PROFILE)), self.job.region()
-        x, y = (t[: self.best_samples] for t in (self.job.samples().x, self.job.samples().y))
-        plain = certify(program, region, x, y, threads=max(self.threads, 1))
-        rest = np.flatnonzero(plain.correct & ~plain.certified)
-        start = time.monotonic()
-        more, lost = 0, 0
-        if len(rest):
-            complete, key = Complete(program, Budget.parse(self.budget)), bytes.fromhex(sha256(data))
-            proof, _ = find_all(complete, region, x[rest], y[rest], key)
-            shown, refuted = decided(program, region, x[rest], y[rest], proof, key)
-            more, lost = int(shown.certified.sum()), int(np.sum(refuted))
-        sure = int(plain.certified.sum())
-        return {
-            "best": {
-                "samples": len(y),
-                "budget": self.budget,
-                "intervals": sure / len(y),
-                "certified": (sure + more) / len(y),
-                "attacked": (int(plain.correct.sum()) - lost) / len(y),
-                "searching_s": round(time.monotonic() - start, 1),
-            }
-        }
-
-
-def measurements(group: Group, case: Case, seeds: int, workdir: Path, threads: int, budget: str) -> list[Measurement]:
+def measurements(bench: str, group: Group, case: Case, seeds: int, workdir: Path, threads: int) -> list[Measurement]:
     """The case's rows, a seed each."""
-    count, limit = seeds or group.seeds, budget or group.budget
-    device = "cuda" if group.gpu else "cpu"
-    return [Measurement(case, seed, workdir, threads, group.best_samples, limit, device) for seed in range(count)]
+    return [Measurement(bench, group, case, seed, workdir, threads) for seed in range(seeds or group.seeds)]
 
 
 def estimate(group: Group, case: Case, threads: int) -> str:
@@ -166,6 +116,7 @@ def estimate(group: Group, case: Case, threads: int) -> str:
     from cactus_edge.train.build import build
     from cactus_edge.train.methods import stages
     from cactus_edge.train.objectives.loss import Batch, Step
+    from cactus_edge.train.updates import optimiser
 
     if group.shape is None:
         raise InputError(f"group {group.key} is marked gpu and has no shape", hint="shape = [32, 32, 3, 50000, 10]")
@@ -182,8 +133,9 @@ def estimate(group: Group, case: Case, threads: int) -> str:
         total, told = 0.0, []
         for stage in chain:
             network = stage.enter(network, recipe, batch)
-            schedule, objective = stage.schedule(recipe), stage.objective(recipe)
-            optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad])
+            staged = recipe if stage is chain[0] else recipe.finetuning()
+            schedule, objective = stage.schedule(recipe), stage.objective(staged)
+            optimizer = optimiser(network, staged.train)
             seconds = []
             for _ in range(STEPS + 1 if schedule.epochs else 0):
                 start = time.monotonic()

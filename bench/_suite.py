@@ -1,6 +1,8 @@
-"""Suites of `train_methods`: groups of rows in TOML, each row a recipe with some keys changed.
+"""Suites of the benches of methods: groups of rows in TOML, each row a recipe with some keys changed.
 
-A row with `all_channels` loses none of them, whatever its recipe says: for zeros among the weights instead.
+A group may take over the rows of another one (`rows_of`, "SUITE/GROUP" of the same bench; `only` those that begin so), change keys
+of the recipe for all of its rows (`set`, before a row's own), and leave out what a paper says of them (`paper = false`). A row
+with `all_channels` loses none of them, whatever its recipe says: for zeros among the weights instead.
 """
 
 from __future__ import annotations
@@ -19,46 +21,77 @@ from cactus_edge.recipe import Recipe, load_recipe
 
 SUITES = ROOT / "bench" / "suites"
 ROLES = ("ours", "baseline", "uncompressed", "control")
-GOALS = ("clean", "certified", "bytes", "ahead", "behind")
-GROUP_KEYS = {"key", "title", "recipe", "seeds", "best_samples", "budget", "gpu", "shape", "goal", "row"}
-ROW_KEYS = {"key", "role", "method", "quantiser", "recipe", "all_channels", "set"}
+GOALS = ("clean", "certified", "bytes", "ahead", "behind", "deviations")
+GROUP_KEYS = {
+    "key",
+    "title",
+    "recipe",
+    "seeds",
+    "best_samples",
+    "judges",
+    "transforms",
+    "budget",
+    "gpu",
+    "shape",
+    "goal",
+    "expects",
+    "row",
+    "rows_of",
+    "only",
+    "set",
+    "paper",
+}
+ROW_KEYS = {"key", "role", "method", "quantiser", "recipe", "all_channels", "set", "paper"}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row: a method on a recipe. quantiser: "ours" or "nncf". role: what it counts as in the group's goals."""
+    """One row: a method on a recipe. quantiser: "ours" or "nncf". role: what it counts as in the group's goals.
+
+    paper: what a publication reports of it, mean and deviation in per cent by the row's own figure that it is compared with.
+    """
 
     key: str
     role: str
     recipe: Recipe
     quantiser: str = "ours"
+    paper: dict[str, list[float]] = dataclasses.field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
 class Group:
     """Methods that are compared: the same data, radius and kept channels, as many epochs.
 
-    best_samples, budget: of `best`. gpu: without one its rows are an estimate, for which shape tells height, width, channels,
-    training samples and classes. goal: at least this clean and certified accuracy
-    (per cent) of ours, at most these bytes, so many points of certified accuracy ahead of every baseline, and at most so many
-    behind the best uncompressed network.
+    judges: what a row is judged by (`_judges.JUDGES`), beside its clean accuracies: `judges(best_samples)` if the suite says
+    nothing. budget: of `best`. transforms: of `cc-cert`. gpu: without one its rows are an estimate, for which shape tells height,
+    width, channels, training samples and classes. goal: at least this clean and certified accuracy (per cent) of ours, at most
+    these bytes, so many points of certified accuracy ahead of every baseline, and at most so many behind the best uncompressed
+    network; and figures at most so many of a paper's deviations from its own. expects: that `column` of `row` is at least `by`
+    points above that of the row `above`.
     """
 
     key: str
     title: str
     cases: tuple[Case, ...]
     seeds: int = 1
-    best_samples: int = 0
+    judges: tuple[str, ...] = ()
+    transforms: str = ""
     budget: str = "2s"
     gpu: bool = False
     shape: tuple[int, int, int, int, int] | None = None
     goal: dict[str, float] = dataclasses.field(default_factory=dict)
+    expects: tuple[dict[str, Any], ...] = ()
 
 
-def load_suite(name: str, only: list[str]) -> list[Group]:
-    """The groups of bench/suites/train-methods-NAME.toml with the rows that begin as one of `only` (all for an empty list)."""
-    path = SUITES / f"train-methods-{name}.toml"
-    groups = [_group(table, path.name) for table in tomllib.loads(path.read_text())["group"]]
+def judges(best_samples: int) -> tuple[str, ...]:
+    """What certified training is judged by: the first samples by all engines, if there are any."""
+    return ("certified", "attacked", *([f"best:{best_samples}"] if best_samples else []))
+
+
+def load_suite(bench: str, name: str, only: list[str]) -> list[Group]:
+    """The groups of bench/suites/BENCH-NAME.toml with the rows that begin as one of `only` (all for an empty list)."""
+    path = SUITES / f"{bench}-{name}.toml"
+    groups = [_group(table, path.name, bench) for table in _tables(path)]
     keys = [case.key for group in groups for case in group.cases]
     for text in only:
         if not any(key.startswith(text) for key in keys):
@@ -70,25 +103,48 @@ def load_suite(name: str, only: list[str]) -> list[Group]:
     return [group for group in groups if group.cases]
 
 
-def _group(table: dict[str, Any], where: str) -> Group:
+def _tables(path: Path) -> list[dict[str, Any]]:
+    tables: list[dict[str, Any]] = tomllib.loads(path.read_text())["group"]
+    return tables
+
+
+def _rows(table: dict[str, Any], where: str, bench: str) -> list[dict[str, Any]]:
+    """The group's own rows after those that it takes over."""
+    own: list[dict[str, Any]] = table.get("row", [])
+    if "rows_of" not in table:
+        return own
+    suite, _, group = table["rows_of"].partition("/")
+    path = SUITES / f"{bench}-{suite}.toml"
+    others = {t["key"]: t.get("row", []) for t in _tables(path)} if path.is_file() else {}
+    if group not in others:
+        raise InputError(f"{where}: rows_of = {table['rows_of']!r}", hint="SUITE/GROUP of this bench")
+    taken = [row for row in others[group] if row["key"].startswith(tuple(table.get("only", [""])))]
+    return [*taken, *own]
+
+
+def _group(table: dict[str, Any], where: str, bench: str) -> Group:
     _known(table, GROUP_KEYS, f"{where}, group {table.get('key')}")
     _known(table.get("goal", {}), set(GOALS), f"{where}, goal of {table['key']}")
+    for one in table.get("expects", []):
+        _known(one, {"column", "row", "above", "by"}, f"{where}, expects of {table['key']}")
     cases = []
-    for row in table["row"]:
+    for row in _rows(table, where, bench):
         here = f"{where}, {table['key']}/{row.get('key')}"
         _known(row, ROW_KEYS, here)
         recipe = _recipe(row.get("recipe", table["recipe"]))
         if row.get("all_channels"):
             layers = tuple(dataclasses.replace(layer, kept=0) for layer in recipe.model.layer)
             recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, layer=layers))
-        changes = {section: dict(values) for section, values in row.get("set", {}).items()}
-        changes.setdefault("train", {})["method"] = row.get("method", recipe.train.method)
-        recipe = changed(recipe, changes, here)
-        role = row["role"]
+        method = {"train": {"method": row.get("method", recipe.train.method)}}
+        for changes in (table.get("set", {}), row.get("set", {}), method):
+            recipe = changed(recipe, {section: dict(values) for section, values in changes.items()}, here)
+        role, paper = row["role"], (row.get("paper", {}) if table.get("paper", True) else {})
         if role not in ROLES:
             raise InputError(f"{here}: role = {role!r}", hint=f"one of {', '.join(ROLES)}")
-        cases.append(Case(f"{table['key']}/{row['key']}", role, recipe, row.get("quantiser", "ours")))
-    rest = {key: table[key] for key in GROUP_KEYS & set(table) - {"key", "title", "recipe", "row"}}
+        cases.append(Case(f"{table['key']}/{row['key']}", role, recipe, row.get("quantiser", "ours"), paper))
+    rest = {key: table[key] for key in ("seeds", "transforms", "budget", "gpu", "shape", "goal") if key in table}
+    rest["expects"] = tuple(table.get("expects", ()))
+    rest["judges"] = tuple(table.get("judges", judges(table.get("best_samples", 0))))
     return Group(table["key"], table["title"], tuple(cases), **rest)
 
 

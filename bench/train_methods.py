@@ -16,54 +16,11 @@ Groups marked `gpu` print what they would take on this machine, from measured st
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
-from _common import ROOT, Results, Row, Target, median, percent, run, table, verdict
-from _methods import Measurement, estimate, measurements
-from _suite import Case, Group, load_suite
+from _common import Row, Target, median, percent, run, table
+from _compared import compare, spread
+from _suite import Case, Group
 
 HEAD = ["method", "clean", "attacked", "certified", "best", "float cert.", "bytes", "MACs", "trained in s", "seeds"]
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--suite", choices=("quick", "full"), default="quick")
-    parser.add_argument(
-        "--only", action="append", default=[], metavar="ROW", help="rows that begin so; may be repeated"
-    )
-    parser.add_argument("--seeds", type=int, default=0, help="how many training seeds, from 0 (default: the suite's)")
-    parser.add_argument("--budget", default="", help="of each sample of `best`, as 2s or 500n (default: the suite's)")
-    parser.add_argument("--threads", type=int, default=1, help="for training and certifying (default 1)")
-    parser.add_argument("--gpu", action="store_true", help="train the groups that are marked gpu instead of estimating")
-    parser.add_argument("--list", action="store_true", help="what there is and what is measured; measures nothing")
-    parser.add_argument("--fresh", action="store_true", help="measure again what is named")
-    parser.add_argument("--workdir", type=Path, default=ROOT / "build" / "bench", help="checkpoints of training")
-    given = parser.parse_args()
-    results = Results("train_methods")
-    targets: list[Target] = []
-    for group in load_suite(given.suite, given.only):
-        if group.gpu and not given.gpu:
-            print(f"\n{group.title}: nothing is trained without --gpu")
-            for case in group.cases:
-                print(estimate(group, case, given.threads) if not given.list else f"{case.key}: needs --gpu")
-            continue
-        rows: dict[Case, list[Row]] = {}
-        for case in group.cases:
-            found = measurements(group, case, given.seeds, given.workdir, given.threads, given.budget)
-            if given.list:
-                listed(results, found)
-            else:
-                rows[case] = [m.row(results, fresh=given.fresh) for m in found]
-        if rows:
-            targets += report(group, rows)
-    return verdict(targets) if targets else 0
-
-
-def listed(results: Results, found: list[Measurement]) -> None:
-    """A line for each row."""
-    for m in found:
-        print(f"{m.key}: {'measured' if m.stored(results) else 'not measured'}")
 
 
 def report(group: Group, rows: dict[Case, list[Row]]) -> list[Target]:
@@ -87,13 +44,6 @@ def line(case: Case, rows: list[Row]) -> list[str]:
         f"{median(rows, 'training_cpu_s'):.0f}",
         str(len(rows)),
     ]
-
-
-def spread(rows: list[Row], key: str) -> str:
-    """The median in per cent, and the least and the greatest where there are several."""
-    values = [100 * r[key] for r in rows]
-    middle = f"{100 * median(rows, key):.2f}"
-    return middle if len(values) == 1 else f"{middle} ({min(values):.2f} to {max(values):.2f})"
 
 
 def goals(group: Group, rows: dict[Case, list[Row]]) -> list[Target]:
@@ -138,4 +88,4 @@ def proved(rows: list[Row]) -> float:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(lambda: compare(__doc__, "train-methods", report))

@@ -1,0 +1,67 @@
+"""What the benches of methods share: their options, and going through the rows of a suite."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from _common import ROOT, Results, Row, Target, median, verdict
+from _methods import Measurement, estimate, measurements
+from _suite import Case, Group, load_suite
+
+Report = Callable[[Group, dict[Case, list[Row]]], list[Target]]
+"""Prints a group's rows, a seed each; gives what there is to reach."""
+
+
+def compare(description: str, bench: str, report: Report) -> int:
+    """Measures or lists the rows of `bench` that the command line names and reports each group; 0 where every target is met.
+
+    Suites are bench/suites/BENCH-NAME.toml, results bench/results/BENCH.json with underscores.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", choices=("quick", "full"), default="quick")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="ROW", help="rows that begin so; may be repeated"
+    )
+    parser.add_argument("--seeds", type=int, default=0, help="how many training seeds, from 0 (default: the suite's)")
+    parser.add_argument("--budget", default="", help="of each sample of `best`, as 2s or 500n (default: the suite's)")
+    parser.add_argument("--threads", type=int, default=1, help="for training and certifying (default 1)")
+    parser.add_argument("--gpu", action="store_true", help="train the groups that are marked gpu instead of estimating")
+    parser.add_argument("--list", action="store_true", help="what there is and what is measured; measures nothing")
+    parser.add_argument("--fresh", action="store_true", help="measure again what is named")
+    parser.add_argument("--workdir", type=Path, default=ROOT / "build" / "bench", help="checkpoints of training")
+    given = parser.parse_args()
+    results = Results(bench.replace("-", "_"))
+    targets: list[Target] = []
+    for group in load_suite(bench, given.suite, given.only):
+        group = dataclasses.replace(group, budget=given.budget or group.budget)
+        if group.gpu and not given.gpu:
+            print(f"\n{group.title}: nothing is trained without --gpu")
+            for case in group.cases:
+                print(estimate(group, case, given.threads) if not given.list else f"{case.key}: needs --gpu")
+            continue
+        rows: dict[Case, list[Row]] = {}
+        for case in group.cases:
+            found = measurements(bench, group, case, given.seeds, given.workdir, given.threads)
+            if given.list:
+                _listed(results, found)
+            else:
+                rows[case] = [m.row(results, fresh=given.fresh) for m in found]
+        if rows:
+            targets += report(group, rows)
+    return verdict(targets) if targets else 0
+
+
+def _listed(results: Results, found: list[Measurement]) -> None:
+    """A line for each row."""
+    for m in found:
+        print(f"{m.key}: {'measured' if m.stored(results) else 'not measured'}")
+
+
+def spread(rows: list[Row], key: str) -> str:
+    """The median in per cent, and the least and the greatest where there are several."""
+    values = [100 * r[key] for r in rows]
+    middle = f"{100 * median(rows, key):.2f}"
+    return middle if len(values) == 1 else f"{middle} ({min(values):.2f} to {max(values):.2f})"

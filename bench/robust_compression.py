@@ -1,0 +1,111 @@
+"""Robust when compressed: networks trained, compressed and fine-tuned in each way, judged by the integer file.
+
+    python bench/robust_compression.py                                        # small rows on a processor, labelled with their size
+    python bench/robust_compression.py --suite full                           # what the full size takes; --gpu trains it
+    python bench/robust_compression.py --only adverfine/pruned                # the rows that begin so
+    python bench/robust_compression.py --list                                 # the rows, and which are measured
+
+A suite (bench/suites/robust-compression-*.toml) is groups of rows with judges (bench/_judges.py), as for train_methods. `clean`,
+`robust` and `pgd` are of the int8 file; in brackets stands the float network before quantisation, which is what the pruned rows
+of the AdverFine paper are. `robust`: under the worst of the group's attacks (random starts inside the sensor's range, APGD on two
+losses, the attack on the integers, which sees the first samples alone: `integer`). `pgd`: under AdverFine's own attack.
+`corrupted`: mean over fifteen corruptions at five severities. `PCA`: the share that CC-Cert bounds below 1e-4, probabilistic.
+`paper`: its clean accuracy and that under its attack, mean and deviation.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+from _common import Row, Target, median, percent, run, table
+from _compared import compare, spread
+from _suite import Case, Group
+
+Cell = Callable[[list[Row], Case], str]
+"""What a column shows of a case and its rows, a seed each; "" for nothing."""
+
+
+def _share(key: str, of_float: str) -> Cell:
+    def cell(rows: list[Row], _: Case) -> str:
+        return f"{spread(rows, key)} [{spread(rows, of_float)}]" if key in rows[0] else ""
+
+    return cell
+
+
+def _alone(key: str) -> Cell:
+    return lambda rows, _: spread(rows, key) if key in rows[0] else ""
+
+
+def _integer(rows: list[Row], _: Case) -> str:
+    found = rows[0].get("integer")
+    return f"{percent(found['before'])} to {percent(found['robust'])} of {found['samples']}" if found else ""
+
+
+def _transforms(rows: list[Row], _: Case) -> str:
+    return ", ".join(f"{name} {percent(share)}" for name, share in rows[0].get("pca", {}).items())
+
+
+def _paper(_: list[Row], case: Case) -> str:
+    return " / ".join(f"{mean:.2f} +- {deviation:.2f}" for mean, deviation in case.paper.values())
+
+
+COLUMNS: dict[str, Cell] = {
+    "clean": _share("clean", "float_clean"),
+    "certified": _share("certified", "float_certified"),
+    "robust": _alone("robust"),
+    "integer": _integer,
+    "pgd": _share("pgd", "float_pgd"),
+    "paper": _paper,
+    "corrupted": _alone("corrupted"),
+    "PCA": _transforms,
+    "bytes": lambda rows, _: f"{max(r['bytes'] for r in rows):,}",
+    "seen": lambda rows, _: f"{rows[0]['samples_seen']:,}",
+    "trained in s": lambda rows, _: f"{median(rows, 'training_cpu_s'):.0f}",
+    "seeds": lambda rows, _: str(len(rows)),
+}
+"""What can be said of a row, by the name of its column; columns of which no judge says anything are left out."""
+
+
+def report(group: Group, rows: dict[Case, list[Row]]) -> list[Target]:
+    """Prints the group's table, medians over seeds with the least and the greatest; what there is to reach."""
+    sample = next(iter(rows.values()))[0]
+    print(f"\n{group.title}: {sample['samples']} test samples, eps = {sample['eps']}")
+    columns = {name: [cell(found, case) for case, found in rows.items()] for name, cell in COLUMNS.items()}
+    shown = {name: cells for name, cells in columns.items() if any(cells)}
+    names = [case.key.split("/", 1)[1] for case in rows]
+    print(table([["row", *shown], *([name, *(c[i] for c in shown.values())] for i, name in enumerate(names))]))
+    return [*comparisons(group, rows), *distances(group, rows)]
+
+
+def comparisons(group: Group, rows: dict[Case, list[Row]]) -> list[Target]:
+    """What the group expects of one row against another, as far as both are here."""
+    of = {case.key.split("/", 1)[1]: found for case, found in rows.items()}
+    return [
+        Target(f"{group.title}: {e['column']}, {e['row']} above {e['above']}, points", gap, e.get("by", 0))
+        for e in group.expects
+        if e["row"] in of and e["above"] in of
+        for gap in [100 * (_figure(of[e["row"]], e["column"]) - _figure(of[e["above"]], e["column"]))]
+    ]
+
+
+def _figure(rows: list[Row], column: str) -> float:
+    """A median over seeds; of figures by name (`pca`) their mean first."""
+    values = [row[column] for row in rows]
+    return statistics.median(statistics.fmean(v.values()) if isinstance(v, dict) else v for v in values)
+
+
+def distances(group: Group, rows: dict[Case, list[Row]]) -> list[Target]:
+    """How far each case is from the paper's, in its deviations, where the group's goal limits that: float before it, then the file."""
+    if "deviations" not in group.goal:
+        return []
+    return [
+        Target(f"{case.key}: {key}, the paper's deviations away", away, group.goal["deviations"], at_most=True)
+        for case, found in rows.items()
+        for key, (mean, deviation) in case.paper.items()
+        for away in [abs(100 * median(found, key) - mean) / max(deviation, 0.01)]
+    ]
+
+
+if __name__ == "__main__":
+    run(lambda: compare(__doc__, "robust-compression", report))
