@@ -53,7 +53,8 @@ def refusal(text: str) -> str:
 
 
 def test_built_in_recipes_load() -> None:
-    built_in = "cactus-mnist", "cifar10-2", "cifar10-8", "digits", "digits-2-4", "ecg", "fashion-mnist", "har", "mnist"
+    cards = "card-biprop-fmnist", "card-lrr-fmnist"
+    built_in = "cactus-mnist", *cards, "cifar10-2", "cifar10-8", "digits", "digits-2-4", "ecg", "fashion-mnist", "har", "mnist"
     assert names() == built_in
     for name in names():
         recipe = load_recipe(name)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cactus_edge.errors import InputError
 from cactus_edge.recipe import TrainRecipe
 from cactus_edge.train.augmix import augmix
 
@@ -26,6 +27,14 @@ def augmented(x: Tensor, train: TrainRecipe, domain: tuple[Fraction, Fraction], 
     x = mirrored(x, generator) if train.mirror else x
     x = amplified(x, generator, train.gain, domain)
     return x if train.consistency > 0 else _varied(x, train, domain, generator)
+
+
+def check(train: TrainRecipe, shape: tuple[int, int, int]) -> None:
+    """Raises InputError where samples of `shape` (height, width, channels) are nothing that the recipe's augmentation is for."""
+    if train.augment == "augmix" and min(shape[:2]) == 1:
+        raise InputError(
+            f"[train] augmix mixes pictures, and samples are of {shape[0]} x {shape[1]}", hint='augment = "gaussian"'
+        )
 
 
 def views(

@@ -22,7 +22,7 @@ from cactus_edge.errors import InputError
 from cactus_edge.recipe import CompressRecipe, Recipe
 from cactus_edge.resources import write_atomic
 from cactus_edge.train.allocation import allocated, begun, keeping
-from cactus_edge.train.augment import augmented, views
+from cactus_edge.train.augment import augmented, check, views
 from cactus_edge.train.averaging import Average, nothing
 from cactus_edge.train.bounds import ball, holds, propagate
 from cactus_edge.train.build import own_start
@@ -161,6 +161,7 @@ class _Run:
         self._eps, whole = dataset.radii(recipe.certify.eps), float(recipe.train.eps)
         self._reach = [float(r) / whole if whole else 0.0 for r in dataset.radii(recipe.train.eps)]
         self._group, device = group, group.device
+        check(recipe.train, dataset.shape)
         self._x, self._y = (t.to(device) for t in to_torch(dataset.train))
         rows = typical(self._y, STATISTICS_SAMPLES, recipe.train.class_balance)
         self._typical, self._typical_y = self._x[rows], self._y[rows]
