@@ -8,7 +8,8 @@ its network built. Ours begins at float32 pixels: exact ends of the regions, qua
 intervals: `certify`'s engine, a batch at a time, against a float32 forward pass of torch and auto_LiRPA's IBP. Beside it
 stand `certify` as a whole (engine and proofs built, its own batches, clean verdicts) and numpy alone, as `verify` computes.
 lines: linear bounds without any search for slopes, on samples that intervals leave open, against auto_LiRPA's CROWN;
-and how many samples each certifies, intervals included.
+and how many samples each certifies, intervals included. Finding is timed, in exact integers throughout: its verdicts hold by
+themselves, and what it takes to check their proofs is in checking.py.
 
 The float network is the file's: its weights and biases as reals, and ReLU. auto_LiRPA is no dependency: DIR (or AUTO_LIRPA) holds a
 copy of its sources, for instance from `git clone https://github.com/Verified-Intelligence/auto_LiRPA DIR` and

@@ -222,7 +222,9 @@ def _lines(
     hints = checker.hints(rng.integers(0, 160, (n, 1, 2, checker.elements)).astype(np.uint8))
     tightened = {v for v in accumulators if rng.random() < 0.5 and np.prod(program.values[v].shape) <= WIDE}
     relaxation = checker.relaxation
-    known, empty = relaxation.forward(lo, hi, tighten=lambda value, _: hints if value in tightened else None)
+    known, empty = relaxation.forward(
+        lo, hi, tighten=lambda value, so_far: relaxation.tightened(value, so_far, hints) if value in tightened else None
+    )
     assert not empty.any(), f"{wrong}: a region has no point"
     value = int(rng.choice([program.output, *accumulators, len(program.values) - 1]))
     shape = program.values[value].shape

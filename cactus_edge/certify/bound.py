@@ -24,7 +24,6 @@ from cactus_edge.verify.check import Path
 from cactus_edge.verify.interval import Bounds, step_bounds
 from cactus_edge.verify.lines import ONE
 from cactus_edge.verify.proof import MOST_MU, MOST_S, Bytes, Multiplier, Row
-from cactus_edge.verify.relax import Hints
 from cactus_edge.verify.tail import Pairs
 
 Float64 = npt.NDArray[np.float64]
@@ -123,9 +122,9 @@ class Bounder:
         """The boxes [N, *input shape], bounded."""
         hints: dict[int, tuple[Int64, Int64]] = {}
 
-        def tighten(value: int, known: Mapping[int, Bounds]) -> Hints | None:
+        def tighten(value: int, known: Mapping[int, Bounds]) -> Bounds | None:
             self.linear.extend(hints, known)
-            return hints if value in self.linear.narrow else None
+            return self.checker.relaxation.tightened(value, known, hints) if value in self.linear.narrow else None
 
         known, _ = self.checker.relaxation.forward(lower, upper, tighten=tighten)
         self.linear.extend(hints, dict(enumerate(known)))
@@ -309,9 +308,9 @@ class Bounder:
         """Likewise, with the accumulators `deep` tightened by the usual lines."""
         hints: dict[int, tuple[Int64, Int64]] = {}
 
-        def tighten(value: int, so_far: Mapping[int, Bounds]) -> Hints | None:
+        def tighten(value: int, so_far: Mapping[int, Bounds]) -> Bounds | None:
             self.linear.extend(hints, so_far)
-            return hints if value in self.deep else None
+            return self.checker.relaxation.tightened(value, so_far, hints) if value in self.deep else None
 
         known, empty = self.checker.relaxation.forward(*known[self.program.input], known, tighten)
         self.linear.extend(hints, dict(enumerate(known)))

@@ -6,11 +6,12 @@ middle of its bounds (after Zhang et al., NeurIPS 2018, section 3.3). Accumulato
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from math import frexp, prod
 
 import numpy as np
 
+from cactus_edge.certify.frugal import Frugal
 from cactus_edge.certify.quick import QuickRelaxation
 from cactus_edge.errors import UnsupportedError
 from cactus_edge.ir.atoms import Affine, Between, Isotone, Monotone, Program, Step, example
@@ -77,6 +78,7 @@ class Linear:
         first = {s.out for s in program.steps if s.args == (program.input,)}
         narrow = (s.out for s in program.steps if isinstance(s.atom, Affine) and s.out not in first)
         self.narrow = tuple(v for v in narrow if prod(program.values[v].shape) <= NARROW)
+        self.frugal = Frugal(self.checker.relaxation, self.checker.goal, self.narrow)
         self._args = {s.out: s.args for s in program.steps}
 
     def records(self, lower: Codes, upper: Codes, samples: Int64, labels: Int64, *, lines: bool = True) -> list[Record]:
@@ -85,9 +87,10 @@ class Linear:
         By intervals, and by lines what those leave open, if lines.
         """
         certified, _ = self.decider.decide(lower, upper, labels)
+        everything = np.ones(self.checker.goal.classes, np.bool_)
         found: dict[int, Record] = {}
         for n in np.flatnonzero(certified).tolist():
-            verdict = Robust((), (), Leaf(self._rows(int(labels[n]), None)))
+            verdict = Robust((), (), Leaf(self._rows(int(labels[n]), everything)))
             found[n] = Record(int(samples[n]), int(labels[n]), lower[n], upper[n], verdict)
         rest, size = np.flatnonzero(~certified), self.checker.size
         for part in (rest[i : i + size] for i in range(0, len(rest), size)):
@@ -101,49 +104,27 @@ class Linear:
     def _together(self, lower: Codes, upper: Codes, samples: Int64, labels: Int64) -> Iterator[Record]:
         hints: dict[int, tuple[Int64, Int64]] = {}
 
-        def tighten(value: int, known: Mapping[int, Bounds]) -> Hints | None:
+        def tighten(value: int, known: Mapping[int, Bounds]) -> Bounds | None:
             self.extend(hints, known)
-            return hints if value in self.narrow else None
+            return self.frugal.tightened(value, known, hints) if value in self.narrow else None
 
         known, _ = self.checker.relaxation.forward(lower, upper, tighten=tighten)
         self.extend(hints, dict(enumerate(known)))
-        sheets = self.sheets(hints, len(labels))
-        rows, won = self.rows(labels, sheets, known)
-        tightened = tuple(Tighten(value, 0) for value in self.narrow)
-        for n, sample in enumerate(samples):
-            verdict = Robust((sheets[n],), tightened, Leaf(rows[n])) if won[n] else None
-            yield Record(int(sample), int(labels[n]), lower[n], upper[n], verdict)
+        boxed, won = self.frugal.separated(labels, known, hints)
+        sheets, tightened = self.sheets(hints, len(labels)), tuple(Tighten(value, 0) for value in self.narrow)
+        for n, (sample, label) in enumerate(zip(samples.tolist(), labels.tolist(), strict=True)):
+            verdict = None
+            if won[n].all():
+                verdict = Robust((sheets[n],), tightened, Leaf(self._rows(label, boxed[n])))
+            yield Record(sample, label, lower[n], upper[n], verdict)
 
-    def rows(
-        self, labels: Int64, sheets: Sequence[Bytes], known: Sequence[Bounds]
-    ) -> tuple[list[tuple[Row, ...]], Bools]:
-        """(rows, won [N]): for each sample's other classes, over the last layer's box where that is enough, else by lines."""
-        goal, count = self.checker.goal, len(labels)
-        boxed = [self._rows(int(y), None) for y in labels]
-        margins = self.checker.margins(labels, boxed, [()] * count, known)
-        done = goal.won(margins, labels)
-        lined = [
-            tuple(row for row in listed if not done[n, row.other])
-            for n, listed in enumerate(self._rows(int(y), 0) for y in labels)
-        ]
-        found = self.checker.margins(labels, lined, [(s,) for s in sheets], known)
-        kept = [
-            tuple(sorted((*(r for r in boxed[n] if done[n, r.other]), *lined[n]), key=lambda r: r.other))
-            for n in range(count)
-        ]
-        return kept, np.asarray((done | goal.won(found, labels)).all(1))
-
-    def _rows(self, label: int, sheet: int | None) -> tuple[Row, ...]:
-        """A row for every other class; over the box of the last layer (None) there are none where no such layer is."""
-        tail = self.checker.goal.tail
+    def _rows(self, label: int, boxed: Bools) -> tuple[Row, ...]:
+        """A row for every other class: over the last layer's box, where there is one, if boxed [classes], else by the sheet 0."""
+        tail, others = self.checker.goal.tail, [j for j in range(len(boxed)) if j != label]
         if tail is None:
-            return (
-                ()
-                if sheet is None
-                else tuple(Row(j, 1, 1, sheet) for j in range(self.checker.goal.classes) if j != label)
-            )
+            return tuple(Row(j, 1, 1, 0) for j in others if not boxed[j])
         factors = tail.factors.tolist()
-        return tuple(Row(j, factors[label], q, sheet) for j, q in enumerate(factors) if j != label)
+        return tuple(Row(j, factors[label], factors[j], None if boxed[j] else 0) for j in others)
 
     def sheets(self, hints: Hints, count: int) -> list[Bytes]:
         """Hints [N, 1, *shape] of all rules as sheets uint8 [2, S], one per sample."""

@@ -1,4 +1,4 @@
-"""Linear bounds as `verify.relax` computes them, bit for bit, with the widest step in fewer passes: the layer that reads the input.
+"""Linear bounds as `verify.relax` computes them, bit for bit: intervals through floats, and fewer passes at the layer that reads the input.
 
 There the coefficients of every input are formed only to be summed: over bounds and zero point, term by term rounded down to a
 grain. Scaled by a power of two beforehand they are doubles whose products are exact, and a floor rounds them; terms of the
@@ -17,7 +17,7 @@ import numpy as np
 from cactus_edge.ir.atoms import Affine, Program, Step
 from cactus_edge.ir.linear import Conv, Dense
 from cactus_edge.ir.ops import Int64
-from cactus_edge.verify.interval import Bounds
+from cactus_edge.verify.interval import Bounds, accumulate
 from cactus_edge.verify.lines import Slope
 from cactus_edge.verify.relax import GRAIN, TERM, Hints, Relaxation, Rows
 
@@ -53,6 +53,13 @@ class QuickRelaxation(Relaxation):
     def __init__(self, program: Program, slopes: Mapping[int, Slope]) -> None:
         super().__init__(program, slopes)
         self._first = first_layer(program)
+        self._affine = {s.out: accumulate(s.atom, program.codes) for s in program.steps if isinstance(s.atom, Affine)}
+
+    def _step(self, step: Step, args: list[Bounds]) -> Bounds:
+        if step.out not in self._affine:
+            return super()._step(step, args)
+        low, high = (b.astype(np.int64) >> 1 for b in self._affine[step.out].ends(*args[0]))
+        return low, high
 
     def _back(
         self,
@@ -92,8 +99,9 @@ def _onto_input(first: First, a: Int64, e: Int64, state: Rows, bounds: Bounds) -
         state._add((moved >> np.maximum(down, 0)) << np.maximum(-down, 0), fit)
     else:
         state._add(np.floor(b * first.offset).reshape(*e.shape, -1).sum(2).astype(np.int64), fit)
-    terms = np.where(b > 0, low, high)
-    terms *= b
+    terms = b * low
+    b *= high
+    np.minimum(terms, b, out=terms)
     np.floor(terms, out=terms)
     state._add(terms.reshape(*e.shape, -1).sum(2).astype(np.int64), fit)
     return True

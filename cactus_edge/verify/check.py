@@ -25,7 +25,7 @@ from cactus_edge.verify.interval import Bounds
 from cactus_edge.verify.lines import Slope
 from cactus_edge.verify.proof import Bytes, Leaf, Record, Robust, Row, Tighten, Tree, parse, sheet_values
 from cactus_edge.verify.regions import Region, check_data, point_boxes
-from cactus_edge.verify.relax import NONE, Hints, Multipliers, Relaxation, samples_at_once
+from cactus_edge.verify.relax import NONE, Hints, Multipliers, Relaxation, Tightening, samples_at_once
 from cactus_edge.verify.tail import Pairs
 
 Path = tuple[tuple[int, int, int, bool], ...]
@@ -36,8 +36,6 @@ _Listed = Sequence[tuple[int, int, Row]]
 """Rows with the leaf each belongs to, and its place among that leaf's rows of its kind."""
 
 _Sheets = Sequence[Sequence[Bytes]]
-
-Tightening = Callable[[int, Mapping[int, Bounds]], Hints | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,7 +205,13 @@ class Checker:
             listed[0].value: [robust.sheets[t.sheet] for (robust, _), t in zip(wanted, listed, strict=True)]
             for listed in zip(*(tighten for _, tighten in wanted), strict=True)
         }
-        return lambda value, known: self.hints(np.stack(sheets[value])[:, None]) if value in sheets else None
+
+        def tighten(value: int, known: Mapping[int, Bounds]) -> Bounds | None:
+            if value not in sheets:
+                return None
+            return self.relaxation.tightened(value, known, self.hints(np.stack(sheets[value])[:, None]))
+
+        return tighten
 
 
 def decided(

@@ -77,6 +77,8 @@ NONE = int(np.iinfo(np.int64).min // 2)
 Hints = Mapping[int, tuple[Int64, Int64]]
 """Rule's value -> (k below, k above), the slopes of its lines as in `lines`, int64 [N, R or 1, *shape]."""
 
+Tightening = Callable[[int, Mapping[int, Bounds]], Bounds | None]
+
 
 @dataclass(frozen=True, eq=False)
 class Multipliers:
@@ -229,12 +231,12 @@ class Relaxation:
         lower: Codes,
         upper: Codes,
         parent: Sequence[Bounds] | None = None,
-        tighten: Callable[[int, Mapping[int, Bounds]], Hints | None] = lambda value, known: None,
+        tighten: Tightening = lambda value, known: None,
     ) -> tuple[list[Bounds], Bools]:
         """(bounds int64 [N, *shape] by value, empty [N]) over the boxes lower <= x <= upper, as exact intervals.
 
-        parent: bounds that hold as well, by value. tighten(value, bounds so far): the hints with which the value, an Affine's,
-        is to be bounded by lines too; None for not at all. empty: no point of the box keeps all of these.
+        parent: bounds that hold as well, by value. tighten(value, bounds so far): closer ones of the value, as from `tightened`;
+        None for no others. empty: no point of the box keeps all of these.
         """
         program = self.program
         known: dict[int, Bounds] = {program.input: (lower.astype(np.int64), upper.astype(np.int64))}
@@ -249,14 +251,19 @@ class Relaxation:
         if parent is not None:
             keep(program.input, _cut(known[program.input], parent[program.input]))
         for step in program.steps:
-            bounds = step_bounds(step.atom, [known[a] for a in step.args])
+            bounds = self._step(step, [known[a] for a in step.args])
             keep(step.out, bounds if parent is None else _cut(bounds, parent[step.out]))
-            hints = tighten(step.out, known)
-            if hints is not None:
-                keep(step.out, self._tightened(step.out, known, hints))
+            closer = tighten(step.out, known)
+            if closer is not None:
+                keep(step.out, closer)
         return [known[i] for i in range(len(program.values))], empty
 
-    def _tightened(self, value: int, known: Mapping[int, Bounds], hints: Hints) -> Bounds:
+    def _step(self, step: Step, args: list[Bounds]) -> Bounds:
+        """The bounds of what it gives, from those of what it reads."""
+        return step_bounds(step.atom, args)
+
+    def tightened(self, value: int, known: Mapping[int, Bounds], hints: Hints) -> Bounds:
+        """The bounds of an Affine's value, and of each of its elements those by lines with these hints."""
         low, high = known[value]
         n, shape = len(low), low.shape[1:]
         unit = np.eye(prod(shape), dtype=np.int64)

@@ -24,12 +24,18 @@ def found() -> list[Program]:
 
 
 def differing(program: Program, seed: int) -> bool:
-    """Whether rows over boxes differ, with any slopes and rows of any size."""
+    """Whether intervals or rows over boxes differ, with any slopes and rows of any size."""
     rng = np.random.default_rng(seed)
     chosen = slopes(rng, program)
     plain, quick = Relaxation(program, chosen), QuickRelaxation(program, chosen)
     lo, _, hi = boxes(rng, program.values[program.input].shape, 6)
     known, _ = plain.forward(lo, hi)
+    if not all(
+        np.array_equal(*ends)
+        for v, w in zip(known, quick.forward(lo, hi)[0], strict=True)
+        for ends in zip(v, w, strict=True)
+    ):
+        return True
     shape = program.values[program.output].shape
     rows = rng.integers(-(2**12), 2**12, (6, 5, *shape)) >> rng.integers(0, 12, (6, 5, *(1,) * len(shape)))
     hints = {
@@ -62,9 +68,19 @@ def grain_more(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(module, "_onto_input", onto)
 
 
-def swapped_ends(patch: pytest.MonkeyPatch) -> None:
+def a_point(patch: pytest.MonkeyPatch) -> None:
     real = module._onto_input
-    patch.setattr(module, "_onto_input", lambda *args: real(*args[:4], args[4][::-1]))
+    patch.setattr(module, "_onto_input", lambda *args: real(*args[:4], (args[4][0], args[4][0])))
+
+
+def bound_more(patch: pytest.MonkeyPatch) -> None:
+    real = QuickRelaxation._step
+
+    def step(self: Any, step: Any, args: Any) -> Any:
+        low, high = real(self, step, args)
+        return low + (step.out in self._affine), high
+
+    patch.setattr(QuickRelaxation, "_step", step)
 
 
 def another_offset(patch: pytest.MonkeyPatch) -> None:
@@ -72,7 +88,7 @@ def another_offset(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(module, "_onto_input", lambda first, *args: real(replace(first, offset=first.offset + 1), *args))
 
 
-@pytest.mark.parametrize("fault", [grain_more, swapped_ends, another_offset])
+@pytest.mark.parametrize("fault", [grain_more, a_point, bound_more, another_offset])
 def test_a_fault_is_noticed(fault: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     fault(monkeypatch)
     assert any(differing(program, k) for k, program in enumerate(found()))

@@ -54,7 +54,9 @@ def bounded(relaxation: Relaxation, lo: Array, hi: Array, hints: Hints | None = 
     plain, _ = relaxation.forward(lo, hi)
     hints = hints or chosen(relaxation, np.random.default_rng(0), plain, wild=False)
     behind = {s.out for s in program.steps if s.args != (program.input,)} & set(accumulators(program))
-    known, empty = relaxation.forward(lo, hi, tighten=lambda value, known: hints if value in behind else None)
+    known, empty = relaxation.forward(
+        lo, hi, tighten=lambda value, known: relaxation.tightened(value, known, hints) if value in behind else None
+    )
     assert not empty.any()
     return known, hints
 
