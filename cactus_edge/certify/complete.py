@@ -50,6 +50,9 @@ FREE = (32, 64, 96)
 TURN = 1.0
 """Seconds, or units of deterministic work, of one turn of the solver."""
 
+LOST = "another box of this sample is open"
+"""Why a box is that no time was spent on."""
+
 PARTS_PER_TURN = 25
 """Of a node budget: the solver has one turn for as many nodes."""
 
@@ -111,19 +114,40 @@ class Complete:
         self._slopes_at_once = 1 if self.bounder.layers is not None else max(1, several)
 
     def records(
-        self, lower: Codes, upper: Codes, samples: Int64, labels: Int64, start: Codes, *, falsify: bool = True
+        self,
+        lower: Codes,
+        upper: Codes,
+        samples: Int64,
+        labels: Int64,
+        start: Codes,
+        *,
+        falsify: bool = True,
+        lost: set[int] | None = None,
     ) -> Iterator[Decided]:
         """The boxes lower <= x <= upper [N, *input shape] of `samples`, one after the other. start: where attacks begin.
 
         falsify: whether a point that the label does not win decides its box; under several arithmetics none ever does.
+        lost: the samples that have a box which is not robust, so that further ones are not worth any search; they are added.
         """
-        falsify = falsify and self.program.definite
+        falsify, lost = falsify and self.program.definite, set() if lost is None else lost
         for first in range(0, len(labels), TOGETHER):
             part = slice(first, first + TOGETHER)
-            yield from self._together(lower[part], upper[part], samples[part], labels[part], start[part], falsify)
+            live = [n for n, sample in enumerate(samples[part].tolist(), first) if sample not in lost]
+            several = (lower[live], upper[live], samples[live], labels[live], start[live])
+            found = self._together(*several, falsify, lost) if live else iter(())
+            for n in range(first, min(part.stop, len(labels))):
+                box = int(samples[n]), int(labels[n]), lower[n], upper[n]
+                yield next(found) if n in live else _decided(Record(*box, None), "nothing", why=LOST)
 
     def _together(
-        self, lower: Codes, upper: Codes, samples: Int64, labels: Int64, start: Codes, falsify: bool
+        self,
+        lower: Codes,
+        upper: Codes,
+        samples: Int64,
+        labels: Int64,
+        start: Codes,
+        falsify: bool,
+        lost: set[int],
     ) -> Iterator[Decided]:
         begun = time.monotonic()
         records = self.linear.records(lower, upper, samples, labels)
@@ -158,10 +182,14 @@ class Complete:
         for n in range(len(labels)):
             if n in found:
                 one, spent = found[n], share
+            elif int(samples[n]) in lost:
+                one, spent = _decided(records[n], "nothing", nodes=1, why=LOST), share
             else:
                 since = time.monotonic() - share
                 one = self._alone(parts.pop(n), records[n], start[n], since, falsify)
                 spent = time.monotonic() - since
+            if not isinstance(one.record.verdict, Robust):
+                lost.add(int(samples[n]))
             yield replace(one, effort=replace(one.effort, seconds=spent))
 
     def _attack(self, lower: Codes, upper: Codes, labels: Int64, start: Codes) -> Search:
@@ -242,7 +270,7 @@ def summary(efforts: Sequence[Effort]) -> list[tuple[str, str]]:
         *(
             ("", f"sample {e.sample} open: {e.why}; {e.nodes} parts{_missing(e.gap)}")
             for e in efforts
-            if e.by == "nothing"
+            if e.by == "nothing" and e.why != LOST
         ),
     ]
 

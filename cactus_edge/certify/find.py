@@ -70,12 +70,13 @@ def find_all(
     program = search.program
     y, boxes = check_data(program, x, labels), Boxes(program, region, x)
     decided: list[Decided] = []
+    lost: set[int] = set()
     count = region.count(x.shape[1:]) * len(y)
     with one_torch_thread():
         for start in range(0, count, BATCH):
             lower, upper, owner = boxes(slice(start, min(start + BATCH, count)))
             around = points(program, x[owner])
-            decided += search.records(lower, upper, owner, y[owner], around, falsify=region.family is None)
+            decided += search.records(lower, upper, owner, y[owner], around, falsify=region.family is None, lost=lost)
     slopes, records = search.linear.slopes, [d.record for d in decided]
     shown = encode(program, Proof(model_sha256, program.profile.name, len(y), slopes, records))
     return shown, [d.effort for d in decided]

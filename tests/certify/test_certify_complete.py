@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +13,12 @@ from brute import boxes, inside
 from search_kit import Array, balls, decidable, network, robust
 
 from cactus_edge.certify.attack import strict_win
-from cactus_edge.certify.complete import Budget, Complete, Decided, summary
+from cactus_edge.certify.complete import LOST, Budget, Complete, Decided, summary
 from cactus_edge.errors import InputError
 from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.evaluate import run
 from cactus_edge.verify.check import Checker
-from cactus_edge.verify.proof import Leaf, Proof, Robust, Split, Tree, encode, parse
+from cactus_edge.verify.proof import Leaf, Proof, Record, Robust, Split, Tree, encode, parse
 
 pytest.importorskip("torch")
 
@@ -127,6 +128,31 @@ def test_a_node_budget_gives_the_same_bytes_every_time() -> None:
     first, second = (encoded(program, decided(program, *balls(program, 1, 16, radius=8), "60n")) for _ in range(2))
     assert first == second
     assert len(parse(first, program).records) == 16
+
+
+def test_a_lost_sample_costs_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = network(1, (8, 6))
+    lower, upper, labels, centres = balls(program, 1, 20, radius=0)
+    samples = np.repeat([0, 1], [18, 2])
+    lower[[2, 5, 17]], upper[[2, 5, 17]] = -128, 127
+    search, asked = Complete(program, Budget.parse("3n")), list[int]()
+    real = Complete._alone
+
+    def alone(self: Complete, part: Any, record: Record, *rest: Any) -> Decided:
+        asked.append(record.sample)
+        return real(self, part, record, *rest)
+
+    monkeypatch.setattr(Complete, "_alone", alone)
+    lost: set[int] = set()
+    found = list(search.records(lower, upper, samples, labels, centres, falsify=False, lost=lost))
+    assert [d.record.sample for d in found] == samples.tolist() and lost == {0} and asked == [0]
+    skipped = [n for n, d in enumerate(found) if d.effort.why == LOST]
+    assert skipped == [5, 16, 17] and all(found[n].record.verdict is None for n in skipped)
+    assert all((d.record.lower == low).all() for d, low in zip(found, lower, strict=True))
+    assert isinstance(found[18].record.verdict, Robust)
+    assert len(summary([d.effort for d in found])) == 2
+    again = list(search.records(lower, upper, samples, labels, centres, falsify=False, lost={0, 1}))
+    assert {d.effort.why for d in again} == {LOST} and asked == [0]
 
 
 def test_no_regions() -> None:
