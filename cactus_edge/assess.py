@@ -15,6 +15,7 @@ from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.ops import Float32, Int8, Int64
 
 if TYPE_CHECKING:
+    from cactus_edge.train.deck.cards import TrainedDeck
     from cactus_edge.train.loop import TrainedModel
 
 Bools = npt.NDArray[np.bool_]
@@ -57,7 +58,9 @@ def survivors(
     return int(correct.sum() - found.sum())
 
 
-def float_scores(network: TrainedModel, x: Float32, y: Int64, eps: Radii, domain: Domain) -> dict[str, int]:
+def float_scores(
+    network: TrainedModel | TrainedDeck, x: Float32, y: Int64, eps: Radii, domain: Domain
+) -> dict[str, int]:
     """How many samples the float network gets right, and how many it holds over the region by float intervals (no proof)."""
     from cactus_edge.train.evaluate import float_certified, float_predict
 
@@ -67,7 +70,7 @@ def float_scores(network: TrainedModel, x: Float32, y: Int64, eps: Radii, domain
 
 def curve(
     program: Program,
-    network: TrainedModel,
+    network: TrainedModel | TrainedDeck,
     x: Float32,
     y: Int64,
     eps: Radii,

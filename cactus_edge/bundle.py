@@ -75,7 +75,7 @@ class Built:
         if condition := self.results.certificate.conditional_on:
             rows.append(("conditional on", condition))
         rows += [(row.name, row.value) for row in self.results.twins]
-        rows += [(row.name.lower(), row.value) for row in self.results.gains]
+        rows += [(row.name.lower(), row.value) for row in (*self.results.deck, *self.results.gains)]
         if self.results.remote:
             rows += [(row.name.lower(), row.value) for row in self.results.remote]
         elif device is None:
@@ -95,7 +95,7 @@ def write_bundle(chain: Chain, found: Found, steps: Steps) -> Built:
     folder = chain.folder
     write_atomic(folder / "results.json", results.to_json())
     write_atomic(folder / "report.html", html.render(results))
-    write_atomic(folder / "manifest.json", json.dumps(manifest(chain, results), sort_keys=True, indent=2) + "\n")
+    write_atomic(folder / "manifest.json", json.dumps(manifest(chain, results, found["compress"].get("deck")), sort_keys=True, indent=2) + "\n")
     if contradictions := html.problems(results):
         raise MismatchError("; ".join(contradictions), hint=f"see {folder / 'report.html'}")
     return Built(folder, results)
@@ -155,7 +155,35 @@ def collect(chain: Chain, found: Found, steps: Steps) -> r.BuildResults:
         twins=tuple(r.Row(name, value) for name, value in verdict.get("twins", [])),
         gains=gains(recipe, chain.target, program.graph, sum(found["train"]["weights_before"])),
         latency_us=found["run"].get("latency_us"),
+        deck=deck_rows(file.get("deck"), file["bytes"]),
     )
+
+
+def deck_rows(deck: dict[str, Any] | None, size: int) -> tuple[r.Row, ...]:
+    """A deck in words; nothing of a single network. size: bytes of the file."""
+    if deck is None:
+        return ()
+    cards, gate, whole = deck["cards"], deck["gate"], deck["float_bytes"]
+    rows = [
+        r.Row(
+            "Deck",
+            f"{len(cards)} cards in one file of {size:,} bytes, {size / whole:.0%} of the weights of one uncompressed card in "
+            f"float32 ({whole:,} bytes)",
+        ),
+        *(
+            r.Row(f"Card {i}", f"{card['scheme']}: {card['method']}, seed {card['seed']}, {card['bytes']:,} bytes")
+            for i, card in enumerate(cards)
+        ),
+    ]
+    if gate is not None:
+        counts = zip(gate["schemes"], gate["validation"], strict=True)
+        chosen = ", ".join(f"{name} for {count:,}" for name, count in counts)
+        total = sum(gate["validation"]) + gate["undecided"]
+        rest = f"; undecided on {gate['undecided']:,}" if gate["undecided"] else ""
+        rows.append(
+            r.Row("Gate", f"{gate['bytes']:,} bytes; of {total:,} validation inputs it takes {chosen}{rest}, one by one")
+        )
+    return tuple(rows)
 
 
 def region_record(chain: Chain, scale: float, zero_point: int) -> r.Region:
@@ -223,7 +251,7 @@ def _layers(chain: Chain, found: Found) -> tuple[r.Layer, ...]:
                 type(node.op).__name__,
                 out.shape,
                 None if weight is None else tuple(weight.shape),
-                None if weight is None else next(before),
+                None if weight is None else next(before, None),  # none of a deck's gate and means
                 None if weight is None else int(weight.size),
                 # Weights, and an int32 bias, multiplier and shift per channel.
                 0 if weight is None else int(weight.size) + 12 * out.shape[-1],
@@ -263,8 +291,11 @@ def _device(chain: Chain, found: Found) -> r.Device | None:
     )
 
 
-def manifest(chain: Chain, results: r.BuildResults) -> dict[str, Any]:
-    """What a machine needs to know about the bundle; hashes of every file, versions, seeds, command, labels, preprocessing."""
+def manifest(chain: Chain, results: r.BuildResults, deck: dict[str, Any] | None) -> dict[str, Any]:
+    """What a machine needs to know about the bundle; hashes of every file, versions, seeds, command, labels, preprocessing.
+
+    deck: the cards and the gate, of a deck.
+    """
     return {
         "format": "cactus-edge manifest",
         "version": 1,
@@ -284,6 +315,7 @@ def manifest(chain: Chain, results: r.BuildResults) -> dict[str, Any]:
         },
         "sparsity": {z.name: {"zeros": z.zeros, "weights": z.weights, "2:4": z.two_of_four} for z in zeros(chain.program.graph)},
         "gains": {row.name: row.value for row in results.gains},
+        **({"deck": deck} if deck else {}),
         "data_sha256": results.data.sha256,
         "blob_sha256": results.model.blob_sha256,
         "files": {f.path: f.sha256 for f in (*results.files, _file(chain.folder, "results.json"), _file(chain.folder, "report.html"))},

@@ -80,8 +80,9 @@ def gains(recipe: Recipe, target: AnyTarget, graph: Graph, before: int) -> tuple
     after, multiple = sum(z.weights for z in found), target.kernels.channel_multiple
     rows = []
     if after < before:
-        # The last layer's outputs are the classes: no choice.
-        odd = [f"{z.name} ({_width(graph, z)})" for z in found[:-1] if _width(graph, z) % multiple]
+        # Outputs are the classes, and a deck's gate is as it is: no choice.
+        chosen = [z for z in found if not z.name.startswith(("gate/", "deck/")) and z.name.split("/")[-1] != "logits"]
+        odd = [f"{z.name} ({_width(graph, z)})" for z in chosen if _width(graph, z) % multiple]
         fit = f"every width is a multiple of {multiple}, what the kernels compute together"
         if odd:
             fit = f"no multiple of {multiple}, what the kernels compute together: {', '.join(odd)}"

@@ -116,16 +116,14 @@ class JetsonChain(Chain):
 
     def compress(self, advance: Advance) -> Result:
         """Calibrates and quantises symmetrically; writes both files and the samples that they are certified for."""
-        from cactus_edge.train.calibrate import to_graph
-
-        graph = to_graph(self.network, self.dataset, self.recipe)
+        graph = self.quantised()
         require_rows(self.recipe, graph)
         metadata = {METADATA: self._metadata()}
         data = write_onnx(graph, metadata=metadata, bias="float32", relu="sum")
         write_atomic(self.folder / self.model_name, data)
         write_atomic(self.folder / TWIN, write_onnx(graph, metadata=metadata))
         write_samples(self.folder / "test.npz", self.test.x, self.test.y)
-        return {"bytes": len(data), "sha256": sha256(data)}
+        return {"bytes": len(data), "sha256": sha256(data)} | self.described(graph)
 
     def lower(self, advance: Advance) -> Result:
         """Checks TensorRT's rules on the file's bytes, and that its twin is the same network."""

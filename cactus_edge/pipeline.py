@@ -35,7 +35,9 @@ from cactus_edge.version import __version__
 if TYPE_CHECKING:
     from cactus_edge.bundle import Built
     from cactus_edge.device.targets import Target
+    from cactus_edge.ir.graph import Graph
     from cactus_edge.train.data import Dataset, Split
+    from cactus_edge.train.deck.cards import TrainedDeck
     from cactus_edge.train.loop import TrainedModel
 
 Advance = Callable[[int, int, str], None]
@@ -125,8 +127,8 @@ class Chain:
         return {"eps": said} if said else {}
 
     @cached_property
-    def network(self) -> TrainedModel:
-        """The trained network, from its checkpoint where training is finished."""
+    def network(self) -> TrainedModel | TrainedDeck:
+        """The trained network, or the cards of a deck, from checkpoints where training is finished."""
         return self._train(lambda done, total, text: None)
 
     @cached_property
@@ -183,10 +185,12 @@ class Chain:
             "n": o.device_inputs,
         } | ({"live": True} if o.live else {})
 
-    def _train(self, advance: Advance) -> TrainedModel:
+    def _train(self, advance: Advance) -> TrainedModel | TrainedDeck:
         from cactus_edge.runs import read_run
         from cactus_edge.train.loop import EpochStats, planned, train
 
+        if self.recipe.deck.card:
+            return self._train_deck(advance)
         trained = self.options.trained
         # A run's network is the one that it trained, whatever grid this target asks for afterwards.
         recipe = read_run(trained).recipe if trained else self.recipe
@@ -198,6 +202,36 @@ class Chain:
 
         workdir = trained or self.folder / ".train"
         return train(recipe, self.dataset, workdir, on_epoch=on_epoch, threads=self.options.threads or None)
+
+    def _train_deck(self, advance: Advance) -> TrainedDeck:
+        from cactus_edge.train.deck.cards import train_deck
+        from cactus_edge.train.loop import EpochStats
+
+        def on_epoch(card: int, done: int, total: int, e: EpochStats) -> None:
+            advance(done, total, f"card {card}: {e.val_clean:.1%} of validation right at full precision")
+
+        return train_deck(
+            self.recipe, self.dataset, self.folder / ".train", on_epoch, threads=self.options.threads or None
+        )
+
+    def quantised(self) -> Graph:
+        """The integer network that ships, calibrated on the validation split."""
+        from cactus_edge.train.calibrate import to_graph
+        from cactus_edge.train.deck.cards import TrainedDeck, deck_graph
+
+        network = self.network
+        made = deck_graph if isinstance(network, TrainedDeck) else to_graph
+        return made(network, self.dataset, self.recipe)  # type: ignore[arg-type]
+
+    def described(self, graph: Graph) -> Result:
+        """What a deck is; nothing of a single network."""
+        from cactus_edge.train.deck.cards import TrainedDeck
+        from cactus_edge.train.deck.describe import described
+
+        network = self.network
+        if not isinstance(network, TrainedDeck):
+            return {}
+        return {"deck": described(network, graph, self.dataset, self.recipe)}
 
     def train(self, advance: Advance) -> Result:
         """Trains over the network set, removes channels for good, fine-tunes the network that ships."""
@@ -212,12 +246,12 @@ class Chain:
     def compress(self, advance: Advance) -> Result:
         """Calibrates and quantises; writes model.tflite and the samples that it is certified for."""
         from cactus_edge.formats.tflite import write_tflite
-        from cactus_edge.train.calibrate import to_graph
 
-        data = write_tflite(to_graph(self.network, self.dataset, self.recipe), metadata={METADATA: self._metadata()})
+        graph = self.quantised()
+        data = write_tflite(graph, metadata={METADATA: self._metadata()})
         write_atomic(self.folder / "model.tflite", data)
         write_samples(self.folder / "test.npz", self.test.x, self.test.y)
-        return {"bytes": len(data), "sha256": sha256(data)}
+        return {"bytes": len(data), "sha256": sha256(data)} | self.described(graph)
 
     def _metadata(self) -> bytes:
         low, high = self.dataset.domain

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from cactus_edge import recipe_values as takes
 from cactus_edge.errors import InputError
+from cactus_edge.recipe_deck import check_deck, with_training
 from cactus_edge.recipe_model import NETS, BadLayerError, LayerRecipe, ModelRecipe, expanded, places
 from cactus_edge.recipe_reader import Reader
 
@@ -261,6 +262,36 @@ class CertifyRecipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CardRecipe:
+    """Cards that are trained alike: one for each of `seeds`, which are added to the recipe's own.
+
+    scheme: what the gate calls them. train: their [train]; a recipe writes what differs from its own under [deck.card.train].
+    """
+
+    scheme: Annotated[str, takes.text]
+    seeds: Annotated[tuple[int, ...], takes.list_of(takes.integer(0, 2**20))]
+    train: TrainRecipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeckRecipe:
+    """Several networks, cards, that ship as one file; without a card the recipe is one network.
+
+    gate: "none" averages the logits of all cards; "spectral" those of one scheme, of two, whose training images an input's spectrum
+    is closer to. tile: side of the windows whose Fourier transforms the gate looks at, a power of two for filters without mean.
+    """
+
+    card: tuple[CardRecipe, ...] = ()
+    gate: Annotated[str, takes.one_of("none", "spectral")] = "none"
+    tile: Annotated[int, takes.integer(2, 32)] = 8
+
+    @property
+    def count(self) -> int:
+        """Cards of all kinds."""
+        return sum(len(card.seeds) for card in self.card)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything a build depends on besides the code. Equal digests describe equal builds."""
 
@@ -272,10 +303,11 @@ class Recipe:
     compress: CompressRecipe = CompressRecipe()
     quantise: QuantiseRecipe = QuantiseRecipe()
     description: Annotated[str, takes.text] = ""
+    deck: DeckRecipe = field(default=DeckRecipe(), metadata=_LATER)
 
     def digest(self, *sections: str) -> str:
         """SHA-256 (hex) of the named sections, of all of them by default."""
-        content = {s: _plain(getattr(self, s), _in_digest) for s in sections or [f.name for f in fields(self)]}
+        content = {s: _plain(getattr(self, s), _in_digest) for s in sections or self._sections()}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def finetuning(self) -> Recipe:
@@ -286,6 +318,9 @@ class Recipe:
         if compress.optimiser != "same":
             train = replace(train, optimiser=compress.optimiser, momentum=compress.momentum)
         return self if train is self.train else replace(self, train=train)
+
+    def _sections(self) -> list[str]:
+        return [f.name for f in fields(self) if _in_digest(f, self)]
 
     def to_json(self) -> dict[str, Any]:
         """The recipe as JSON values; rationals are strings."""
@@ -298,7 +333,7 @@ class Recipe:
         What is empty stands for no key, and a net's name for its layers.
         """
         short = replace(self, model=replace(self.model, layer=())) if self.model.net else self
-        return takes.written(_plain(short, lambda field, record: getattr(record, field.name) not in ("", ())))
+        return takes.written(_plain(short, lambda field, record: getattr(record, field.name) not in ("", (), DeckRecipe())))
 
 
 def _plain(value: Any, kept: Callable[[Field[Any], Any], bool]) -> Any:
@@ -324,6 +359,9 @@ _SECTIONS: dict[tuple[str, ...], type[Any]] = {
     ("compress",): CompressRecipe,
     ("quantise",): QuantiseRecipe,
     ("certify",): CertifyRecipe,
+    ("deck",): DeckRecipe,
+    ("deck", "card"): CardRecipe,
+    ("deck", "card", "train"): TrainRecipe,
 }
 
 
@@ -373,7 +411,7 @@ def parse_recipe(content: str, where: str) -> Recipe:
             hint="compare with a built-in recipe",
         ) from error
     reader = Reader(where, content, _SECTIONS)
-    recipe = _with_layers(reader, reader.record(Recipe, table))
+    recipe = _with_layers(reader, reader.record(Recipe, with_training(table)))
     _cross_check(reader, recipe)
     return recipe
 
@@ -390,46 +428,8 @@ def _with_layers(reader: Reader, recipe: Recipe) -> Recipe:
 def _cross_check(reader: Reader, recipe: Recipe) -> None:
     """What one key alone cannot tell."""
     _check_data(reader, recipe.data)
-    train = recipe.train
-    if train.warmup_epochs + train.ramp_epochs > train.epochs:
-        raise reader.error(
-            ("train", "ramp_epochs"),
-            f"warmup_epochs + ramp_epochs = {train.warmup_epochs + train.ramp_epochs} exceed epochs = {train.epochs}",
-            "more epochs or a shorter ramp",
-        )
+    _check_training(reader, recipe, ("train",))
     compress = recipe.compress
-    objectives = {train.objective, recipe.finetuning().train.objective}
-    small = "sabr" in objectives
-    if train.box_ratio == 1 if small else train.box_ratio < 1 and "ibp" not in objectives:
-        raise reader.error(
-            ("train", "box_ratio"),
-            f"box_ratio = {train.box_ratio:g} with objective = {('sabr' if small else train.objective)!r}",
-            "box_ratio below 1" if small else 'box_ratio = 1, or objective = "sabr"',
-        )
-    if not train.attack_in_domain and not objectives <= {"standard", "pgd"}:
-        raise reader.error(
-            ("train", "attack_in_domain"),
-            f"attack_in_domain = false with objective = {min(objectives - {'standard', 'pgd'})!r}, which bounds inputs in the domain",
-            'leave it out, or objective = "pgd"',
-        )
-    if train.consistency and train.augment == "none":
-        raise reader.error(
-            ("train", "consistency"), f"consistency = {train.consistency:g} without augment", 'augment = "augmix"'
-        )
-    if ("semantic" in objectives) != bool(train.mutations):
-        raise reader.error(
-            ("train", "mutations"),
-            f"mutations = {train.mutations!r} with objective = {train.objective!r}",
-            'mutations = "rotation=10,blur" goes with objective = "semantic"',
-        )
-    for section, optimiser, momentum in (
-        ("train", train.optimiser, train.momentum),
-        ("compress", compress.optimiser, compress.momentum),
-    ):
-        if momentum and optimiser != "sgd":
-            raise reader.error(
-                (section, "momentum"), f"momentum = {momentum:g} with optimiser = {optimiser!r}", 'optimiser = "sgd"'
-            )
     if compress.average_epochs > compress.finetune_epochs:
         raise reader.error(
             ("compress", "average_epochs"),
@@ -437,10 +437,56 @@ def _cross_check(reader: Reader, recipe: Recipe) -> None:
             "average at most all of them",
         )
     _check_compression(reader, recipe)
+    check_deck(reader, recipe)
+    for i, card in enumerate(recipe.deck.card):
+        _check_training(reader, replace(recipe, train=card.train), ("deck", "card", i, "train"))
     try:
         places(recipe.model.layer)
     except BadLayerError as error:
         raise reader.error(("model", "layer", error.index, error.key), str(error), error.hint) from error
+
+
+def _check_training(reader: Reader, recipe: Recipe, at: tuple[str | int, ...]) -> None:
+    """Keys of [train], or of the table `at` that stands for it, that need one another."""
+    train, compress = recipe.train, recipe.compress
+    if train.warmup_epochs + train.ramp_epochs > train.epochs:
+        raise reader.error(
+            (*at, "ramp_epochs"),
+            f"warmup_epochs + ramp_epochs = {train.warmup_epochs + train.ramp_epochs} exceed epochs = {train.epochs}",
+            "more epochs or a shorter ramp",
+        )
+    objectives = {train.objective, recipe.finetuning().train.objective}
+    small = "sabr" in objectives
+    if train.box_ratio == 1 if small else train.box_ratio < 1 and "ibp" not in objectives:
+        raise reader.error(
+            (*at, "box_ratio"),
+            f"box_ratio = {train.box_ratio:g} with objective = {('sabr' if small else train.objective)!r}",
+            "box_ratio below 1" if small else 'box_ratio = 1, or objective = "sabr"',
+        )
+    if not train.attack_in_domain and not objectives <= {"standard", "pgd"}:
+        raise reader.error(
+            (*at, "attack_in_domain"),
+            f"attack_in_domain = false with objective = {min(objectives - {'standard', 'pgd'})!r}, which bounds inputs in the domain",
+            'leave it out, or objective = "pgd"',
+        )
+    if train.consistency and train.augment == "none":
+        raise reader.error(
+            (*at, "consistency"), f"consistency = {train.consistency:g} without augment", 'augment = "augmix"'
+        )
+    if ("semantic" in objectives) != bool(train.mutations):
+        raise reader.error(
+            (*at, "mutations"),
+            f"mutations = {train.mutations!r} with objective = {train.objective!r}",
+            'mutations = "rotation=10,blur" goes with objective = "semantic"',
+        )
+    for section, optimiser, momentum in (
+        (at, train.optimiser, train.momentum),
+        (("compress",), compress.optimiser, compress.momentum),
+    ):
+        if momentum and optimiser != "sgd":
+            raise reader.error(
+                (*section, "momentum"), f"momentum = {momentum:g} with optimiser = {optimiser!r}", 'optimiser = "sgd"'
+            )
 
 
 def _check_compression(reader: Reader, recipe: Recipe) -> None:

@@ -57,7 +57,7 @@ class Reader:
             if parse is not None:
                 return parse(value)
             section = self._sections[tuple(p for p in path if isinstance(p, str))]
-            if path in (("model", "layer"), ("data", "channel")):
+            if path in (("model", "layer"), ("data", "channel"), ("deck", "card")):
                 if not isinstance(value, list) or not value or not all(isinstance(v, dict) for v in value):
                     raise takes.BadValueError(f"expected at least one [[{'.'.join(map(str, path))}]] table")
                 return tuple(self.record(section, v, (*path, i)) for i, v in enumerate(value))
@@ -95,7 +95,8 @@ def _lines(content: str) -> dict[Path, int]:
     counts: dict[Path, int] = {}
     for number, line in enumerate(content.splitlines(), start=1):
         if header := _HEADER.match(line):
-            prefix = tuple(part.strip() for part in header.group(2).split("."))
+            *outer, name = (part.strip() for part in header.group(2).split("."))
+            prefix = (*_element(outer, counts), name)
             found.setdefault(prefix, number)
             if header.group(1) == "[[":
                 counts[prefix] = counts.get(prefix, -1) + 1
@@ -106,3 +107,12 @@ def _lines(content: str) -> dict[Path, int]:
             for depth in range(1, len(parts) + 1):
                 found.setdefault((*prefix, *parts[:depth]), number)
     return found
+
+
+def _element(names: list[str], counts: Mapping[Path, int]) -> Path:
+    """Where the table of these names stands: behind the name of an array of tables, in the element that was begun last."""
+    path: Path = ()
+    for name in names:
+        path = (*path, name)
+        path = (*path, counts[path]) if path in counts else path
+    return path

@@ -398,6 +398,8 @@ class BuildResults:
     """What the target gains from what was compressed."""
     latency_us: float | None = None
     """Median of single inferences of the model on a computer reached by ssh; a board's is the device's."""
+    deck: tuple[Row, ...] = ()
+    """The cards that the file joins, and its gate; empty for a single network."""
 
     def __post_init__(self) -> None:
         _sha256(self.recipe_sha256, "recipe_sha256")
