@@ -48,7 +48,9 @@ def train(
         recipe = Path(out) / RECIPE
     chosen = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     if chosen.deck.card:
-        raise InputError(f"{chosen.name} is a deck, and a run is one network", hint="`cactus-edge build` trains the cards")
+        raise InputError(
+            f"{chosen.name} is a deck, and a run is one network", hint="`cactus-edge build` trains the cards"
+        )
     if seed is not None:
         chosen = replace(chosen, train=replace(chosen.train, seed=seed))
     folder = Path(out) if out is not None else Path("runs") / f"{chosen.name}-{chosen.train.seed}"

@@ -95,7 +95,10 @@ def write_bundle(chain: Chain, found: Found, steps: Steps) -> Built:
     folder = chain.folder
     write_atomic(folder / "results.json", results.to_json())
     write_atomic(folder / "report.html", html.render(results))
-    write_atomic(folder / "manifest.json", json.dumps(manifest(chain, results, found["compress"].get("deck")), sort_keys=True, indent=2) + "\n")
+    write_atomic(
+        folder / "manifest.json",
+        json.dumps(manifest(chain, results, found["compress"].get("deck")), sort_keys=True, indent=2) + "\n",
+    )
     if contradictions := html.problems(results):
         raise MismatchError("; ".join(contradictions), hint=f"see {folder / 'report.html'}")
     return Built(folder, results)
@@ -181,7 +184,9 @@ def deck_rows(deck: dict[str, Any] | None, size: int) -> tuple[r.Row, ...]:
         total = sum(gate["validation"]) + gate["undecided"]
         rest = f"; undecided on {gate['undecided']:,}" if gate["undecided"] else ""
         rows.append(
-            r.Row("Gate", f"{gate['bytes']:,} bytes; of {total:,} validation inputs it takes {chosen}{rest}, one by one")
+            r.Row(
+                "Gate", f"{gate['bytes']:,} bytes; of {total:,} validation inputs it takes {chosen}{rest}, one by one"
+            )
         )
     return tuple(rows)
 
@@ -251,7 +256,7 @@ def _layers(chain: Chain, found: Found) -> tuple[r.Layer, ...]:
                 type(node.op).__name__,
                 out.shape,
                 None if weight is None else tuple(weight.shape),
-                None if weight is None else next(before, None),  # none of a deck's gate and means
+                None if weight is None else next(before, int(weight.size)),  # a deck's gate and means are not trained
                 None if weight is None else int(weight.size),
                 # Weights, and an int32 bias, multiplier and shift per channel.
                 0 if weight is None else int(weight.size) + 12 * out.shape[-1],

@@ -18,8 +18,9 @@ import numpy as np
 from cactus_edge.board import Options
 from cactus_edge.computer import Host, computer_rows, rows, run_on_computer
 from cactus_edge.errors import UnsupportedError
-from cactus_edge.formats.read import read_model
+from cactus_edge.formats.read import read_for, read_model
 from cactus_edge.ir.arithmetic import profile as named_profile
+from cactus_edge.ir.lowering import lower
 from cactus_edge.pipeline import AGREE_SAMPLES, METADATA, Advance, Chain, build_chain
 from cactus_edge.progress import SILENT, Progress
 from cactus_edge.recipe import Recipe
@@ -66,10 +67,20 @@ class LinuxChain(Chain):
         """The model files by name, the main one first."""
         return {name: (self.folder / name).read_bytes() for name in (self.model_name, *self.twins)}
 
+    @cached_property
+    def twin_refused(self) -> str:
+        """Why the twin was not shown to be what runs it there computes, or ""; then it is no more than a file."""
+        rules = named_profile(self.target.engines["onnx"].profile)
+        try:
+            lower(read_for(self.files[TWIN], rules), rules)
+        except UnsupportedError as error:
+            return error.message
+        return ""
+
     @property
     def certificates(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The main file's, and the twin's."""
-        return ("certificate.json", self.twin_certificate)
+        """The main file's, and the twin's where it has one."""
+        return ("certificate.json",) if self.twin_refused else ("certificate.json", self.twin_certificate)
 
     @property
     def twin_certificate(self) -> str:
@@ -132,6 +143,8 @@ class LinuxChain(Chain):
         from cactus_edge.verify.certificate import certify_file
 
         result = super().certify(advance)
+        if self.twin_refused:
+            return result | {"twins": [(TWIN, f"no certificate: {self.twin_refused}")]}
         name = self.target.engines["onnx"].profile
         certificate = certify_file(
             self.files[TWIN],
@@ -151,16 +164,17 @@ class LinuxChain(Chain):
         return result
 
     def run(self, advance: Advance) -> Result:
-        """Runs both files on the computer at `host`; nothing without one."""
+        """Runs the files that are certified for the computer at `host` there; nothing without one."""
         if self.host is None:
             return {"measured": False}
         count = min(self.options.device_inputs, len(self.test.y))
+        files = {name: data for name, data in self.files.items() if name != TWIN or not self.twin_refused}
         reports = {
             name: run_on_computer(
                 data, self.test.x[:count], self.target, self.host, self.folder / "device",
                 lambda done, total, name=name: advance(done, total, name),  # type: ignore[misc]
             )
-            for name, data in self.files.items()
+            for name, data in files.items()
         }  # fmt: skip
         return run_result(reports)
 

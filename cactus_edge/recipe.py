@@ -333,7 +333,9 @@ class Recipe:
         What is empty stands for no key, and a net's name for its layers.
         """
         short = replace(self, model=replace(self.model, layer=())) if self.model.net else self
-        return takes.written(_plain(short, lambda field, record: getattr(record, field.name) not in ("", (), DeckRecipe())))
+        return takes.written(
+            _plain(short, lambda field, record: getattr(record, field.name) not in ("", (), DeckRecipe()))
+        )
 
 
 def _plain(value: Any, kept: Callable[[Field[Any], Any], bool]) -> Any:

@@ -33,7 +33,9 @@ def check_deck(reader: Reader, recipe: Recipe) -> None:
     if deck == plain:
         return
     if not 2 <= deck.count <= MOST_CARDS:
-        message = f"[deck] has {deck.count} cards, expected 2 to {MOST_CARDS}: TFLM joins ten tensors, the gate's among them"
+        message = (
+            f"[deck] has {deck.count} cards, expected 2 to {MOST_CARDS}: TFLM joins ten tensors, the gate's among them"
+        )
         raise reader.error(("deck",), message, "a [[deck.card]] table with seeds = [0, 1, 2]")
     for i, card in enumerate(deck.card):
         if len(set(card.seeds)) < len(card.seeds):

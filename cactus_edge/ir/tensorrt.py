@@ -8,6 +8,8 @@ Proved: that a verdict holds for each computation that the assumption allows, an
 (`formats.onnx.tensorrt`). Measured on a device only: that the assumption is true of an engine (`device.tensorrt`: the precision of
 every layer as the engine reports it, and every output against its envelope). A result outside refutes the assumption;
 results inside never prove it.
+A join of tensors on one grid is a copy, also where it is computed on real values: a code times its scale, divided by it again, is
+less than 2^-15 away from that code.
 Source: NVIDIA TensorRT documentation, "Working with Quantized Types" and "Explicit Quantization"; layer reports of engines (weights
 Int8, bias Float, tactics "int8int8 ... scalebias_relu"), NVIDIA/TensorRT issues 3737 and 4020.
 """
@@ -42,6 +44,7 @@ TENSORRT = Profile(
         "MaxPool": ("max",),
         "MaxPool.activation": ("relu",),
         "Reshape": ("copy",),
+        "Concat": ("copy",),
         "Quantize": (ENVELOPE,),
         "Dequantize": ("float32",),
     },

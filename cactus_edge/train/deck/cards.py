@@ -62,7 +62,9 @@ class TrainedDeck:
         """SHA-256 (hex) over the cards' digests, in order, and the gate's integers."""
         h = hashlib.sha256("".join(card.digest() for card in self.cards).encode())
         if self.gate is not None:
-            h.update(self.gate.weight.tobytes() + str(self.gate.bias).encode() + self.gate.filters.weight_scale.tobytes())
+            h.update(
+                self.gate.weight.tobytes() + str(self.gate.bias).encode() + self.gate.filters.weight_scale.tobytes()
+            )
         return h.hexdigest()
 
     @property
@@ -79,7 +81,9 @@ class TrainedDeck:
     def history(self) -> tuple[EpochStats, ...]:
         """The epochs of all cards, card by card; stages are named by card too."""
         return tuple(
-            replace(stats, stage=f"card {i}, {stats.stage}") for i, card in enumerate(self.cards) for stats in card.history
+            replace(stats, stage=f"card {i}, {stats.stage}")
+            for i, card in enumerate(self.cards)
+            for stats in card.history
         )
 
     def groups(self) -> tuple[tuple[int, ...], ...]:
@@ -90,10 +94,8 @@ class TrainedDeck:
 
     def together(self, logits: list[Float32], x: Float32) -> Float32:
         """The deck's logits [N, classes] for x from those of each card: the mean over the cards that answer."""
-        means = [np.mean([logits[i] for i in group], axis=0) for group in self.groups()]
-        if self.gate is None:
-            return means[0]
-        return np.where(self.gate.chosen(x)[:, None] == 1, means[1], means[0])
+        means = [np.asarray(np.mean([logits[i] for i in group], axis=0), np.float32) for group in self.groups()]
+        return means[0] if self.gate is None else np.where(self.gate.chosen(x)[:, None] == 1, means[1], means[0])
 
 
 def cards(recipe: Recipe) -> list[Card]:
@@ -145,7 +147,9 @@ def as_trained(x: Float32, recipe: Recipe, dataset: Dataset) -> Float32:
     """Images x [N, H, W, C] as the recipe's augmentation changes them, drawn by the split's seed."""
     generator = torch.Generator().manual_seed(recipe.data.split_seed)
     planes = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
-    return np.ascontiguousarray(augmented(planes, recipe.train, dataset.domain, generator).numpy().transpose(0, 2, 3, 1))
+    return np.ascontiguousarray(
+        augmented(planes, recipe.train, dataset.domain, generator).numpy().transpose(0, 2, 3, 1)
+    )
 
 
 def deck_graph(deck: TrainedDeck, dataset: Dataset, recipe: Recipe) -> Graph:

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,13 +30,14 @@ from cactus_edge.errors import InputError
 from cactus_edge.ir.arith import LARGEST_FLOAT_BIAS
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.builder import GraphBuilder
-from cactus_edge.ir.evaluate import run
+from cactus_edge.ir.evaluate import quantised, run
 from cactus_edge.ir.graph import Tensor
 from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.ops import Activation, Conv2d, Dense, Float32, Int8, Int64, freeze
 
 Float64 = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
+Samples = npt.NDArray[Any]
+"""Inputs [N, H, W, C]: float32 in sensor units, or int8 codes."""
 
 CLIP = 99.0
 """Percentile of a ring's magnitudes at which it saturates."""
@@ -108,24 +110,26 @@ class Gate:
         dense = Dense(freeze(self.weight[None], np.int8), freeze([self.bias], np.int32), scale)
         return builder.node(dense, [magnitudes], replace(grid, name="gate/code", shape=(1,)))
 
-    def sums(self, x: Float32 | Int8) -> Int64:
+    def sums(self, x: Samples) -> Int64:
         """The dense layer's accumulator int64 [N] for x [N, H, W, C]: positive where the second scheme's mean is nearer."""
         codes = _codes(self.source, self.filters, self.magnitudes, x)
-        found: Int64 = (codes - self.magnitudes.zero_point).reshape(len(x), -1) @ self.weight.astype(np.int64) + self.bias
+        found: Int64 = (codes - self.magnitudes.zero_point).reshape(len(x), -1) @ self.weight.astype(
+            np.int64
+        ) + self.bias
         return found
 
-    def codes(self, x: Float32 | Int8, grid: Tensor) -> Int8:
+    def codes(self, x: Samples, grid: Tensor) -> Int8:
         """The gate's own code int8 [N] for x, on the grid of `grid`, as the file has it."""
         builder = GraphBuilder()
         program = lower(builder.finish(self.append(builder, builder.input(self.source), grid)), profile("tflm"))
-        found: Int8 = run(program, x if x.dtype == np.int8 else program.quantize.apply(x))[:, 0]
+        found: Int8 = run(program, quantised(program, x))[:, 0].astype(np.int8)
         return found
 
-    def chosen(self, x: Float32 | Int8) -> Int64:
+    def chosen(self, x: Samples) -> Int64:
         """The scheme of each input alone: 0 or 1, int64 [N]."""
         return (self.sums(x) > 0).astype(np.int64)
 
-    def chosen_together(self, x: Float32 | Int8) -> int:
+    def chosen_together(self, x: Samples) -> int:
         """The scheme of the whole batch, as the paper's gate takes it: by the mean of its spectra."""
         return int(self.sums(x).sum() > 0)
 
@@ -157,7 +161,9 @@ class _Fit:
         if min(height, width) < tile:
             raise InputError(
                 f"[deck] tile = {tile}: no such window fits inputs of {height} x {width}",
-                hint=f"tile = {1 << (min(height, width).bit_length() - 1)}" if min(height, width) > 1 else 'gate = "none"',
+                hint=f"tile = {1 << (min(height, width).bit_length() - 1)}"
+                if min(height, width) > 1
+                else 'gate = "none"',
             )
         self.source, self.tile, self.channels = source, tile, channels
         self.spectrum = spectrum(tile)
@@ -182,7 +188,9 @@ class _Fit:
         scale = 1 / np.array(clips)[self.spectrum.ring]
         bias = np.zeros(len(scale), np.int32)
         stride = (self.stride, self.stride)
-        return Conv2d(self.weight, freeze(bias, np.int32), freeze(scale, np.float32), stride, activation=Activation.RELU)
+        return Conv2d(
+            self.weight, freeze(bias, np.int32), freeze(scale, np.float32), stride, activation=Activation.RELU
+        )
 
     def _real(self, x: Float32) -> Float64:
         """The filters' outputs, positive parts only, in weights times sensor units: float64 [N * windows, O / 2]."""
@@ -205,14 +213,16 @@ class _Fit:
         between the means' sums as the rounded weights give them.
         """
         means = [f.mean(0) for f in features]
-        spread = sum(np.cov(f, rowvar=False) for f in features) / len(features)
+        spread = np.mean([np.cov(f, rowvar=False) for f in features], axis=0)
         spread = spread + RIDGE * np.trace(spread) / len(spread) * np.eye(len(spread))
         direction = np.linalg.solve(spread, means[1] - means[0])
         ring = self.spectrum.ring
         share = direction / np.bincount(ring)
         top = np.abs(share).max()
         rows, columns, _ = self.magnitudes.shape
-        for most in range(WEIGHT_MAX, 0, -1):  # smaller weights where the threshold is no exact float32, as TensorRT takes it
+        for most in range(
+            WEIGHT_MAX, 0, -1
+        ):  # smaller weights where the threshold is no exact float32, as TensorRT takes it
             rounded = np.rint(most * share / top) if top > 0 else np.zeros_like(share)
             sums = rounded * np.bincount(ring) * rows * columns
             bias = -round(float(sums @ (means[0] + means[1]) / 2))
@@ -222,10 +232,9 @@ class _Fit:
         return Gate(schemes, self.source, filters, self.magnitudes, weight, bias)
 
 
-def _codes(source: Tensor, filters: Conv2d, magnitudes: Tensor, x: Float32 | Int8) -> Int64:
+def _codes(source: Tensor, filters: Conv2d, magnitudes: Tensor, x: Samples) -> Int64:
     """What the integer convolution makes of x [N, H, W, C]: int64 [N, *magnitudes.shape]. Its rounding is the interpreter's."""
     builder = GraphBuilder()
     graph = builder.finish(builder.node(filters, [builder.input(source)], magnitudes))
     program = lower(graph, profile("tflm"))
-    codes = x if x.dtype == np.int8 else program.quantize.apply(x)
-    return run(program, codes).astype(np.int64)
+    return run(program, quantised(program, x)).astype(np.int64)

@@ -37,7 +37,9 @@ class Means:
     most: float
 
 
-def joined(cards: Sequence[Graph], schemes: Sequence[int], gate: Gate | None, means: Means, *, symmetric: bool) -> Graph:
+def joined(
+    cards: Sequence[Graph], schemes: Sequence[int], gate: Gate | None, means: Means, *, symmetric: bool
+) -> Graph:
     """The deck of `cards`, which share the input's and the logits' grid. schemes: 0 or 1 for each card where there is a gate.
 
     symmetric: zero points of 0. Raises ModelError where grids differ or a scheme has no card.
@@ -108,7 +110,9 @@ def _selected(
     weight[0, :, -1], weight[1, :, -1] = -common, common
     bias = np.repeat([common * (CODE[0] - least), common * (2 * z - CODE[1] - least)], classes)
     levels, zero_point = (127, 0) if symmetric else (255, -128)
-    part = Tensor("deck/chosen", (2 * classes,), "int8", float(np.float32((most - least) * logits.scale / levels)), zero_point)
+    part = Tensor(
+        "deck/chosen", (2 * classes,), "int8", float(np.float32((most - least) * logits.scale / levels)), zero_point
+    )
     select = Dense(
         freeze(weight.reshape(2 * classes, -1), np.int8),
         freeze(bias, np.int32),
