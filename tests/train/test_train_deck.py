@@ -216,7 +216,7 @@ def _small(seed: int) -> Graph:
     at = builder.input(Tensor("input", (2, 2, 1), "int8", 0.0625, -128))
     hidden = Dense(freeze(rng.integers(-127, 128, (6, 4)), np.int8), freeze(rng.integers(-900, 900, 6), np.int32),
                    freeze([0.01], np.float32), Activation.RELU)  # fmt: skip
-    at = builder.node(hidden, [at], Tensor("hidden", (6,), "int8", 0.05, -128))
+    at = builder.node(hidden, [at], Tensor("hidden", (6,), "int8", 0.0625, -128))
     last = Dense(freeze(rng.integers(-127, 128, (3, 6)), np.int8), freeze(rng.integers(-900, 900, 3), np.int32),
                  freeze([0.01], np.float32))  # fmt: skip
     return builder.finish(builder.node(last, [at], Tensor("logits", (3,), "int8", 0.25, -10)))
@@ -236,7 +236,10 @@ def test_bounds_of_a_deck_hold_at_every_point(tiny_cards: list[Graph], *, gated:
         centre = rng.integers(-126, 126, (1, 2, 2, 1))
         low, high = (np.clip(centre + d, -128, 127).astype(np.int8) for d in (-2, 2))
         points = np.stack(
-            np.meshgrid(*(np.arange(a, b + 1) for a, b in zip(low.ravel(), high.ravel(), strict=True))), -1
+            np.meshgrid(
+                *(np.arange(a, b + 1) for a, b in zip(low.ravel().tolist(), high.ravel().tolist(), strict=True))
+            ),
+            -1,
         )
         points = points.reshape(-1, 2, 2, 1).astype(np.int8)
         codes = evaluate(whole, points, TFLM)
@@ -244,7 +247,7 @@ def test_bounds_of_a_deck_hold_at_every_point(tiny_cards: list[Graph], *, gated:
         assert (codes >= least).all()
         assert (codes <= most).all()
         label = np.array([int(evaluate(whole, centre.astype(np.int8), TFLM).argmax())])
-        decision = decide(program, low, high, centre.astype(np.int8), label)
+        decision = decide(program, low, high, label, centre.astype(np.int8))
         if decision.certified[0]:
             sure += 1
             others = np.delete(codes, label[0], 1)

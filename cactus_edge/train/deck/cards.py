@@ -145,11 +145,12 @@ def fit_gate(recipe: Recipe, dataset: Dataset) -> Gate:
 
 def as_trained(x: Float32, recipe: Recipe, dataset: Dataset) -> Float32:
     """Images x [N, H, W, C] as the recipe's augmentation changes them, drawn by the split's seed."""
+    train = replace(
+        recipe.train, consistency=0.0
+    )  # with it the samples themselves stay clean, and their versions are meant
     generator = torch.Generator().manual_seed(recipe.data.split_seed)
     planes = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
-    return np.ascontiguousarray(
-        augmented(planes, recipe.train, dataset.domain, generator).numpy().transpose(0, 2, 3, 1)
-    )
+    return np.ascontiguousarray(augmented(planes, train, dataset.domain, generator).numpy().transpose(0, 2, 3, 1))
 
 
 def deck_graph(deck: TrainedDeck, dataset: Dataset, recipe: Recipe) -> Graph:
