@@ -54,7 +54,17 @@ def refusal(text: str) -> str:
 
 def test_built_in_recipes_load() -> None:
     cards = "card-biprop-fmnist", "card-lrr-fmnist"
-    built_in = {"cactus-mnist", *cards, "cifar10-2", "cifar10-8", "deck-fmnist", "digits", "digits-2-4", "ecg", "fashion-mnist"}
+    built_in = {
+        "cactus-mnist",
+        *cards,
+        "cifar10-2",
+        "cifar10-8",
+        "deck-fmnist",
+        "digits",
+        "digits-2-4",
+        "ecg",
+        "fashion-mnist",
+    }
     assert names() == tuple(sorted(built_in | {"har", "mnist"}))
     for name in names():
         recipe = load_recipe(name)
