@@ -80,8 +80,13 @@ SIZES = {"digits": 1797, "mnist": 60_000, "fashion-mnist": 60_000, "cifar10": 50
 
 
 def trained_by(recipe: Recipe) -> str:
-    """Method and objective by their short names."""
-    return f"{METHODS[recipe.train.method].title}, {OBJECTIVES[recipe.train.objective].title}"
+    """Method and objective by their short names, and the objective of fine-tuning where it is another."""
+    return _in_words(recipe.train.method, recipe.train.objective, recipe.finetuning().train.objective)
+
+
+def _in_words(method: str, objective: str, finetuned_by: str) -> str:
+    titles = [OBJECTIVES[name].title for name in dict.fromkeys([objective, finetuned_by])]
+    return f"{METHODS[method].title}, {' then '.join(titles)}"
 
 
 def text(name: str) -> str:
@@ -98,6 +103,7 @@ class Row:
     description: str
     method: str
     objective: str
+    finetuned_by: str
     papers: tuple[str, ...]
     optimises: str
     members: tuple[str, ...]
@@ -113,7 +119,7 @@ class Row:
         minutes = "not measured" if self.minutes is None else f"{max(self.minutes, 0.1):.2g} min"
         return (
             self.name,
-            f"{METHODS[self.method].title}, {OBJECTIVES[self.objective].title}",
+            _in_words(self.method, self.objective, self.finetuned_by),
             f"{self.data}, eps {self.eps}",
             f"{self.epochs} epochs{samples}",
             minutes,
@@ -125,7 +131,8 @@ HEADS = ("name", "method", "data", "budget", "one processor")
 
 def legend(found: list[Row]) -> list[tuple[str, str]]:
     """Each method and objective of the rows once: what it optimises, and the paper with its arXiv number."""
-    used = dict.fromkeys([METHODS[row.method] for row in found] + [OBJECTIVES[row.objective] for row in found])
+    objectives = [OBJECTIVES[name] for row in found for name in (row.objective, row.finetuned_by)]
+    used = dict.fromkeys([METHODS[row.method] for row in found] + objectives)
     return [(p.title, f"{p.optimises} ({p.source})" if p.source else p.optimises) for p in used]
 
 
@@ -133,6 +140,7 @@ def row(recipe: Recipe) -> Row:
     """The recipe in the catalogue."""
     t = recipe.train
     method, objective = METHODS[t.method], OBJECTIVES[t.objective]
+    tuned = OBJECTIVES[recipe.finetuning().train.objective]
     size = SIZES.get(recipe.data.set)
     out = recipe.data.validation_samples + recipe.data.test_samples
     return Row(
@@ -140,8 +148,9 @@ def row(recipe: Recipe) -> Row:
         recipe.description,
         t.method,
         t.objective,
-        tuple(source for source in (method.source, objective.source) if source),
-        f"{method.optimises}: {objective.optimises}",
+        recipe.finetuning().train.objective,
+        tuple(source for source in dict.fromkeys([method.source, objective.source, tuned.source]) if source),
+        f"{method.optimises}: {'; then '.join(dict.fromkeys([objective.optimises, tuned.optimises]))}",
         t.members,
         recipe.data.set or recipe.data.file or recipe.data.folder,
         str(recipe.certify.eps),

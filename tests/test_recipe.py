@@ -55,6 +55,7 @@ def refusal(text: str) -> str:
 def test_built_in_recipes_load() -> None:
     cards = "card-biprop-fmnist", "card-lrr-fmnist"
     built_in = {
+        "adverfine-fmnist",
         "cactus-mnist",
         *cards,
         "cifar10-2",
