@@ -15,6 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from _common import Row
+from _deck import batches
 from _training import PROFILE, Job
 
 # isort: split
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     import torch
 
     from cactus_edge.train.attacks import Attack
+    from cactus_edge.train.deck.cards import TrainedDeck
     from cactus_edge.train.loop import TrainedModel
 
 PAPER_STEP = Fraction(1, 200)
@@ -57,7 +59,7 @@ class Subject:
     """A trained network and its file. budget: of `best`, a sample. transforms: of `cc-cert`."""
 
     job: Job
-    trained: TrainedModel
+    trained: TrainedModel | TrainedDeck
     data: bytes
     seed: int
     budget: str = "2s"
@@ -239,6 +241,7 @@ JUDGES: dict[str, Judge] = {
     "apgd": _apgd,
     "integer": _integer,
     "corrupted": _corrupted,
+    "batches": batches,
     "cc-cert": _cc_cert,
 }
 """By name in suites. The clean accuracies of network and file are in every row."""

@@ -58,7 +58,8 @@ class Measurement:
         recipe, group = self.case.recipe, self.group
         key = run_key(recipe, self.job.dataset, seed=self.seed)
         count = next((parsed(text)[1] for text in group.judges if parsed(text)[0] == "best"), 0)
-        rest = [recipe.digest("quantise", "certify"), self.case.quantiser, str(count), group.budget]
+        deck = ["deck"] if recipe.deck.card else []
+        rest = [recipe.digest("quantise", "certify", *deck), self.case.quantiser, str(count), group.budget]
         if group.judges != judges(count):
             rest += [*group.judges, group.transforms]
         return hashlib.sha256(" ".join([key, *rest]).encode()).hexdigest()

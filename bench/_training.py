@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ from cactus_edge.verify.regions import Region, points
 from cactus_edge.verify.tflite_read import read_tflite
 
 if TYPE_CHECKING:
+    from cactus_edge.train.deck.cards import TrainedDeck
     from cactus_edge.train.loop import TrainedModel
 
 PROFILE = "tflm"
@@ -61,10 +62,13 @@ class Job:
         data, made = self.file(trained)
         return self.judged(trained, data) | made
 
-    def trained(self, method: str, seed: int) -> TrainedModel:
-        """The trained network, from its checkpoint where training is finished."""
+    def trained(self, method: str, seed: int) -> TrainedModel | TrainedDeck:
+        """The trained network, or the cards of a deck, from checkpoints where training is finished. method: of no deck."""
         from cactus_edge.train.loop import EpochStats, train
         from cactus_edge.train.parallel import joined
+
+        if self.recipe.deck.card:
+            return self._deck(seed)
 
         def tell(s: EpochStats) -> None:
             line = f"{method} seed {seed}: {s.stage} {s.epoch}/{s.epochs}, validation {percent(s.val_clean)} / {percent(s.val_certified)}"
@@ -77,13 +81,32 @@ class Job:
         print(file=sys.stderr)
         return model
 
-    def file(self, trained: TrainedModel) -> tuple[bytes, Row]:
-        """The .tflite, and how it was calibrated."""
+    def _deck(self, seed: int) -> TrainedDeck:
+        from cactus_edge.train.deck.cards import train_deck
+        from cactus_edge.train.loop import EpochStats
+
+        def tell(card: int, done: int, total: int, s: EpochStats) -> None:
+            line = f"card {card} seed {seed}: {done}/{total}, validation {percent(s.val_clean)}"
+            print(f"\r{line} ", end="", file=sys.stderr, flush=True)
+
+        recipe = replace(self.recipe, train=replace(self.recipe.train, seed=seed))
+        deck = train_deck(recipe, self.dataset, self.workdir, tell, self.threads)
+        print(file=sys.stderr)
+        return deck
+
+    def file(self, trained: TrainedModel | TrainedDeck) -> tuple[bytes, Row]:
+        """The .tflite, and how it was calibrated; of a deck what it is instead."""
         from cactus_edge.formats.tflite import write_tflite
         from cactus_edge.train.calibrate import calibrate
+        from cactus_edge.train.deck.cards import TrainedDeck, deck_graph
+        from cactus_edge.train.deck.describe import described
         from cactus_edge.train.quantize import export
 
         start = time.monotonic()
+        if isinstance(trained, TrainedDeck):
+            graph = deck_graph(trained, self.dataset, self.recipe)
+            made = {"deck": described(trained, graph, self.dataset, self.recipe)}
+            return write_tflite(graph, metadata={}), made
         net = trained.folded()
         calibration = calibrate(net, self.dataset, self.recipe)
         made = {
@@ -105,12 +128,12 @@ class Job:
         """The recipe's balls, around any sample."""
         return Region(self.dataset.features(self.recipe.certify.eps), self.dataset.domain)
 
-    def judged(self, trained: TrainedModel, data: bytes) -> Row:
+    def judged(self, trained: TrainedModel | TrainedDeck, data: bytes) -> Row:
         """The file's accuracies and its network's, and what they cost."""
         program = lower(read_tflite(data).graph, profile(PROFILE))
         return self.described(trained, data, program) | self.certified(trained, program)
 
-    def described(self, trained: TrainedModel, data: bytes, program: Program) -> Row:
+    def described(self, trained: TrainedModel | TrainedDeck, data: bytes, program: Program) -> Row:
         """The clean accuracies of the file and of its network, sizes and times."""
         from cactus_edge.train.evaluate import float_predict
 
@@ -130,7 +153,7 @@ class Job:
             "threads": self.threads or self.recipe.train.threads,
         }
 
-    def certified(self, trained: TrainedModel, program: Program) -> Row:
+    def certified(self, trained: TrainedModel | TrainedDeck, program: Program) -> Row:
         """What intervals certify of the file, exactly, and of its network."""
         from cactus_edge.train.evaluate import float_certified
 

@@ -10,7 +10,8 @@ A suite (bench/suites/robust-compression-*.toml) is groups of rows with judges (
 of the AdverFine paper are. `robust`: under the worst of the group's attacks (random starts inside the sensor's range, APGD on two
 losses, the attack on the integers, which sees the first samples alone: `integer`). `pgd`: under AdverFine's own attack.
 `corrupted`: mean over fifteen corruptions at five severities. `PCA`: the share that CC-Cert bounds below 1e-4, probabilistic.
-`paper`: its clean accuracy and that under its attack, mean and deviation.
+`batches of 100`: the same where a host gates batches, as the paper does. `of one in float32`: bytes against the weights of
+one uncompressed card. `paper`: its clean accuracy and that under its attack, mean and deviation.
 """
 
 from __future__ import annotations
@@ -50,6 +51,11 @@ def _paper(_: list[Row], case: Case) -> str:
     return " / ".join(f"{mean:.2f} +- {deviation:.2f}" for mean, deviation in case.paper.values())
 
 
+def _third(rows: list[Row], _: Case) -> str:
+    deck = rows[0].get("deck")
+    return percent(max(r["bytes"] for r in rows) / deck["float_bytes"]) if deck else ""
+
+
 COLUMNS: dict[str, Cell] = {
     "clean": _share("clean", "float_clean"),
     "certified": _share("certified", "float_certified"),
@@ -58,6 +64,8 @@ COLUMNS: dict[str, Cell] = {
     "pgd": _share("pgd", "float_pgd"),
     "paper": _paper,
     "corrupted": _alone("corrupted"),
+    "batches of 100": _alone("batched"),
+    "of one in float32": _third,
     "PCA": _transforms,
     "bytes": lambda rows, _: f"{max(r['bytes'] for r in rows):,}",
     "seen": lambda rows, _: f"{rows[0]['samples_seen']:,}",

@@ -179,8 +179,8 @@ def deck_rows(deck: dict[str, Any] | None, size: int) -> tuple[r.Row, ...]:
         ),
     ]
     if gate is not None:
-        counts = zip(gate["schemes"], gate["validation"], strict=True)
-        chosen = ", ".join(f"{name} for {count:,}" for name, count in counts)
+        counts = zip(gate["schemes"], gate["answer"], gate["validation"], strict=True)
+        chosen = ", ".join(f"{name} (cards {', '.join(map(str, who))}) for {n:,}" for name, who, n in counts)
         total = sum(gate["validation"]) + gate["undecided"]
         rest = f"; undecided on {gate['undecided']:,}" if gate["undecided"] else ""
         rows.append(

@@ -279,11 +279,13 @@ class DeckRecipe:
 
     gate: "none" averages the logits of all cards; "spectral" those of one scheme, of two, whose training images an input's spectrum
     is closer to. tile: side of the windows whose Fourier transforms the gate looks at, a power of two for filters without mean.
+    alone: schemes whose cards answer alone for what is closer to them (none named: both); all cards answer for the rest.
     """
 
     card: tuple[CardRecipe, ...] = ()
     gate: Annotated[str, takes.one_of("none", "spectral")] = "none"
     tile: Annotated[int, takes.integer(2, 32)] = 8
+    alone: Annotated[tuple[str, ...], takes.list_of(takes.text)] = ()
 
     @property
     def count(self) -> int:

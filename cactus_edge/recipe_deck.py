@@ -46,5 +46,8 @@ def check_deck(reader: Reader, recipe: Recipe) -> None:
     if deck.gate == "spectral" and len(schemes) != 2:
         named = ", ".join(map(repr, schemes))
         raise reader.error(("deck", "gate"), f"a gate between {named}: it decides between two schemes", "two schemes")
-    if deck.gate == "none" and deck.tile != plain.tile:
-        raise reader.error(("deck", "tile"), f"tile = {deck.tile} says nothing without a gate", 'gate = "spectral"')
+    for key in ("tile", "alone"):
+        if deck.gate == "none" and getattr(deck, key) != getattr(plain, key):
+            raise reader.error(("deck", key), f"{key} says nothing without a gate", 'gate = "spectral"')
+    if unknown := sorted(set(deck.alone) - set(schemes)):
+        raise reader.error(("deck", "alone"), f"no card is of scheme {unknown[0]!r}", f"one of {', '.join(schemes)}")

@@ -193,13 +193,27 @@ def test_a_broken_deck_is_noticed(
     assert agreement(without(graph, fault), x, expected(graph, x, deck)) < 1
 
 
+def test_what_answers_is_one_group_or_two(tiny_cards: list[Graph]) -> None:
+    for groups in ([], [(0,), (1,)], [()]):
+        with pytest.raises(ModelError, match="expected 1, none empty"):
+            joined(tiny_cards, groups, None, Means(-1, 1), symmetric=False)
+
+
+def test_all_cards_answer_where_a_scheme_does_not_alone(deck: TrainedDeck, recipe: Recipe, few_digits: Dataset) -> None:
+    assert deck.groups() == ((0, 1), (2,))
+    mixed = replace(deck, alone=("gained",))
+    assert mixed.groups() == ((0, 1, 2), (2,))
+    whole, x = deck_graph(mixed, few_digits, recipe), few_digits.validation.x
+    assert agreement(whole, x, expected(whole, x, mixed)) == 1
+
+
 def test_cards_on_other_grids_are_refused(tiny_cards: list[Graph]) -> None:
     first, second = tiny_cards
     for where, what in ((second.outputs[0], "logits"), (second.inputs[0], "input")):
         tensors = list(second.tensors)
         tensors[where] = replace(tensors[where], scale=float(np.float32(2 * tensors[where].scale)))
         with pytest.raises(ModelError, match=f"card 1: its {what} are"):
-            joined([first, replace(second, tensors=tuple(tensors))], (0, 0), None, Means(-1, 1), symmetric=False)
+            joined([first, replace(second, tensors=tuple(tensors))], [(0, 1)], None, Means(-1, 1), symmetric=False)
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +243,8 @@ def test_bounds_of_a_deck_hold_at_every_point(tiny_cards: list[Graph], *, gated:
     from cactus_edge.verify.interval import propagate
 
     gate = _tiny_gate(tiny_cards[0].input) if gated else None
-    whole = joined(tiny_cards, (0, 1), gate, Means(-128, 127), symmetric=symmetric)
+    groups = [(0, 1), (1,)] if gated else [(0, 1)]
+    whole = joined(tiny_cards, groups, gate, Means(-128, 127), symmetric=symmetric)
     program = lower(whole, TFLM)
     rng, sure = np.random.default_rng(5), 0
     for _ in range(40):

@@ -51,12 +51,13 @@ class Card:
 
 @dataclass(frozen=True, eq=False)
 class TrainedDeck:
-    """What training leaves of a deck. schemes: their names; scheme: the place there of each card's."""
+    """What training leaves of a deck. schemes: their names; scheme: the place there of each card's; alone: as in the recipe."""
 
     cards: tuple[TrainedModel, ...]
     schemes: tuple[str, ...]
     scheme: tuple[int, ...]
     gate: Gate | None
+    alone: tuple[str, ...] = ()
 
     def digest(self) -> str:
         """SHA-256 (hex) over the cards' digests, in order, and the gate's integers."""
@@ -87,10 +88,14 @@ class TrainedDeck:
         )
 
     def groups(self) -> tuple[tuple[int, ...], ...]:
-        """The cards that answer together: all of them, or with a gate those of either scheme."""
+        """The cards that answer: all of them, or with a gate those for either scheme."""
+        every = tuple(range(len(self.cards)))
         if self.gate is None:
-            return (tuple(range(len(self.cards))),)
-        return tuple(tuple(i for i, s in enumerate(self.scheme) if s == scheme) for scheme in (0, 1))
+            return (every,)
+        return tuple(
+            tuple(i for i in every if self.scheme[i] == place) if not self.alone or name in self.alone else every
+            for place, name in enumerate(self.schemes)
+        )
 
     def together(self, logits: list[Float32], x: Float32) -> Float32:
         """The deck's logits [N, classes] for x from those of each card: the mean over the cards that answer."""
@@ -128,7 +133,9 @@ def train_deck(
         models.append(train(card.recipe, dataset, workdir, tell, threads))
     schemes = tuple(dict.fromkeys(card.scheme for card in found))
     gate = None if recipe.deck.gate == "none" else fit_gate(recipe, dataset)
-    return TrainedDeck(tuple(models), schemes, tuple(schemes.index(card.scheme) for card in found), gate)
+    return TrainedDeck(
+        tuple(models), schemes, tuple(schemes.index(card.scheme) for card in found), gate, recipe.deck.alone
+    )
 
 
 def fit_gate(recipe: Recipe, dataset: Dataset) -> Gate:
@@ -144,13 +151,19 @@ def fit_gate(recipe: Recipe, dataset: Dataset) -> Gate:
 
 
 def as_trained(x: Float32, recipe: Recipe, dataset: Dataset) -> Float32:
-    """Images x [N, H, W, C] as the recipe's augmentation changes them, drawn by the split's seed."""
+    """Images x [N, H, W, C] as the recipe's augmentation changes them, drawn by the split's seed.
+
+    Those that it leaves as they are say nothing of it, and are left out where there are others.
+    """
     train = replace(
         recipe.train, consistency=0.0
     )  # with it the samples themselves stay clean, and their versions are meant
     generator = torch.Generator().manual_seed(recipe.data.split_seed)
     planes = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
-    return np.ascontiguousarray(augmented(planes, train, dataset.domain, generator).numpy().transpose(0, 2, 3, 1))
+    made = augmented(planes, train, dataset.domain, generator)
+    changed = (made != planes).flatten(1).any(1)
+    made = made[changed] if int(changed.sum()) > 1 else made
+    return np.ascontiguousarray(made.numpy().transpose(0, 2, 3, 1))
 
 
 def deck_graph(deck: TrainedDeck, dataset: Dataset, recipe: Recipe) -> Graph:
@@ -168,7 +181,7 @@ def deck_graph(deck: TrainedDeck, dataset: Dataset, recipe: Recipe) -> Graph:
         placed = replace(calibration, out_scale=grid.scale, out_zero_point=grid.zero_point)
         graphs.append(export(net, placed, dataset.shape))
     means = _means(graphs, deck.groups(), validation.x[:MEANS_SAMPLES], JUDGES[symmetric])
-    return joined(graphs, deck.scheme, deck.gate, means, symmetric=symmetric)
+    return joined(graphs, deck.groups(), deck.gate, means, symmetric=symmetric)
 
 
 def _means(graphs: list[Graph], groups: tuple[tuple[int, ...], ...], x: Float32, judge: str) -> Means:

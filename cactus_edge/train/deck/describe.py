@@ -35,6 +35,7 @@ def described(deck: TrainedDeck, graph: Graph, dataset: Dataset, recipe: Recipe)
         codes = deck.gate.codes(dataset.validation.x, grid)
         found["gate"] = {
             "schemes": list(deck.schemes),
+            "answer": [list(group) for group in deck.groups()],
             "tile": recipe.deck.tile,
             "bytes": _bytes(graph, "gate/"),
             "validation": [int(np.sum(codes == end)) for end in grid.codes],

@@ -4,7 +4,7 @@ Every card is a branch that reads the input, and ends in logits on one grid; the
 layer takes means of whole codes:
 
     agnostic    y = mean of all cards' codes
-    gated       p_0 = relu(mean of scheme 0 - b - R (g is the largest code)),  p_1 likewise where g is the smallest,  y = p_0 + p_1
+    gated       p_0 = relu(mean for scheme 0 - b - R (g is the largest code)),  p_1 likewise where g is the smallest,  y = p_0 + p_1
 
 with b below all means and R the whole range of a code: the part that the gate did not choose is exactly 0. So there is no rounding
 but that of the means, and none between a card's logits and its own file's but for the common grid. Logits are averaged and not
@@ -38,19 +38,21 @@ class Means:
 
 
 def joined(
-    cards: Sequence[Graph], schemes: Sequence[int], gate: Gate | None, means: Means, *, symmetric: bool
+    cards: Sequence[Graph], groups: Sequence[Sequence[int]], gate: Gate | None, means: Means, *, symmetric: bool
 ) -> Graph:
-    """The deck of `cards`, which share the input's and the logits' grid. schemes: 0 or 1 for each card where there is a gate.
+    """The deck of `cards`, which share the input's and the logits' grid. groups: those that answer, or for either scheme of the gate.
 
-    symmetric: zero points of 0. Raises ModelError where grids differ or a scheme has no card.
+    symmetric: zero points of 0. Raises ModelError where grids differ or the groups are not one, with a gate two, of some cards each.
     """
     first = cards[0]
     for i, card in enumerate(cards):
         for ours, other, what in ((card.input, first.input, "input"), (card.output, first.output, "logits")):
             if ours.shape != other.shape or not ours.quantised_like(other):
                 raise ModelError(f"card {i}: its {what} are {_grid(ours)}, those of card 0 {_grid(other)}")
-    if gate is not None and set(schemes) != {0, 1}:
-        raise ModelError(f"a gate between two schemes, and the cards are of {sorted(set(schemes))}")
+    if len(groups) != (1 if gate is None else 2) or not all(groups):
+        raise ModelError(
+            f"groups of cards {[list(group) for group in groups]}, expected {1 if gate is None else 2}, none empty"
+        )
     builder = GraphBuilder()
     at = builder.input(first.input)
     ends = [_append(builder, card, at, f"card{i}/") for i, card in enumerate(cards)]
@@ -59,7 +61,7 @@ def joined(
     every = builder.node(Concat(0), ends, replace(first.output, name="deck/cards", shape=(count,)))
     if gate is None:
         return builder.finish(_mean(builder, every, len(cards), first.output, means, symmetric))
-    return builder.finish(_selected(builder, every, schemes, first.output, means, symmetric))
+    return builder.finish(_selected(builder, every, len(cards), groups, first.output, means, symmetric))
 
 
 def _grid(t: Tensor) -> str:
@@ -90,23 +92,30 @@ def _mean(builder: GraphBuilder, every: int, cards: int, logits: Tensor, means: 
 
 
 def _selected(
-    builder: GraphBuilder, every: int, schemes: Sequence[int], logits: Tensor, means: Means, symmetric: bool
+    builder: GraphBuilder,
+    every: int,
+    cards: int,
+    groups: Sequence[Sequence[int]],
+    logits: Tensor,
+    means: Means,
+    symmetric: bool,
 ) -> int:
-    """Behind the joined logits and the gate's code: the mean over the cards of the scheme that it chose.
+    """Behind the joined logits and the gate's code: the mean over the cards of the group that it chose.
 
-    With S = sum of w_c (q_c - z) over a scheme's cards, w_c = L / its cards and L their least common multiple, and g the gate's
-    code: p_1 = relu(S + L (g - z) + L (2 z - 127 - b)), which is L (mean - b) at g = 127 and at most 0 at g = -128; p_0 = relu(S - L
-    (g - z) - L (128 + b)), with both ends exchanged. b, a whole code, is the least mean that counts.
+    With S = sum of w (q_c - z) over a group's cards, w = L / their number and L the least common multiple of both numbers, and g
+    the gate's code: p_1 = relu(S + L (g - z) + L (2 z - 127 - b)), which is L (mean - b) at g = 127 and at most 0 at g = -128; p_0 =
+    relu(S - L (g - z) - L (128 + b)), with both ends exchanged. b, a whole code, is the least mean that counts.
     """
     classes, z = logits.size, logits.zero_point
-    sizes = [list(schemes).count(scheme) for scheme in (0, 1)]
-    common = math.lcm(*sizes)
+    common = math.lcm(*(len(group) for group in groups))
     least = int(np.clip(math.floor(means.least), *CODE))
     most = int(np.clip(math.ceil(means.most), least + 1, CODE[1]))
-    weight = np.zeros((2, classes, len(schemes) * classes + 1), np.int8)
-    for card, scheme in enumerate(schemes):
-        columns = slice(card * classes, (card + 1) * classes)
-        weight[scheme, :, columns] = common // sizes[scheme] * np.eye(classes, dtype=np.int8)
+    weight = np.zeros((2, classes, cards * classes + 1), np.int8)
+    for side, group in enumerate(groups):
+        for card in group:
+            weight[side, :, card * classes : (card + 1) * classes] = (
+                common // len(group) * np.eye(classes, dtype=np.int8)
+            )
     weight[0, :, -1], weight[1, :, -1] = -common, common
     bias = np.repeat([common * (CODE[0] - least), common * (2 * z - CODE[1] - least)], classes)
     levels, zero_point = (127, 0) if symmetric else (255, -128)
