@@ -39,8 +39,7 @@ def compare(description: str, bench: str, report: Report) -> int:
         group = dataclasses.replace(group, budget=given.budget or group.budget)
         if group.gpu and not given.gpu:
             print(f"\n{group.title}: nothing is trained without --gpu")
-            for case in group.cases:
-                print(estimate(group, case, given.threads) if not given.list else f"{case.key}: needs --gpu")
+            _estimated(group, given.threads, listed=given.list)
             continue
         rows: dict[Case, list[Row]] = {}
         for case in group.cases:
@@ -52,6 +51,23 @@ def compare(description: str, bench: str, report: Report) -> int:
         if rows:
             targets += report(group, rows)
     return verdict(targets) if targets else 0
+
+
+def _estimated(group: Group, threads: int, *, listed: bool) -> None:
+    """A line for each row, and one for all of them."""
+    hours: dict[str, float] = {}
+    for case in group.cases:
+        if listed:
+            print(f"{case.key}: needs --gpu")
+            continue
+        found = estimate(group, case, threads)
+        hours |= found.hours
+        print(found, flush=True)
+    if hours:
+        total = sum(hours.values())
+        print(
+            f"all of {group.key}: about {total:.1f} processor hours a seed, what rows share trained once, without judging them"
+        )
 
 
 def _listed(results: Results, found: list[Measurement]) -> None:

@@ -156,9 +156,9 @@ def _best(subject: Subject, count: int, standing: Bools) -> tuple[Row, Bools]:
 
 
 def _paper(subject: Subject, count: int, standing: Bools) -> tuple[Row, Bools]:
-    """AdverFine's own attack: twenty steps of 0.005 from the sample itself, over the range of the pixels' edge too.
+    """AdverFine's own attack: twenty steps of 0.005 from the sample itself, on the float network, past the ends of the sensor's range.
 
-    Its points leave the sensor's range, so they are no inputs of the device: the figure is beside `robust`, not in it.
+    No sensor reports such a point, and the file's input saturates there: the figure stands beside `robust`, not in it.
     """
     from cactus_edge.train.attacks import Attack
 
@@ -201,11 +201,12 @@ def _integer(subject: Subject, count: int, standing: Bools) -> tuple[Row, Bools]
     part = count or len(standing)
     rows = np.flatnonzero(standing[:part])
     samples, (low, high) = subject.job.samples(), subject.ends
-    start, y = points(subject.program, samples.x[rows]), samples.y[rows].astype(np.int64)
-    fallen = attack(subject.program, low[rows], high[rows], y, start=start, seed=subject.seed).found
     standing = standing.copy()
     before = float(standing[:part].mean())
-    standing[rows[fallen]] = False
+    if len(rows):
+        start, y = points(subject.program, samples.x[rows]), samples.y[rows].astype(np.int64)
+        fallen = attack(subject.program, low[rows], high[rows], y, start=start, seed=subject.seed).found
+        standing[rows[fallen]] = False
     after = {"samples": part, "before": before, "robust": float(standing[:part].mean())}
     return {"integer": after}, standing
 
@@ -283,6 +284,8 @@ def _climbed(
 
 def _fallen(subject: Subject, found: Float32, rows: np.ndarray, standing: Bools) -> Bools:
     """The samples that stand once `found` is tried on the rows."""
+    if not len(rows):
+        return standing
     low, high = subject.ends
     codes = np.clip(subject.program.quantize.apply(found), low[rows], high[rows])
     left = standing.copy()

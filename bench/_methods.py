@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from cactus_edge.errors import InputError
 from cactus_edge.formats.onnx import read_onnx
 from cactus_edge.formats.tflite import write_tflite
 from cactus_edge.inspection import macs
+from cactus_edge.recipe import CompressRecipe
 from cactus_edge.train.data import load_dataset
 from cactus_edge.verify.tflite_read import read_tflite
 
@@ -109,7 +110,20 @@ def measurements(bench: str, group: Group, case: Case, seeds: int, workdir: Path
     return [Measurement(bench, group, case, seed, workdir, threads) for seed in range(seeds or group.seeds)]
 
 
-def estimate(group: Group, case: Case, threads: int) -> str:
+@dataclass(frozen=True)
+class Estimate:
+    """Processor hours of a seed by what is trained: a first stage that several rows share has one name in all of them."""
+
+    case: Case
+    hours: dict[str, float]
+    told: str
+
+    def __str__(self) -> str:
+        total = sum(self.hours.values())
+        return f"{self.case.key}: about {total:.1f} processor hours a seed on this machine{self.told}; --gpu trains it"
+
+
+def estimate(group: Group, case: Case, threads: int) -> Estimate:
     """What the case would take here, from a few measured steps of each of its stages on random samples of the right shape."""
     import torch
 
@@ -131,7 +145,7 @@ def estimate(group: Group, case: Case, threads: int) -> str:
         batch = Batch(x, torch.arange(count) % classes, ball(x, float(t.eps), (0, 1)))
         chain = stages(t.method, recipe)
         network = build(recipe.model, (height, width, channels), classes, 0, compressed=chain[0].compressed)
-        total, told = 0.0, []
+        hours, told = {}, []
         for stage in chain:
             network = stage.enter(network, recipe, batch)
             staged = recipe if stage is chain[0] else recipe.finetuning()
@@ -139,15 +153,17 @@ def estimate(group: Group, case: Case, threads: int) -> str:
             optimizer = optimiser(network, staged.train)
             seconds = []
             for _ in range(STEPS + 1 if schedule.epochs else 0):
-                start = time.monotonic()
+                start = time.process_time()
                 optimizer.zero_grad(set_to_none=True)
                 objective(network, batch, Step(1.0, float(t.eps), t.robust_weight)).loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
-                seconds.append(time.monotonic() - start)
+                seconds.append(time.process_time() - start)
             if seconds:
                 step = min(seconds[1:])
-                total += step / count * schedule.epochs * samples
+                alone = replace(recipe, train=replace(t, method=stage.name), compress=CompressRecipe())
+                whose = alone.digest("model", "train", "compress") if stage.shared else case.key
+                hours[f"{stage.name} of {whose}"] = step / count * schedule.epochs * samples / 3600
                 told.append(f"{stage.name} {schedule.epochs} epochs at {count / step:.0f} samples/s")
     finally:
         torch.set_num_threads(before)
-    return f"{case.key}: about {total / 3600:.1f} h a seed on this machine ({'; '.join(told)}); --gpu trains it"
+    return Estimate(case, hours, f" ({'; '.join(told)})" if told else "")
