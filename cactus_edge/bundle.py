@@ -74,7 +74,7 @@ class Built:
         ]  # fmt: skip
         if condition := self.results.certificate.conditional_on:
             rows.append(("conditional on", condition))
-        rows += [(row.name, row.value) for row in self.results.twins]
+        rows += [(row.name, row.value) for row in (*self.results.twins, *self.results.semantics)]
         rows += [(row.name.lower(), row.value) for row in (*self.results.deck, *self.results.gains)]
         if self.results.remote:
             rows += [(row.name.lower(), row.value) for row in self.results.remote]
@@ -156,6 +156,7 @@ def collect(chain: Chain, found: Found, steps: Steps) -> r.BuildResults:
         remote=tuple(r.Row(name, value) for name, value in found["run"].get("rows", [])),
         findings=tuple(found["run"].get("findings", [])),
         twins=tuple(r.Row(name, value) for name, value in verdict.get("twins", [])),
+        semantics=tuple(r.Row(name, value) for name, value in found["judge"]["rows"]),
         gains=gains(recipe, chain.target, program.graph, sum(found["train"]["weights_before"])),
         latency_us=found["run"].get("latency_us"),
         deck=deck_rows(file.get("deck"), file["bytes"]),

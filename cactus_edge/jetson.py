@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from cactus_edge.bundle import Built
     from cactus_edge.device.jetson_work import JetsonReport, Way, Work
     from cactus_edge.device.targets import JetsonTarget
+    from cactus_edge.verify.runtimes import FileFormat
 
 Array = npt.NDArray[Any]
 
@@ -181,6 +182,11 @@ class JetsonChain(Chain):
             count = f"{int(certificate.decision.certified.sum()):,} of {len(self.test.y):,} certified"
             result["twins"] = [(TWIN, f"{count} under profile {HOST_PROFILE}, unconditionally: {TWIN_CERTIFICATE}")]
         return result
+
+    @property
+    def judged_file(self) -> tuple[str, FileFormat, str]:
+        """The twin: TensorRT's own requantisation is an envelope, which gives no probabilities."""
+        return TWIN, ONNX, HOST_PROFILE
 
     def run(self, advance: Advance) -> Result:
         """Runs the file in TensorRT on the device at `host`; nothing without one."""

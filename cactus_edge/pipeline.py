@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cactus_edge import assess
+from cactus_edge import assess, semantic_report
 from cactus_edge.board import Options, device_result, run_on_board
 from cactus_edge.formats.c.certified import TFLITE
 from cactus_edge.ir.arithmetic import profile as named_profile
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from cactus_edge.train.data import Dataset, Split
     from cactus_edge.train.deck.cards import TrainedDeck
     from cactus_edge.train.loop import TrainedModel
+    from cactus_edge.verify.runtimes import FileFormat
 
 Advance = Callable[[int, int, str], None]
 
@@ -59,7 +60,7 @@ def build_chain(chain: Chain, progress: Progress) -> Built:
     from cactus_edge.bundle import write_bundle
 
     folder = chain.folder
-    steps = Steps(folder, 7, progress)
+    steps = Steps(folder, 8 if chain.semantics else 7, progress)
     about = chain.identity
     trained = steps.run("train", about, (), chain.train, summary=_trained)
     models = (chain.model_name, *chain.twins, "test.npz")
@@ -69,8 +70,12 @@ def build_chain(chain: Chain, progress: Progress) -> Built:
     built = steps.run("lower", about | file | chain.board, chain.sources, chain.lower, summary=chain.lowered)
     agreed = steps.run("agree", built, (), chain.agree, summary=_agreed)
     verdict = steps.run("certify", about | built, chain.certificates, chain.certify, summary=verdict_in_words)
+    judged: Result = {"rows": []}
+    if chain.semantics:
+        judged = steps.run("judge", about | built, chain.semantics, chain.judge, summary=semantic_report.in_words)
     device = steps.run("run", built | chain.board, (), chain.run, summary=_ran)
     found = {"train": trained, "compress": file, "lower": built, "agree": agreed, "certify": verdict, "run": device}
+    found["judge"] = judged
     return write_bundle(chain, found, steps)
 
 
@@ -366,6 +371,34 @@ class Chain:
             "overflow": [fact.as_json() for fact in certificate.facts],
             "ranges": assess.ranges(self.program, lower_, upper),
         }
+
+    @property
+    def judged_file(self) -> tuple[str, FileFormat, str]:
+        """What transforms are judged on: a file of the folder, its format, and a profile that is one function."""
+        return self.model_name, self.form, self.profile.name
+
+    @property
+    def semantics(self) -> tuple[str, ...]:
+        """What the step `judge` writes; nothing where the recipe names no transforms."""
+        return semantic_report.files(self.recipe.certify.semantic, self.dataset.domain)
+
+    def judge(self, advance: Advance) -> Result:
+        """Judges the first listed inputs under the recipe's transforms, probabilistically and, where that is possible, exactly."""
+        asked, (name, form, profile) = self.recipe.certify, self.judged_file
+        count = asked.semantic_samples or len(self.test.y)
+        return semantic_report.judge(
+            self.folder,
+            name,
+            self.test.x[:count],
+            self.test.y[:count],
+            asked.semantic,
+            form=form,
+            profile=named_profile(profile),
+            domain=self.dataset.domain,
+            unit=self.dataset.preprocessing,
+            threads=self.threads,
+            advance=advance,
+        )
 
     def run(self, advance: Advance) -> Result:
         """Boots the firmware, or talks to the board at `port`, and compares every output; nothing without a board."""

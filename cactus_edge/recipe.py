@@ -254,11 +254,14 @@ class CertifyRecipe:
     """What the certificate is about: an l-inf ball of radius eps (sensor units, exact) around the first `samples` test samples.
 
     eps: one for all channels; a list with one for each; or a table by channel or unit, { g = "0.032", "rad/s" = "0.064" }.
-    samples = 0: all of them.
+    samples = 0: all of them. semantic: transforms, as "rotation=10,blur+brightness=0.1", under which a build also judges the first
+    semantic_samples of them (0: all): *probabilistically*, by CC-Cert; and with certificates for brightness and contrast alone.
     """
 
     eps: Annotated[takes.Eps, takes.radius]
     samples: Annotated[int, takes.integer(0)] = 0
+    semantic: Annotated[str, _semantics] = field(default="", metadata=_LATER)
+    semantic_samples: Annotated[int, takes.integer(0)] = field(default=0, metadata=_LATER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -434,6 +437,12 @@ def _cross_check(reader: Reader, recipe: Recipe) -> None:
     _check_data(reader, recipe.data)
     _check_training(reader, recipe, ("train",))
     compress = recipe.compress
+    if recipe.certify.semantic_samples and not recipe.certify.semantic:
+        raise reader.error(
+            ("certify", "semantic_samples"),
+            f"semantic_samples = {recipe.certify.semantic_samples} without semantic",
+            'semantic = "rotation=10,blur"',
+        )
     if compress.average_epochs > compress.finetune_epochs:
         raise reader.error(
             ("compress", "average_epochs"),

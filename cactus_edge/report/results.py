@@ -394,6 +394,8 @@ class BuildResults:
     """What such a run showed against the certificate or against what it assumes, one sentence each."""
     twins: tuple[Row, ...] = ()
     """Files beside the model that hold the same network, and what was certified of them."""
+    semantics: tuple[Row, ...] = ()
+    """Transforms of the inputs by name, and what was found out under each; every value says what is probabilistic and what is proved."""
     gains: tuple[Row, ...] = ()
     """What the target gains from what was compressed."""
     latency_us: float | None = None
