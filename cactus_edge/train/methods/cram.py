@@ -79,6 +79,6 @@ def plus(recipe: Recipe) -> Objective:
 
 
 CRAM = (
-    Stage("cram", same, False, training, plus, clip, positive_gamma, never, shared=True),
+    Stage("dense-cram", same, False, training, plus, clip, positive_gamma, never, shared=True),
     Stage("compress", removal(lambda recipe, sample: l1), True, refining, only_full, clip, positive_gamma, never),
 )

@@ -22,6 +22,6 @@ def _sharp(recipe: Recipe) -> Update:
 
 
 SAM = (
-    Stage("sam", same, False, training, only_full, _sharp, positive_gamma, never, shared=True),
+    Stage("dense-sam", same, False, training, only_full, _sharp, positive_gamma, never, shared=True),
     Stage("compress", removal(lambda recipe, sample: l1), True, refining, only_full, _sharp, positive_gamma, never),
 )
