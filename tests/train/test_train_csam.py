@@ -274,15 +274,27 @@ def masked(network: Network) -> csam.MaskedWeights:
     return csam.MaskedWeights(network.layers(), HALF)
 
 
+def test_a_network_begins_with_the_soft_mask_and_keeps_it_in_range(make_network: Make) -> None:
+    network = make_network(3)
+    made = masked(network)
+    for layer, mask in zip(network.layers(), made.mask(), strict=True):
+        assert torch.allclose(mask, csam.initial(layer.weight), atol=1e-6)
+    with torch.no_grad():
+        made.parts()[0].add_(1.0)
+        made.parts()[1].sub_(1.0)
+    csam.CSAM[1].projection(made)
+    one, two, *_ = (mask.detach() for mask in made.mask())
+    assert float(one.min()) == 1 and float(two.max()) == 0
+
+
 def test_a_step_trains_the_mask_and_leaves_it_unperturbed(make_network: Make, half: Recipe) -> None:
     network = masked(make_network(3))
     before = {name: t.clone() for name, t in network.state_dict().items()}
     terms = csam.flat(half)(network, sample(), Step(1.0, 0.0, 0.5))
     terms.loss.backward()  # type: ignore[no-untyped-call]
     assert all(torch.equal(t, before[name]) for name, t in network.state_dict().items())
-    free = {name for name, p in network.named_parameters() if p.requires_grad}
-    assert free == {"mask0", "mask1", "mask2", "mask3"}
-    assert all(m.grad is not None and float(m.grad.abs().sum()) > 0 for m in network.mask())
+    learned = [*network.parts(), *(layer.weight for layer in Network.layers(network))]
+    assert len(learned) == 8 and all(p.grad is not None and float(p.grad.abs().sum()) > 0 for p in learned)
 
 
 def test_the_objective_is_that_of_the_perturbed_mask(
@@ -310,8 +322,8 @@ def test_a_hard_mask_is_consistent(make_network: Make) -> None:
 
     assert found() > 1e-3
     with torch.no_grad():
-        for mask, hard in zip(network.mask(), network.hard(network.mask()), strict=True):
-            mask.copy_(hard)
+        for part, hard in zip(network.parts(), network.hard(network.mask()), strict=True):
+            part.copy_(hard / csam.FAST)
     assert found() == 0
     assert sum(int(m.sum()) for m in network.mask()) == sum(m.numel() for m in network.mask()) // 2
 

@@ -9,8 +9,8 @@ soft and hard mask, and an L1 penalty; unstructured. Not published: the formulas
 
 objective: the recipe's, "semantic" as a rule; p(C): the probabilities under the weights times C; Z = max_c |p_c(x) - p_c(x_T)|, x_T the
 objective's points; d: half the gap between the two largest p_c(x), so that Z < d is what CC-Cert bounds; H: the mask's largest
-entries, of the recipe's share and pattern, straight through. The weights stand still while C is trained; then H(C) is fixed, and they are
-fine-tuned by F. `csam-channels` has one value a channel, which is gone from the file when its value is among the least.
+entries, of the recipe's share and pattern, straight through. The weights follow slowly while C is trained; then H(C) is fixed, and they
+are fine-tuned by F. `csam-channels` has one value a channel, which is gone from the file when its value is among the least.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ MARGIN, KAPPA, FLOOR = 0.5, 0.5, 0.05
 CONSISTENCY, PENALTY = 0.5, 0.01
 """Weights of the difference between soft and hard mask, and of the mask's mean."""
 
-RATE = 10.0
-"""Learning rate of the mask, whose entries lie in [0, 1], in multiples of that of the weights."""
+SLOW, FAST = 0.1, 128.0
+"""While the mask is trained: the learning rate as a part of the fine-tuning's, and that of the mask in multiples of it (exact in binary)."""
 
 Soft = Sequence[Tensor]
 """A mask as float tensors in [0, 1]."""
@@ -63,18 +63,21 @@ def initial(size: Tensor) -> Tensor:
 
 
 class Masked(Network, ABC):
-    """A network that stands still but for its soft mask."""
+    """A network with a soft mask. Its parameters `mask0`, ... are C / FAST: so C moves FAST times as far in a step as the weights."""
 
     def __init__(self, layers: Layers, start: Soft) -> None:
         super().__init__(layers)
-        self.requires_grad_(False)
         self._count = len(start)
         for i, mask in enumerate(start):
-            self.register_parameter(f"mask{i}", nn.Parameter(mask.clone()))
+            self.register_parameter(f"mask{i}", nn.Parameter(mask / FAST))
+
+    def parts(self) -> tuple[Tensor, ...]:
+        """The parameters of the mask."""
+        return tuple(getattr(self, f"mask{i}") for i in range(self._count))
 
     def mask(self) -> tuple[Tensor, ...]:
         """C."""
-        return tuple(getattr(self, f"mask{i}") for i in range(self._count))
+        return tuple(FAST * part for part in self.parts())
 
     def layers(self) -> Layers:
         """The layers under C: gradients flow into it."""
@@ -90,7 +93,7 @@ class Masked(Network, ABC):
 
     @abstractmethod
     def chosen(self) -> Network:
-        """The network that H(C) leaves, its weights free again."""
+        """The network that H(C) leaves, without a mask."""
 
 
 class MaskedWeights(Masked):
@@ -221,14 +224,15 @@ def _chosen(network: Network, _: Recipe, __: Batch) -> Network:
 def _in_range(network: Network) -> None:
     if isinstance(network, Masked):
         with torch.no_grad():
-            for mask in network.mask():
-                mask.clamp_(0, 1)
+            for part in network.parts():
+                part.clamp_(0, 1 / FAST)
+    positive_gamma(network)
 
 
 def _masking(recipe: Recipe) -> Schedule:
     """As long as HYDRA's scores are trained."""
     whole = scoring(recipe)
-    return replace(whole, learning_rate=RATE * whole.learning_rate, ramp=0)
+    return replace(whole, learning_rate=SLOW * whole.learning_rate, ramp=0)
 
 
 _fine = over_members(lambda _: ("full",), with_margin)
