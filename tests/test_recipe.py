@@ -60,6 +60,7 @@ def test_built_in_recipes_load() -> None:
         *cards,
         "cifar10-2",
         "cifar10-8",
+        "csam-cifar10",
         "deck-fmnist",
         "digits",
         "digits-2-4",

@@ -49,7 +49,7 @@ CONSISTENCY, PENALTY = 0.5, 0.01
 """Weights of the difference between soft and hard mask, and of the mask's mean."""
 
 SLOW, FAST = 0.1, 128.0
-"""While the mask is trained: the learning rate as a part of the fine-tuning's, and that of the mask in multiples of it (exact in binary)."""
+"""While the mask is trained: the learning rate as a part of the fine-tuning's, and the mask's in multiples of it, a power of two."""
 
 Soft = Sequence[Tensor]
 """A mask as float tensors in [0, 1]."""
