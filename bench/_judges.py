@@ -56,7 +56,7 @@ APGD_STEPS = 50
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A trained network and its file. budget: of `best`, a sample. transforms: of `cc-cert`."""
+    """A trained network and its file. budget: of `best`, a sample. transforms, draws: of `cc-cert`."""
 
     job: Job
     trained: TrainedModel | TrainedDeck
@@ -64,6 +64,7 @@ class Subject:
     seed: int
     budget: str = "2s"
     transforms: str = ""
+    draws: int = 100
 
     @cached_property
     def program(self) -> Program:
@@ -228,9 +229,14 @@ def _cc_cert(subject: Subject, count: int, standing: Bools) -> tuple[Row, Bools]
 
     samples, job = subject.job.samples(), subject.job
     x, y = (t[: count or len(t)] for t in (samples.x, samples.y))
-    found = semantic(subject.data, x, y, subject.transforms, profile=PROFILE, domain=job.dataset.domain)
+    domain, draws = job.dataset.domain, subject.draws
+    found = semantic(subject.data, x, y, subject.transforms, samples=draws, profile=PROFILE, domain=domain)
     names = (estimate.transform.name for estimate in found.estimates)
-    return {"pca": dict(zip(names, found.shares, strict=True)), "pca_samples": len(y)}, standing
+    return {
+        "pca": dict(zip(names, found.shares, strict=True)),
+        "pca_samples": len(y),
+        "pca_draws": found.estimates[0].drawn,
+    }, standing
 
 
 JUDGES: dict[str, Judge] = {

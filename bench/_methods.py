@@ -62,7 +62,7 @@ class Measurement:
         deck = ["deck"] if recipe.deck.card else []
         rest = [recipe.digest("quantise", "certify", *deck), self.case.quantiser, str(count), group.budget]
         if group.judges != judges(count):
-            rest += [*group.judges, group.transforms]
+            rest += [*group.judges, group.transforms, *([str(group.draws)] if group.draws != 100 else [])]
         return hashlib.sha256(" ".join([key, *rest]).encode()).hexdigest()
 
     def stored(self, results: Results) -> bool:
@@ -81,7 +81,7 @@ class Measurement:
         trained = job.trained(recipe.train.method, self.seed)
         data, made = job.file(trained) if self.case.quantiser == "ours" else self._by_nncf(trained)
         graph, history = read_tflite(data).graph, trained.history
-        subject = Subject(job, trained, data, self.seed, group.budget, group.transforms)
+        subject = Subject(job, trained, data, self.seed, group.budget, group.transforms, group.draws)
         return {
             **job.described(trained, data, subject.program),
             **made,

@@ -30,6 +30,7 @@ GROUP_KEYS = {
     "best_samples",
     "judges",
     "transforms",
+    "draws",
     "budget",
     "gpu",
     "shape",
@@ -63,7 +64,8 @@ class Group:
     """Methods that are compared: the same data, radius and kept channels, as many epochs.
 
     judges: what a row is judged by (`_judges.JUDGES`), beside its clean accuracies: `judges(best_samples)` if the suite says
-    nothing. budget: of `best`. transforms: of `cc-cert`. gpu: without one its rows are an estimate, for which shape tells height,
+    nothing. budget: of `best`. transforms: of `cc-cert`, draws: in each of its
+    ten estimates. gpu: without one its rows are an estimate, for which shape tells height,
     width, channels, training samples and classes. goal: at least this clean and certified accuracy (per cent) of ours, at most
     these bytes, so many points of certified accuracy ahead of every baseline, and at most so many behind the best uncompressed
     network; and figures at most so many of a paper's deviations from its own. expects: that `column` of `row` is at least `by`
@@ -76,6 +78,7 @@ class Group:
     seeds: int = 1
     judges: tuple[str, ...] = ()
     transforms: str = ""
+    draws: int = 100
     budget: str = "2s"
     gpu: bool = False
     shape: tuple[int, int, int, int, int] | None = None
@@ -142,7 +145,9 @@ def _group(table: dict[str, Any], where: str, bench: str) -> Group:
         if role not in ROLES:
             raise InputError(f"{here}: role = {role!r}", hint=f"one of {', '.join(ROLES)}")
         cases.append(Case(f"{table['key']}/{row['key']}", role, recipe, row.get("quantiser", "ours"), paper))
-    rest = {key: table[key] for key in ("seeds", "transforms", "budget", "gpu", "shape", "goal") if key in table}
+    rest = {
+        key: table[key] for key in ("seeds", "transforms", "draws", "budget", "gpu", "shape", "goal") if key in table
+    }
     rest["expects"] = tuple(table.get("expects", ()))
     rest["judges"] = tuple(table.get("judges", judges(table.get("best_samples", 0))))
     return Group(table["key"], table["title"], tuple(cases), **rest)
