@@ -226,6 +226,23 @@ def train_methods(rows: Values) -> Iterator[Line]:
             )
 
 
+def robust_compression(rows: Values) -> Iterator[Line]:
+    """A line for each group of rows that was measured, with what it is of, and one for each of its rows."""
+    for suite in ("quick", "full"):
+        text = (ROOT / "bench" / "suites" / f"robust-compression-{suite}.toml").read_text()
+        for group in tomllib.loads(text)["group"]:
+            found = by_method(rows, f"{group['key']}/")
+            if found:
+                yield f"**{group['title']}**", f"{found[0]['samples']} test samples, eps {found[0]['eps']}", ""
+            for name in dict.fromkeys(key.split("/")[1] for key in rows if key.startswith(f"{group['key']}/")):
+                seeds = by_method(rows, f"{group['key']}/{name}/")
+                said = [f"clean {share(seeds, 'clean')} %"]
+                said += [f"{key} {share(seeds, key)} %" for key in ("robust", "corrupted") if key in seeds[0]]
+                said += [f"{of} {100 * part:.1f} % (CC-Cert)" for of, part in seeds[0].get("pca", {}).items()]
+                count = f", {len(seeds)} seeds" if len(seeds) > 1 else ""
+                yield f"{name}{count}", f"{', '.join(said)}, {max(r['bytes'] for r in seeds):,} bytes", ""
+
+
 def in_words(goal: dict[str, float]) -> str:
     """A group's goal of clean and certified accuracy, size, and distances to its rivals."""
     words = {
@@ -245,6 +262,7 @@ SECTIONS: dict[str, Callable[[Values], Iterator[Line]]] = {
     "mnist": trained("MNIST, eps 0.1, 10,000 images", "97 / 94 %, 150 kB"),
     "fashion_mnist": trained("Fashion-MNIST, eps 0.1, 10,000 images", ""),
     "train_methods": train_methods,
+    "robust_compression": robust_compression,
     "calibration": calibration,
     "soundness": soundness,
     "completeness": completeness,
