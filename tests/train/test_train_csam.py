@@ -290,7 +290,7 @@ def test_a_network_begins_with_the_soft_mask_and_keeps_it_in_range(make_network:
 def test_a_step_trains_the_mask_and_leaves_it_unperturbed(make_network: Make, half: Recipe) -> None:
     network = masked(make_network(3))
     before = {name: t.clone() for name, t in network.state_dict().items()}
-    terms = csam.flat(half)(network, sample(), Step(1.0, 0.0, 0.5))
+    terms = csam.sharp_mask(half)(network, sample(), Step(1.0, 0.0, 0.5))
     terms.loss.backward()  # type: ignore[no-untyped-call]
     assert all(torch.equal(t, before[name]) for name, t in network.state_dict().items())
     learned = [*network.parts(), *(layer.weight for layer in Network.layers(network))]
@@ -304,7 +304,7 @@ def test_the_objective_is_that_of_the_perturbed_mask(
     values = []
     for rho in (0.0, 0.1):
         monkeypatch.setattr(csam, "RHO", rho)
-        values.append(float(csam.flat(half)(network, batch, step).loss.detach()))
+        values.append(float(csam.sharp_mask(half)(network, batch, step).loss.detach()))
     loss = csam.with_margin(semantic(transforms(ALL)))
     clean = fold_batch(network.layers(), batch.x)
     here = loss.of(Member(clean.net, clean.logits), loss.aim(clean.net, batch, step), step).loss
@@ -347,7 +347,7 @@ def test_the_margin_term() -> None:
 
 def test_a_network_without_a_mask_is_refused(make_network: Make, half: Recipe) -> None:
     with pytest.raises(InternalError, match="has none"):
-        csam.flat(half)(make_network(0), sample(), Step(1.0, 0.0, 0.5))
+        csam.sharp_mask(half)(make_network(0), sample(), Step(1.0, 0.0, 0.5))
 
 
 # Whole runs.

@@ -9,8 +9,9 @@ soft and hard mask, and an L1 penalty; unstructured. Not published: the formulas
 
 objective: the recipe's, "semantic" as a rule; p(C): the probabilities under the weights times C; Z = max_c |p_c(x) - p_c(x_T)|, x_T the
 objective's points; d: half the gap between the two largest p_c(x), so that Z < d is what CC-Cert bounds; H: the mask's largest
-entries, of the recipe's share and pattern, straight through. The weights follow slowly while C is trained; then H(C) is fixed, and they
-are fine-tuned by F. `csam-channels` has one value a channel, which is gone from the file when its value is among the least.
+entries, of the recipe's share and pattern, straight through. A dense network trained by SAM begins, the very one of `sam`; its weights
+follow slowly while C is trained; then H(C) is fixed, and they are fine-tuned by F with SAM's steps. `csam-channels` has one value a
+channel, and those of least value are gone from the file.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from torch import Tensor, nn
 from cactus_edge.errors import InputError, InternalError
 from cactus_edge.recipe import Recipe
 from cactus_edge.train.folded import fold_batch, forward
+from cactus_edge.train.methods import sam
 from cactus_edge.train.methods.hydra import rest, scoring
-from cactus_edge.train.methods.posthoc import DENSE, l1
+from cactus_edge.train.methods.posthoc import l1
 from cactus_edge.train.models import INPUT, Layers, Network
 from cactus_edge.train.objectives import OBJECTIVES
 from cactus_edge.train.objectives.loss import Batch, Loss, Member, MemberLoss, Step
@@ -42,7 +44,7 @@ PERCENTILE = 0.9
 RHO = 0.5
 """Length of the mask's perturbation, l2 over all layers together."""
 
-MARGIN, KAPPA, FLOOR = 0.5, 0.5, 0.05
+MARGIN, KAPPA, FLOOR = 0.1, 0.5, 0.05
 """Weight of the margin term, the part of the margin that a mutation may use up, and what keeps a sample without margin finite."""
 
 CONSISTENCY, PENALTY = 0.5, 0.01
@@ -182,7 +184,7 @@ def consistency(p: Tensor, network: Masked, x: Tensor) -> Tensor:
     return (p - fold_batch(network.under(hard), x).logits.softmax(1)).abs().sum(1).mean()
 
 
-def flat(recipe: Recipe) -> Objective:
+def sharp_mask(recipe: Recipe) -> Objective:
     """L(C)."""
     loss = with_margin(OBJECTIVES[recipe.train.objective](recipe.train))
 
@@ -238,13 +240,13 @@ def _masking(recipe: Recipe) -> Schedule:
 _fine = over_members(lambda _: ("full",), with_margin)
 
 CSAM = (
-    DENSE,
-    Stage("mask", _weights, False, _masking, flat, clip, _in_range, never),
-    Stage("compress", _chosen, True, rest, _fine, clip, positive_gamma, never),
+    sam.DENSE,
+    Stage("mask", _weights, False, _masking, sharp_mask, clip, _in_range, never),
+    Stage("compress", _chosen, True, rest, _fine, sam.flat, positive_gamma, never),
 )
 
 CHANNELS = (
-    DENSE,
-    Stage("mask", _channels, False, _masking, flat, clip, _in_range, never),
-    Stage("compress", _chosen, True, rest, _fine, clip, positive_gamma, never),
+    sam.DENSE,
+    Stage("mask", _channels, False, _masking, sharp_mask, clip, _in_range, never),
+    Stage("compress", _chosen, True, rest, _fine, sam.flat, positive_gamma, never),
 )

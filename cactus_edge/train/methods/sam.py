@@ -17,11 +17,15 @@ RHO = 0.05
 """Radius of the ball around all weights together, l2."""
 
 
-def _sharp(recipe: Recipe) -> Update:
+def flat(recipe: Recipe) -> Update:
+    """A step of SAM."""
     return sharp(recipe.train.clip_norm, RHO)
 
 
+DENSE = Stage("dense-sam", same, False, training, only_full, flat, positive_gamma, never, shared=True)
+"""The full network alone, trained by SAM."""
+
 SAM = (
-    Stage("dense-sam", same, False, training, only_full, _sharp, positive_gamma, never, shared=True),
-    Stage("compress", removal(lambda recipe, sample: l1), True, refining, only_full, _sharp, positive_gamma, never),
+    DENSE,
+    Stage("compress", removal(lambda recipe, sample: l1), True, refining, only_full, flat, positive_gamma, never),
 )
