@@ -1,4 +1,4 @@
-"""What a deck's gate would be worth to a host that sees a batch at a time, as the paper gates: the same spectra, their mean."""
+"""Judges of decks: the gate on a host that sees a batch at a time, as the paper gates, and the one file on the emulated board."""
 
 from __future__ import annotations
 
@@ -59,3 +59,13 @@ def _accuracy(subject: Subject, deck: TrainedDeck, x: Float32, y: Int64) -> floa
         group = deck.groups()[deck.gate.chosen_together(part)]
         right += int(strict_win(sum(logits[i] for i in group), y[at : at + BATCH].astype(np.int64)).sum())
     return right / len(x)
+
+
+def board(subject: Subject, count: int, standing: Bools) -> tuple[Row, Bools]:
+    """The first `count` samples in the file's firmware on the emulated Cortex-M4, against the interpreter."""
+    from device_agree import measured
+
+    x = subject.job.samples().x
+    found = measured(read_tflite(subject.data).graph, x[: count or len(x)], ("zig", "unicorn"))
+    keys = ("inputs", "equal", "first_difference", "instructions_median", "flash_bytes", "ram_bytes", "firmware_sha256")
+    return {"board": {key: found[key] for key in keys}}, standing

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from _common import Row
-from _deck import batches
+from _deck import batches, board
 from _training import PROFILE, Job
 
 # isort: split
@@ -249,6 +249,7 @@ JUDGES: dict[str, Judge] = {
     "integer": _integer,
     "corrupted": _corrupted,
     "batches": batches,
+    "board": board,
     "cc-cert": _cc_cert,
 }
 """By name in suites. The clean accuracies of network and file are in every row."""

@@ -56,6 +56,11 @@ def _third(rows: list[Row], _: Case) -> str:
     return percent(max(r["bytes"] for r in rows) / deck["float_bytes"]) if deck else ""
 
 
+def _board(rows: list[Row], _: Case) -> str:
+    found = rows[0].get("board")
+    return f"{found['equal']} of {found['inputs']} equal, {found['flash_bytes']:,} B flash" if found else ""
+
+
 COLUMNS: dict[str, Cell] = {
     "clean": _share("clean", "float_clean"),
     "certified": _share("certified", "float_certified"),
@@ -66,6 +71,7 @@ COLUMNS: dict[str, Cell] = {
     "corrupted": _alone("corrupted"),
     "batches of 100": _alone("batched"),
     "of one in float32": _third,
+    "emulated board": _board,
     "PCA": _transforms,
     "bytes": lambda rows, _: f"{max(r['bytes'] for r in rows):,}",
     "seen": lambda rows, _: f"{rows[0]['samples_seen']:,}",
@@ -83,7 +89,21 @@ def report(group: Group, rows: dict[Case, list[Row]]) -> list[Target]:
     shown = {name: cells for name, cells in columns.items() if any(cells)}
     names = [case.key.split("/", 1)[1] for case in rows]
     print(table([["row", *shown], *([name, *(c[i] for c in shown.values())] for i, name in enumerate(names))]))
-    return [*comparisons(group, rows), *distances(group, rows)]
+    return [*comparisons(group, rows), *distances(group, rows), *deployed(rows)]
+
+
+def deployed(rows: dict[Case, list[Row]]) -> list[Target]:
+    """What decks must be: a third of one uncompressed card in float32, and on the board what the interpreter says."""
+    found = []
+    for case, measured in rows.items():
+        row = measured[0]
+        if "deck" in row:
+            share = 100 * max(r["bytes"] for r in measured) / row["deck"]["float_bytes"]
+            found.append(Target(f"{case.key}: bytes, % of one card in float32", share, 100 / 3, at_most=True))
+        if "board" in row:
+            differ = row["board"]["inputs"] - row["board"]["equal"]
+            found.append(Target(f"{case.key}: outputs that differ on the emulated board", differ, 0, at_most=True))
+    return found
 
 
 def comparisons(group: Group, rows: dict[Case, list[Row]]) -> list[Target]:
