@@ -1,0 +1,71 @@
+"""The suites of the benches of methods: every row is a recipe that trains, judged by judges that there are; mistakes are named."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cactus_edge.errors import InputError
+from cactus_edge.train.methods import stages
+
+BENCH = Path(__file__).resolve().parent.parent / "bench"
+SUITES = [(bench, suite) for bench in ("train-methods", "robust-compression") for suite in ("quick", "full")]
+
+
+@pytest.fixture
+def suite(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCH))
+    return importlib.import_module("_suite")
+
+
+@pytest.mark.parametrize(("bench", "name"), SUITES)
+def test_every_row_can_be_measured(suite: Any, bench: str, name: str) -> None:
+    parsed = importlib.import_module("_judges").parsed
+    groups = suite.load_suite(bench, name, [])
+    assert groups
+    for group in groups:
+        names = [case.key.split("/", 1)[1] for case in group.cases]
+        assert len(set(names)) == len(names)
+        assert not group.gpu or group.shape
+        for judge in group.judges:
+            parsed(judge)
+        for case in group.cases:
+            assert stages(case.recipe.train.method, case.recipe)
+        for one in group.expects:
+            assert {one["row"], one["above"]} <= set(names)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ('role = "ours"', 'role = "hours"', "role = 'hours'"),
+        ('method = "adverfine-whole"', 'methods = "adverfine"', "unknown key 'methods'"),
+        ("finetune_epochs = 0", "epochs = 0", "no [compress] epochs"),
+        ("full/adverfine", "full/nothing", "rows_of = 'full/nothing'"),
+        ('above = "scratch-pruned"', 'over = "scratch-pruned"', "unknown key 'over'"),
+    ],
+)
+def test_mistakes_are_named(
+    suite: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, old: str, new: str, told: str
+) -> None:
+    for path in (BENCH / "suites").glob("*.toml"):
+        (tmp_path / path.name).write_text(path.read_text().replace(old, new))
+    monkeypatch.setattr(suite, "SUITES", tmp_path)
+    with pytest.raises(InputError) as caught:
+        suite.load_suite("robust-compression", "full", [])
+    assert told in str(caught.value)
+
+
+def test_rows_that_there_are_not_are_refused(suite: Any) -> None:
+    with pytest.raises(InputError, match=r"no row of robust-compression-quick\.toml begins with 'adverfiine'"):
+        suite.load_suite("robust-compression", "quick", ["adverfiine"])
+
+
+@pytest.mark.parametrize("judge", ["pgdd", "pgd:many", "pgd:-1"])
+def test_judges_that_there_are_not_are_refused(suite: Any, judge: str) -> None:
+    judges = importlib.import_module("_judges")
+    with pytest.raises(InputError, match="no judge is called"):
+        judges.parsed(judge)
