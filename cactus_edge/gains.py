@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from cactus_edge.device.targets import AnyTarget
 from cactus_edge.errors import InputError, UnsupportedError
-from cactus_edge.formats.zeros import Zeros, zeros
+from cactus_edge.formats.zeros import Zeros, narrow, zeros
 from cactus_edge.ir.graph import Graph
 from cactus_edge.recipe import Recipe
 from cactus_edge.recipe_values import n_of_m
@@ -97,7 +97,7 @@ def gains(recipe: Recipe, target: AnyTarget, graph: Graph, before: int) -> tuple
 def _zeros(recipe: Recipe, target: AnyTarget, graph: Graph, found: tuple[Zeros, ...]) -> str:
     share = f"{sum(z.zeros for z in found) / sum(z.weights for z in found):.0%} of the weights"
     if not skips(target.kernels.sparse, recipe.compress.sparsity):
-        return f"{share}; nothing gained on {target.name}: {_NOTHING}"
+        return "; ".join([f"{share}; nothing gained on {target.name}: {_NOTHING}", *filter(None, [narrow(found)])])
     able = [z for z in found if z.two_of_four]
     wide = [z.name for z in able if z.row >= WIDE and _width(graph, z) >= WIDE]
     rest = [f"{z.name} (rows of {z.row})" for z in found if not z.two_of_four]

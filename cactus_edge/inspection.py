@@ -20,7 +20,7 @@ from cactus_edge.formats.c.blob import build
 from cactus_edge.formats.c.plan import plan
 from cactus_edge.formats.onnx.tensorrt import read_tensorrt
 from cactus_edge.formats.read import AnyModel, graph_for, read_model
-from cactus_edge.formats.zeros import Zeros, zeros
+from cactus_edge.formats.zeros import Zeros, narrow, zeros
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import PROFILES, profile
 from cactus_edge.ir.graph import Graph, Node, Tensor
@@ -149,7 +149,8 @@ class Inspection:
         found = [op.zeros for op in self.ops if op.zeros is not None]
         zero, weights = sum(z.zeros for z in found), sum(z.weights for z in found)
         sparse = ", ".join(f"#{z.index}" for z in found if z.two_of_four)
-        return f"{zero:,} of {weights:,} weights; " + (f"2:4 holds in {sparse}" if sparse else "2:4 holds in no op")
+        words = [f"{zero:,} of {weights:,} weights", f"2:4 holds in {sparse}" if sparse else "2:4 holds in no op"]
+        return "; ".join([*words, *filter(None, [narrow(found)])])
 
     def op_table(self, *, wide: bool) -> Table:
         """Heading and rows, one an op; `wide` adds zeros, the bound on its int32 quantities, whole scales and its output's name."""

@@ -6,6 +6,7 @@ channel and tap of a convolution, along the columns of a dense layer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,8 @@ from cactus_edge.ir.graph import Graph, Node
 class Zeros:
     """One op with weights. index: of the node; name: of its output; row: weights that a kernel sums up in a row.
 
-    most: largest number of weights other than 0 in 4 consecutive ones of a row, None where rows are no multiples of 4.
+    most: largest number of weights other than 0 in 4 consecutive ones of a row, None where rows are no multiples of 4. codes:
+    how many different integers other than 0 there are.
     """
 
     index: int
@@ -29,6 +31,12 @@ class Zeros:
     zeros: int
     row: int
     most: int | None
+    codes: int
+
+    @property
+    def bits(self) -> int:
+        """Bits that would tell a weight other than 0 from its like in this op; every file here stores 8."""
+        return max(self.codes - 1, 0).bit_length()
 
     @property
     def share(self) -> float:
@@ -55,8 +63,22 @@ def zeros(graph: Graph) -> tuple[Zeros, ...]:
             most = int(np.count_nonzero(rows.reshape(-1, 4), axis=1).max(initial=0))
         name = graph.tensors[node.output].name
         count = int(weight.size - np.count_nonzero(weight))
-        found.append(Zeros(index, name, type(node.op).__name__, int(weight.size), count, row, most))
+        found.append(Zeros(index, name, type(node.op).__name__, int(weight.size), count, row, most, _codes(weight)))
     return tuple(found)
+
+
+def _codes(weight: ops.Int8) -> int:
+    return int(np.count_nonzero(np.unique(weight)))
+
+
+def narrow(found: Sequence[Zeros]) -> str:
+    """Which ops would need fewer than 8 bits for each weight other than 0, in words; "" for none."""
+    by_bits: dict[int, list[Zeros]] = {}
+    for z in found:
+        if z.zeros < z.weights and z.bits < 8:
+            by_bits.setdefault(z.bits, []).append(z)
+    each = [f"{bits} in {', '.join(f'#{z.index}' for z in ops)}" for bits, ops in sorted(by_bits.items())]
+    return f"bits that would tell the others apart: {'; '.join(each)}; the file stores 8" if each else ""
 
 
 def _rows(graph: Graph, node: Node) -> ops.Int8 | None:

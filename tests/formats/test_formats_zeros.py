@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cactus_edge.formats.onnx import read_onnx, write_onnx
-from cactus_edge.formats.zeros import zeros
+from cactus_edge.formats.zeros import narrow, zeros
 from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.graph import Graph, Tensor
 from cactus_edge.ir.ops import Conv2d, Dense, DepthwiseConv2d, Int8, freeze
@@ -79,3 +79,19 @@ def test_the_bytes_of_an_onnx_file_say_the_same(sparse: Graph) -> None:
     tensors = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load_from_string(data).graph.initializer}
     stored = [a for a in tensors.values() if a.dtype == np.int8 and a.ndim in (2, 4) and a.size > 8]
     assert len(stored) == 2 and all(trt_has_sparse_weights(a.reshape(*a.shape, *(1, 1)[: 4 - a.ndim])) for a in stored)
+
+
+def test_bits_that_would_tell_weights_apart() -> None:
+    conv = np.zeros((8, 3, 3, 4), np.int8)
+    conv[:, 0, 0, 0], conv[:3, 1, 1, 1] = 127, -127
+    dense = np.arange(-64, 64, dtype=np.int8).repeat(9).reshape(4, 288)
+    one, each, other = zeros(graph(freeze(conv, np.int8), freeze(dense, np.int8)))
+    assert [(z.codes, z.bits) for z in (one, each, other)] == [(2, 1), (7, 3), (127, 7)]
+    assert narrow([one, each, other]) == (
+        "bits that would tell the others apart: 1 in #0; 3 in #1; 7 in #2; the file stores 8"
+    )
+    every = np.concatenate([np.arange(-127, 128)] * 2)[:288].astype(np.int8)
+    wide = zeros(graph(freeze(every.reshape(8, 3, 3, 4), np.int8), freeze(dense, np.int8)))[0]
+    assert wide.bits == 8 and narrow([wide]) == ""
+    empty = zeros(graph(freeze(conv * 0, np.int8), freeze(dense, np.int8)))[0]
+    assert empty.bits == 0 and narrow([empty]) == ""

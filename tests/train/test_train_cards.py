@@ -6,23 +6,30 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from train_kit import CtrlC, untimed
 
 from cactus_edge.errors import InputError
+from cactus_edge.formats.tflite import write_tflite
+from cactus_edge.formats.zeros import zeros as zeros_of
+from cactus_edge.ir.graph import Graph
+from cactus_edge.ir.ops import constants
 from cactus_edge.recipe import Recipe
 from cactus_edge.train import loop
+from cactus_edge.train.calibrate import to_graph
 from cactus_edge.train.data import Dataset
 from cactus_edge.train.folded import fold_batch
-from cactus_edge.train.loop import EpochStats, planned, train
+from cactus_edge.train.loop import EpochStats, TrainedModel, planned, train
 from cactus_edge.train.methods import lottery, popup, stages
 from cactus_edge.train.methods.biprop import BinaryTicket
 from cactus_edge.train.methods.gradual import gradual
 from cactus_edge.train.methods.popup import Ticket
 from cactus_edge.train.models import Network
 from cactus_edge.train.sparsity import Masks, Sparsity, present
+from cactus_edge.verify.tflite_read import read_tflite
 
 Make = Callable[..., Network]
 CARDS = ("ft", "gmp", "lth", "lrr", "edge-popup", "biprop")
@@ -300,3 +307,45 @@ def test_tickets_have_no_mean(card: Recipe, method: str) -> None:
     averaged = replace(card, compress=replace(card.compress, finetune_epochs=2, average_epochs=1))
     with pytest.raises(InputError, match="average_epochs"):
         planned(averaged, method)
+
+
+def binary(card: Recipe, data: Dataset, folder: Path) -> TrainedModel:
+    """A binary card of convolutions, normalisations that flip and scale each channel included."""
+    shape = replace(card.model.layer[0], channels=8, kernel=3, stride=1)
+    model = replace(card.model, layer=(shape, replace(shape, channels=12, stride=2)), pool="global")
+    recipe = replace(card, model=model, train=replace(card.train, epochs=3, learning_rate=0.1))
+    made = train(recipe, data, folder, method="biprop")
+    with torch.no_grad():
+        for i, layer in enumerate(made.network.layers()):
+            if layer.norm is not None:
+                drawn = torch.rand(len(layer.norm.gamma), generator=torch.Generator().manual_seed(i)) + 0.3
+                layer.norm.gamma.copy_(drawn * (-1.0) ** torch.arange(len(drawn)))
+    return made
+
+
+def check_exact(made: TrainedModel, graph: Graph) -> None:
+    """The file's weights are the card's: -127, 0 and 127 in steps that carry magnitude, scale and sign of the channel."""
+    nodes = [node.op for node in graph.nodes if "weight" in constants(node.op)]
+    for affine, op in zip(made.folded(), nodes, strict=True):
+        codes, steps = constants(op)["weight"], constants(op)["weight_scale"]
+        real = affine.weight.numpy().transpose(0, 2, 3, 1).reshape(codes.shape)
+        assert set(np.unique(codes)) <= {-127, 0, 127}
+        stored = codes.astype(np.float64) * steps.astype(np.float64).reshape(-1, *(1,) * (codes.ndim - 1))
+        assert np.abs(stored - real).max() <= 2.0**-22 * np.abs(real).max()
+        assert np.array_equal(stored == 0, real == 0)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_quantising_a_binary_card_is_exact(card: Recipe, few_digits: Dataset, tmp_path: Path, symmetric: bool) -> None:
+    made = binary(card, few_digits, tmp_path)
+    recipe = replace(card, quantise=replace(card.quantise, calibration="mse", symmetric=symmetric))
+    graph = to_graph(made, few_digits, recipe)
+    if not symmetric:
+        graph = read_tflite(write_tflite(graph, metadata={})).graph
+    check_exact(made, graph)
+    assert [z.bits for z in zeros_of(graph)] == [1, 1, 1]
+    with torch.no_grad():  # planted: a second magnitude in a channel
+        row = made.network.layers()[1].weight[0].view(-1)
+        row[row.nonzero()[0]] *= 0.77
+    with pytest.raises(AssertionError):
+        check_exact(made, to_graph(made, few_digits, recipe))
