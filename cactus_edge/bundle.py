@@ -319,7 +319,10 @@ def manifest(chain: Chain, results: r.BuildResults, deck: dict[str, Any] | None)
             "scale": results.region.input_scale,
             "zero_point": results.region.input_zero_point,
         },
-        "sparsity": {z.name: {"zeros": z.zeros, "weights": z.weights, "2:4": z.two_of_four, "bits": z.bits} for z in zeros(chain.program.graph)},
+        "sparsity": {
+            z.name: {"zeros": z.zeros, "weights": z.weights, "2:4": z.two_of_four, "bits": z.bits}
+            for z in zeros(chain.program.graph)
+        },
         "gains": {row.name: row.value for row in results.gains},
         **({"deck": deck} if deck else {}),
         "data_sha256": results.data.sha256,

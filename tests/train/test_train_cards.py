@@ -63,7 +63,7 @@ def test_the_file_gets_the_share_of_zeros(
     assert sum(planned(recipe, method).values()) == len(made.history)
 
 
-@pytest.mark.parametrize("method", ["lth", "gmp", "biprop"])
+@pytest.mark.parametrize("method", ["gmp", "biprop"])
 @pytest.mark.parametrize("after", [1, 3])
 def test_an_interrupted_card_goes_on_with_the_same_bits(
     card: Recipe, few_digits: Dataset, tmp_path: Path, method: str, after: int
@@ -78,7 +78,7 @@ def test_an_interrupted_card_goes_on_with_the_same_bits(
     assert resumed.digest() == whole.digest() and untimed(resumed) == untimed(whole)
 
 
-@pytest.mark.parametrize("after", [2, 4, 6, 8])
+@pytest.mark.parametrize("after", [2, 5])
 def test_an_interrupted_ticket_finds_its_round_and_its_early_state(
     card: Recipe, few_digits: Dataset, tmp_path: Path, after: int
 ) -> None:
