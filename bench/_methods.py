@@ -142,28 +142,37 @@ def estimate(group: Group, case: Case, threads: int) -> Estimate:
         t = recipe.train
         count = min(t.batch, STEP_SAMPLES)
         x = torch.rand((count, channels, height, width), generator=torch.Generator().manual_seed(0))
-        batch = Batch(x, torch.arange(count) % classes, ball(x, float(t.eps), (0, 1)))
+        shown = (x, x) if t.consistency > 0 else ()
+        batch = Batch(x, torch.arange(count) % classes, ball(x, float(t.eps), (0, 1)), views=shown)
         chain = stages(t.method, recipe)
         network = build(recipe.model, (height, width, channels), classes, 0, compressed=chain[0].compressed)
-        hours, told = {}, []
+        hours: dict[str, float] = {}
+        steps: dict[Any, float] = {}
+        taken: dict[Any, list[tuple[str, int]]] = {}
         for stage in chain:
             network = stage.enter(network, recipe, batch)
             staged = recipe if stage is chain[0] else recipe.finetuning()
             schedule, objective = stage.schedule(recipe), stage.objective(staged)
             optimizer = optimiser(network, staged.train)
-            seconds = []
-            for _ in range(STEPS + 1 if schedule.epochs else 0):
+            # Rounds that differ in their zeros alone take as long: dozens of them are measured once.
+            alike, seconds = (stage.objective, type(network), network.weights(), staged.train), []
+            for _ in range(STEPS + 1 if schedule.epochs and alike not in steps else 0):
                 start = time.process_time()
                 optimizer.zero_grad(set_to_none=True)
                 objective(network, batch, Step(1.0, float(t.eps), t.robust_weight)).loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 seconds.append(time.process_time() - start)
             if seconds:
-                step = min(seconds[1:])
+                steps[alike] = min(seconds[1:])
+            if schedule.epochs:
                 alone = replace(recipe, train=replace(t, method=stage.name), compress=CompressRecipe())
                 whose = alone.digest("model", "train", "compress") if stage.shared else case.key
-                hours[f"{stage.name} of {whose}"] = step / count * schedule.epochs * samples / 3600
-                told.append(f"{stage.name} {schedule.epochs} epochs at {count / step:.0f} samples/s")
+                hours[f"{stage.name} of {whose}"] = steps[alike] / count * schedule.epochs * samples / 3600
+                taken.setdefault(alike, []).append((stage.name, schedule.epochs))
     finally:
         torch.set_num_threads(before)
+    told = []
+    for alike, found in taken.items():
+        names, epochs = dict.fromkeys((found[0][0], found[-1][0])), sum(n for _, n in found)
+        told.append(f"{' to '.join(names)} {epochs} epochs at {count / steps[alike]:.0f} samples/s")
     return Estimate(case, hours, f" ({'; '.join(told)})" if told else "")
