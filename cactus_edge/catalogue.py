@@ -154,10 +154,15 @@ def row(recipe: Recipe) -> Row:
         t.members,
         recipe.data.set or recipe.data.file or recipe.data.folder,
         str(recipe.certify.eps),
-        t.epochs + recipe.compress.finetune_epochs,
+        t.epochs * (1 + recipe.compress.rounds if t.method in ("lth", "lrr") else 1) + _others(recipe),
         recipe.data.train_samples or (None if size is None else size - out),
         _minutes(recipe),
     )
+
+
+def _others(recipe: Recipe) -> int:
+    """Epochs outside of those of [train], each round of which takes as many."""
+    return recipe.compress.finetune_epochs + (recipe.compress.rewind_epochs if recipe.train.method == "lth" else 0)
 
 
 def rows() -> list[Row]:

@@ -210,6 +210,13 @@ class CompressRecipe:
     rewind_epochs: Annotated[int, takes.integer(0, 10_000)] = field(default=0, metadata=_LATER)
     allow_no_gain: Annotated[bool, takes.flag] = field(default=False, metadata=_UNDIGESTED)
 
+    @property
+    def rounds(self) -> int:
+        """Rounds in which lth and lrr let weights go; 0 without a share of weights that goes."""
+        if not isinstance(self.sparsity, float):
+            return 0
+        return math.ceil(math.log1p(-self.sparsity) / math.log1p(-self.round_share) - 1e-9)
+
     def kept_of(self, channels: int) -> int:
         """Channels that stay of so many by `keep`, a whole multiple or all; 0 where `keep` leaves it to the layers."""
         multiple = self.channel_multiple or 1

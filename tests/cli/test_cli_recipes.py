@@ -13,6 +13,7 @@ from cactus_edge import catalogue
 from cactus_edge.cli import main
 from cactus_edge.recipe import BUILT_IN, load_recipe, names, parse_recipe
 from cactus_edge.train.data import load_dataset
+from cactus_edge.train.loop import planned
 from cactus_edge.train.methods import METHODS
 from cactus_edge.train.objectives import OBJECTIVES
 
@@ -56,6 +57,14 @@ def test_every_method_and_objective_is_in_the_catalogue() -> None:
 def test_the_samples_are_those_trained_on() -> None:
     digits = load_recipe("digits")
     assert catalogue.row(digits).samples == len(load_dataset(digits.data).train.y)
+
+
+def test_the_epochs_are_those_of_every_stage() -> None:
+    for name in ("digits", "card-lrr-fmnist", "card-biprop-fmnist"):
+        recipe = load_recipe(name)
+        assert catalogue.row(recipe).epochs == sum(planned(recipe).values())
+    lth = replace(recipe, train=replace(recipe.train, method="lth"), compress=replace(recipe.compress, rewind_epochs=2))
+    assert catalogue.row(lth).epochs == sum(planned(lth).values())
 
 
 def test_minutes_are_those_of_this_very_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from cactus_edge.formats.tflite import write_tflite
 from cactus_edge.formats.zeros import zeros as zeros_of
 from cactus_edge.ir.graph import Graph
 from cactus_edge.ir.ops import constants
-from cactus_edge.recipe import Recipe
+from cactus_edge.recipe import CompressRecipe, Recipe
 from cactus_edge.train import loop
 from cactus_edge.train.calibrate import to_graph
 from cactus_edge.train.data import Dataset
@@ -91,10 +91,14 @@ def test_an_interrupted_ticket_finds_its_round_and_its_early_state(
 
 
 def test_rounds_follow_from_the_share() -> None:
-    assert lottery.shares(0.9, 0.5) == pytest.approx((0.5, 0.75, 0.875, 0.9))
-    assert lottery.shares(0.75, 0.5) == pytest.approx((0.5, 0.75)), "no round for a rounding"
-    assert len(lottery.shares(0.95, 0.2)) == 14
-    assert lottery.shares(0.1, 0.5) == (0.1,)
+    def shares(share: float, of_round: float) -> tuple[float, ...]:
+        return lottery.shares(share, CompressRecipe(sparsity=share, round_share=of_round))
+
+    assert shares(0.9, 0.5) == pytest.approx((0.5, 0.75, 0.875, 0.9))
+    assert shares(0.75, 0.5) == pytest.approx((0.5, 0.75)), "no round for a rounding"
+    assert len(shares(0.95, 0.2)) == 14
+    assert shares(0.1, 0.5) == (0.1,)
+    assert CompressRecipe().rounds == CompressRecipe(sparsity="2:4").rounds == 0
     assert [gradual(0.9, part) for part in (0.0, 0.5, 1.0)] == pytest.approx([0, 0.7875, 0.9])
 
 

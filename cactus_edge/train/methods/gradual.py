@@ -37,10 +37,10 @@ def gradual(share: float, part: float) -> float:
 
 
 def _epoch(number: int) -> Callable[[Recipe], Schedule]:
-    """The schedule's epoch of that number, its place in the ramp included."""
+    """The epoch of that number, with its place in the ramp and before the learning rate falls."""
 
     def schedule(recipe: Recipe) -> Schedule:
         whole = training(recipe)
-        return replace(whole, epochs=1, decay_from=1, warmup=whole.warmup - number)
+        return replace(whole, epochs=1, decay="linear", decay_from=1, warmup=whole.warmup - number)
 
     return schedule

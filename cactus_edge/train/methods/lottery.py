@@ -9,12 +9,11 @@ and robust networks by Diffenderfer et al. 2021, arXiv 2106.09129.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
 
-from cactus_edge.recipe import Recipe
+from cactus_edge.recipe import CompressRecipe, Recipe
 from cactus_edge.train.models import Layers, Network
 from cactus_edge.train.objectives.loss import Batch
 from cactus_edge.train.projections import positive_gamma
@@ -58,10 +57,9 @@ class Rewound(Network):
         return made
 
 
-def shares(share: float, of_round: float) -> tuple[float, ...]:
-    """The share of weights that is gone after each round, up to `share`; each round lets `of_round` of what is left go."""
-    rounds = math.ceil(math.log1p(-share) / math.log1p(-of_round) - 1e-9)
-    return (*(1 - (1 - of_round) ** k for k in range(1, rounds)), share)
+def shares(share: float, compress: CompressRecipe) -> tuple[float, ...]:
+    """The share of weights that is gone after each round, up to `share`, all that go."""
+    return (*(1 - (1 - compress.round_share) ** k for k in range(1, compress.rounds)), share)
 
 
 def lth(recipe: Recipe) -> tuple[Stage, ...]:
@@ -94,7 +92,7 @@ def thinner(sparsity: Sparsity) -> Enter:
 
 def _rounds(recipe: Recipe, method: str) -> list[Sparsity]:
     whole = single_weights(recipe, method)
-    return [replace(whole, share=share) for share in shares(whole.share, recipe.compress.round_share)]
+    return [replace(whole, share=share) for share in shares(whole.share, recipe.compress)]
 
 
 def _round(number: int, enter: Enter) -> Stage:
@@ -102,8 +100,8 @@ def _round(number: int, enter: Enter) -> Stage:
 
 
 def _start(recipe: Recipe) -> Schedule:
-    """The first epochs of the schedule, whose end is what is rewound to."""
-    return replace(training(recipe), epochs=recipe.compress.rewind_epochs, decay_from=1)
+    """Epochs before the learning rate falls; what they end with is what is rewound to."""
+    return replace(training(recipe), epochs=recipe.compress.rewind_epochs, decay="linear", decay_from=1)
 
 
 def _remember(network: Network, _: Recipe, __: Batch) -> Network:
