@@ -137,6 +137,7 @@ class Inspection:
             ("output", _tensor(self.output)),
             ("constants", f"{self.constant_bytes:,} bytes of weights and biases in {len(self.ops)} ops"),
             ("zeros", self._zeros()),
+            ("weight bits", self._bits()),
             ("work", f"{self.macs:,} MACs per inference"),
             (
                 "RAM",
@@ -149,8 +150,10 @@ class Inspection:
         found = [op.zeros for op in self.ops if op.zeros is not None]
         zero, weights = sum(z.zeros for z in found), sum(z.weights for z in found)
         sparse = ", ".join(f"#{z.index}" for z in found if z.two_of_four)
-        words = [f"{zero:,} of {weights:,} weights", f"2:4 holds in {sparse}" if sparse else "2:4 holds in no op"]
-        return "; ".join([*words, *filter(None, [narrow(found)])])
+        return f"{zero:,} of {weights:,} weights; " + (f"2:4 holds in {sparse}" if sparse else "2:4 holds in no op")
+
+    def _bits(self) -> str:
+        return narrow([op.zeros for op in self.ops if op.zeros is not None]) or "8 in every op"
 
     def op_table(self, *, wide: bool) -> Table:
         """Heading and rows, one an op; `wide` adds zeros, the bound on its int32 quantities, whole scales and its output's name."""

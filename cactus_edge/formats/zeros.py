@@ -78,7 +78,7 @@ def narrow(found: Sequence[Zeros]) -> str:
         if z.zeros < z.weights and z.bits < 8:
             by_bits.setdefault(z.bits, []).append(z)
     each = [f"{bits} in {', '.join(f'#{z.index}' for z in ops)}" for bits, ops in sorted(by_bits.items())]
-    return f"bits that would tell the others apart: {'; '.join(each)}; the file stores 8" if each else ""
+    return f"bits that would tell the rest apart: {'; '.join(each)}; the file stores 8" if each else ""
 
 
 def _rows(graph: Graph, node: Node) -> ops.Int8 | None:
