@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cactus_edge.verify.regions import Family
 
 Bounds = Literal["interval", "linear"]
+Ties = Literal["strict", "first-maximum"]
 
 
 def build(
@@ -131,6 +132,7 @@ def certify(
     budget: str = "",
     hear: Callable[[Effort], None] = lambda one: None,
     universal: bool = False,
+    ties: str = "strict",
     threads: int = 0,
     workers: int = 0,
     cluster: str = "",
@@ -154,6 +156,8 @@ def certify(
     certificate rests on a proof file, `Certificate.proof`; counterexamples of a `region` stand in the certificate itself.
     universal: also look for the one perturbation of the ball under which the fewest of all labels still win; the certificate
     holds it with what is left under it, at most, and under any one of them, at least.
+    ties: "strict", a label wins where its output is above every other, so that every argmax agrees; or "first-maximum": also
+    where classes behind it have an output equal to its own, as for an argmax that takes the first.
     workers: processes that decide slices of the samples, 0 for threads of
     this one; cluster: dask://HOST:PORT, an existing Dask cluster that does so. keep: the folder where their finished slices lie,
     found there by the same call after an interruption. None of these changes the result.
@@ -171,13 +175,16 @@ def certify(
         raise InputError("a universal perturbation is one of a ball: eps, without a region")
     if bounds not in get_args(Bounds):
         raise InputError(f"unknown bounds {bounds!r}", hint=" or ".join(get_args(Bounds)))
+    if ties not in get_args(Ties):
+        raise InputError(f"unknown ties {ties!r}", hint=" or ".join(get_args(Ties)))
+    first = ties == "first-maximum"
     data = content(model, "model")
     profile = profile or default_profile(data)
     by, lines = crew(workers, cluster), bounds != "interval"
     limit = Budget.parse(budget) if budget else None
     deciding = decider(threads or os.cpu_count() or 1, by, keep)
     proving = lines or limit is not None or (attack and region is None)
-    around = asked(data, x, y, eps, unit, region, noise, domain, profile, deciding)
+    around = asked(data, x, y, eps, unit, region, noise, domain, profile, deciding, first)
     return certify_file(
         data,
         x,
@@ -185,6 +192,7 @@ def certify(
         eps=around.eps,
         domain=around.domain,
         family=around.family,
+        first_maximum=first,
         profile=profile,
         form=file_formats()[format_of(data)],
         notes=around.notes,
@@ -281,6 +289,7 @@ def certify_files(
     attack: bool = False,
     budget: str = "",
     universal: bool = False,
+    ties: str = "strict",
     workers: int = 0,
     cluster: str = "",
 ) -> CertifyResult:
@@ -311,6 +320,7 @@ def certify_files(
         budget=budget,
         hear=efforts.append,
         universal=universal,
+        ties=ties,
         workers=workers,
         cluster=cluster,
         keep=keep,
@@ -375,8 +385,10 @@ def verify(
     report = recheck(source, read, x, y, proof=shown, firmware=elf, formats=formats)
     if with_c:
         from cactus_edge.formats.c.checker import second_check
+        from cactus_edge.verify.decide import RULES
 
-        signed = (second_check(read, shown), *signed)
+        ties = report.record.get("rule") == RULES[True]
+        signed = (second_check(read, shown, ties), *signed)
     return replace(report, checks=(*report.checks, *signed))
 
 

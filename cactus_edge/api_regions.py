@@ -110,6 +110,7 @@ def asked(
     domain: tuple[Exact, Exact] | None,
     profile: str,
     decide: Decide,
+    first_maximum: bool = False,
 ) -> Asked:
     """The region in the unit of the data, with the file's own domain where none is given and ranges cut into cells by `decide`.
 
@@ -126,7 +127,7 @@ def asked(
         raise InputError("nothing says what may change", hint="eps, region or noise")
 
     def program() -> Program:
-        return runtimes(model, profile, file_formats()[format_of(model)]).program
+        return runtimes(model, profile, file_formats()[format_of(model)], first_maximum).program
 
     given = [0] if eps is None else [eps] if isinstance(eps, str | Fraction | int | float) else list(eps)
     radii, notes = [exact(e, "eps") for e in given], {}
@@ -156,7 +157,13 @@ def _steps(steps: Sequence[Fraction], unit: str, step: Fraction) -> tuple[list[F
 
 
 def described(record: Mapping[str, Any]) -> str:
-    """The region of a certificate in words."""
+    """The region of a certificate in words, and who wins ties there where that is anybody."""
+    from cactus_edge.verify.decide import RULES
+
+    return _region(record) + (", ties won by the first class" if record["rule"] == RULES[True] else "")
+
+
+def _region(record: Mapping[str, Any]) -> str:
     region, notes = record["region"], record["notes"]
     one = isinstance(region["eps"], str)
     eps = f"eps {region['eps']}" if one else f"an eps for each of {len(region['eps'])} features"

@@ -1,4 +1,4 @@
-"""Falsification on the integer network: looks for an input inside the region whose output is no strict win.
+"""Falsification on the integer network: looks for an input inside the region whose output is no win of the label.
 
 Untrusted search: it may miss a witness, but every witness it returns was executed by the interpreter. Two searches:
 
@@ -24,6 +24,7 @@ from cactus_edge.ir import atoms
 from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.evaluate import values
 from cactus_edge.ir.ops import Codes, Int64
+from cactus_edge.verify.goal import wins
 from cactus_edge.verify.tail import find_tail
 
 Bools = npt.NDArray[np.bool_]
@@ -46,7 +47,7 @@ SHARP = 1.5
 
 @dataclass(frozen=True)
 class Attack:
-    """`found[n]`: whether `witness[n]`, codes inside the region, makes the label lose or tie; otherwise the witness is the start."""
+    """`found[n]`: whether the label does not win at `witness[n]`, codes inside the region; otherwise the witness is the start."""
 
     found: Bools
     witness: Codes
@@ -54,12 +55,7 @@ class Attack:
 
 def strict_win(output: npt.NDArray[np.generic], labels: npt.NDArray[np.int64]) -> Bools:
     """Whether output[n, labels[n]] > output[n, j] for every other j; output [N, K]."""
-    rows = np.arange(len(output))
-    others = output.astype(np.float64)
-    own = others[rows, labels]
-    others[rows, labels] = -np.inf
-    won: Bools = own > others.max(1, initial=-np.inf)
-    return won
+    return wins(output, labels)
 
 
 def attack(
@@ -74,7 +70,7 @@ def attack(
     seed: int = 0,
     stop: Callable[[], bool] = lambda: False,
 ) -> Attack:
-    """Searches the box [lower, upper] (codes [N, *shape]) around `start` for inputs that are not strictly won by `labels`.
+    """Searches the box [lower, upper] (codes [N, *shape]) around `start` for inputs that `labels` do not win.
 
     Restart 0 begins at `start`, the others at random points; each makes `steps` steps for each class it looks for, and `steps`
     of random squares. Samples that fall are not searched further. Deterministic by `seed`, but for `stop`, asked between steps.
@@ -118,7 +114,7 @@ class Search:
     def _run(self, sample: Int64, x: Codes) -> list[Int64]:
         """Every value at x; a sample that its label does not win there has fallen."""
         known = values(self.program, x)
-        lost = ~strict_win(known[self.program.output].reshape(len(x), -1), self.labels[sample])
+        lost = ~wins(known[self.program.output].reshape(len(x), -1), self.labels[sample], self.program.first_maximum)
         new = lost & ~self.found[sample]
         self.witness[sample[new]], self.found[sample[new]] = x[new], True
         return known

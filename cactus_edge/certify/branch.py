@@ -16,12 +16,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cactus_edge.certify.attack import strict_win
 from cactus_edge.certify.bound import Bounder, Found, Part
 from cactus_edge.certify.splits import FEW, Around
 from cactus_edge.ir.atoms import Affine, Step
 from cactus_edge.ir.evaluate import run
 from cactus_edge.ir.ops import Codes, Int64
+from cactus_edge.verify.goal import wins
 from cactus_edge.verify.lines import INTERCEPT, ONE, Single
 from cactus_edge.verify.proof import DEEPEST, NO_SHEET, Bytes, Leaf, Robust, Row, Split, Tighten, Tree
 
@@ -130,7 +130,9 @@ class Branching:
             corners.append(np.where(slope > 0, low, high))
         codes = np.stack(corners).astype(self.program.input_tensor.dtype)
         labels = np.array([node.part.region.label for node in nodes])
-        lost = np.flatnonzero(~strict_win(run(self.program, codes).reshape(len(codes), -1), labels))
+        lost = np.flatnonzero(
+            ~wins(run(self.program, codes).reshape(len(codes), -1), labels, self.program.first_maximum)
+        )
         found: Codes | None = codes[lost[0]] if len(lost) else None
         return found
 

@@ -15,13 +15,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cactus_edge.certify.attack import strict_win
 from cactus_edge.errors import InstallError
 from cactus_edge.ir.atoms import Affine, Gather, Isotone, Max, Monotone, Program, Softmax, Step, Table
 from cactus_edge.ir.evaluate import run
 from cactus_edge.ir.linear import pad_image, windows
 from cactus_edge.ir.ops import Codes, Int64
-from cactus_edge.verify.goal import Goal
+from cactus_edge.verify.goal import Goal, wins
 from cactus_edge.verify.interval import Bounds, thresholds
 
 TERMS = 400_000
@@ -86,7 +85,7 @@ def search(
         return Answer(None, why="the solver's time is used")
     codes = encoding.solution(solver)
     output = run(program, codes[None]).reshape(1, -1)
-    if strict_win(output, np.array([label]))[0]:
+    if wins(output, np.array([label]), program.first_maximum)[0]:
         return Answer(None, why="the solver's counterexample is none")
     return Answer(codes, why="the solver's counterexample, replayed")
 
@@ -109,15 +108,14 @@ class Encoding:
             if not isinstance(step.atom, Softmax):
                 self.values[step.out] = self._step(step)
         logits = self.values[goal.logits].reshape(-1)
-        margins = np.arange(256)
-        grid = np.full((256, goal.classes), 1 << 20)
-        other = 0 if label else 1
-        grid[:, other] = margins
-        enough = goal.won(grid, np.full(256, label))[:, other]
-        lost = int(margins[~enough].max())
+        margins = np.arange(-1, 256)
         wrong = []
         for j in range(goal.classes):
             if j != label:
+                grid = np.full((len(margins), goal.classes), 1 << 20)
+                grid[:, j] = margins
+                enough = goal.won(grid, np.full(len(margins), label))[:, j]
+                lost = int(margins[~enough].max())
                 literal = self.model.new_bool_var("")
                 self.model.add(logits[label] - logits[j] <= lost).only_enforce_if(literal)
                 wrong.append(literal)

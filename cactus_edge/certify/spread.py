@@ -24,6 +24,7 @@ from cactus_edge.errors import DataError, InternalError
 from cactus_edge.ir.atoms import Program
 from cactus_edge.resources import write_atomic
 from cactus_edge.samples import read_arrays
+from cactus_edge.verify.decide import RULES
 from cactus_edge.verify.regions import Region, data_digest
 from cactus_edge.version import __version__
 
@@ -70,7 +71,7 @@ class Question:
     def digest(self) -> str:
         """SHA-256 of the question, in the code that answers it."""
         program = self.program.graph.digest(), self.program.profile.digest()
-        asked = [code_digest(), *program, self.region.record(), repr(self.work)]
+        asked = [code_digest(), *program, RULES[self.program.first_maximum], self.region.record(), repr(self.work)]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
     @cached_property

@@ -89,6 +89,13 @@ def add_parser(verbs: Any) -> None:
         "decided or the seconds, or the nodes, are used; with nodes every run gives the same bytes",
     )
     p.add_argument(
+        "--ties",
+        choices=("strict", "first-maximum"),
+        default="",
+        help="who wins where outputs are equal: nobody (strict, the default: whatever argmax the application takes, it agrees), "
+        "or the first of them",
+    )
+    p.add_argument(
         "--universal",
         action="store_true",
         help="also look for one perturbation of the ball that undoes as many labels as possible at once",
@@ -169,6 +176,7 @@ def run(arguments: argparse.Namespace) -> int:
         attack=arguments.attack,
         budget=arguments.budget,
         universal=arguments.universal,
+        ties=arguments.ties or "strict",
         workers=arguments.workers,
         cluster=arguments.cluster,
         out=arguments.out,
@@ -196,7 +204,7 @@ def _max_eps(arguments: argparse.Namespace) -> int:
     from cactus_edge import api_radius
     from cactus_edge.report.table import pairs
 
-    _alone(arguments, "max-eps", *REGION, "firmware", "attack", "universal")
+    _alone(arguments, "max-eps", *REGION, "firmware", "attack", "universal", "ties")
     found = api_radius.max_eps_files(
         arguments.model,
         arguments.data,
@@ -219,7 +227,7 @@ def _semantic(arguments: argparse.Namespace) -> int:
     from cactus_edge import api_semantic
     from cactus_edge.report.table import pairs
 
-    proofs = ("firmware", "attack", "budget", "universal", "max_eps", "plot", "workers", "cluster")
+    proofs = ("firmware", "attack", "budget", "universal", "max_eps", "plot", "workers", "cluster", "ties")
     _alone(arguments, "semantic", *REGION, *proofs)
     report = api_semantic.semantic_files(
         arguments.model,

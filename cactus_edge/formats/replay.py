@@ -1,4 +1,4 @@
-"""Counterexamples in the real runtime: does it, too, give an output that the label does not win strictly?"""
+"""Counterexamples in the real runtime: does it, too, give an output that the label does not win?"""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.evaluate import dequantize, evaluate, quantised
 from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.ops import Codes, Int64
+from cactus_edge.verify.goal import wins
 
 
-def lost(data: bytes, codes: Codes, labels: Int64, runtime: str = "tflm") -> npt.NDArray[np.bool_]:
-    """[N]: whether label n's output is no larger than another's when `runtime` runs the file `data` on codes [N, *input shape].
+def lost(
+    data: bytes, codes: Codes, labels: Int64, runtime: str = "tflm", first_maximum: bool = False
+) -> npt.NDArray[np.bool_]:
+    """[N]: whether label n does not win when `runtime` runs the file `data` on codes [N, *input shape]; first_maximum as in `Program`.
 
     The runtime is run, and its outputs have to be the interpreter's bit for bit. A file that takes float32 gets values that
     quantise to the codes. Raises MismatchError where a bit differs, InputError for codes that no such value becomes, and as `agree`.
@@ -31,9 +34,5 @@ def lost(data: bytes, codes: Codes, labels: Int64, runtime: str = "tflm") -> npt
         if not np.array_equal(quantised(program, x), codes):
             raise InputError("a counterexample's codes are not what the model makes of their own float32 values")
     agree(data, x, runtime).require()
-    out = evaluate(graph, x, profile(RUNTIMES[runtime].profile)).reshape(len(x), -1).astype(np.float64)
-    rows = np.arange(len(x))
-    own = out[rows, labels].copy()
-    out[rows, labels] = -np.inf
-    beaten: npt.NDArray[np.bool_] = own <= out.max(1)
-    return beaten
+    out = evaluate(graph, x, profile(RUNTIMES[runtime].profile)).reshape(len(x), -1)
+    return ~wins(out, labels, first_maximum)

@@ -270,7 +270,8 @@ class Program:
 
     `quantize` is the rule that maps the user's float32 input to value `input`: the graph's own QUANTIZE where it begins
     with one, else the rule the profile would use. `float_input`, `float_output` say what the file itself takes and gives.
-    `constants`: value index -> int64 [*shape] for values that no step writes.
+    `constants`: value index -> int64 [*shape] for values that no step writes. `first_maximum`: of equal outputs the first class
+    wins, as an argmax that takes the first has it; else none of them.
     """
 
     graph: Graph
@@ -283,6 +284,7 @@ class Program:
     float_input: bool
     float_output: bool
     constants: Mapping[int, Int64]
+    first_maximum: bool = False
 
     def repeated_constants(self, count: int) -> dict[int, Int64]:
         """The constants for `count` samples, [count, *shape]."""

@@ -22,7 +22,7 @@ from cactus_edge.ir.arithmetic import profile_table_digest
 from cactus_edge.ir.atoms import Program
 from cactus_edge.verify.check import decided
 from cactus_edge.verify.counterexamples import Witnesses
-from cactus_edge.verify.decide import RULE, Decision, certify
+from cactus_edge.verify.decide import RULES, Decision, certify
 from cactus_edge.verify.elf import find_blob
 from cactus_edge.verify.goal import Bools
 from cactus_edge.verify.overflow import Fact, prove
@@ -84,6 +84,7 @@ def certify_file(
     domain: tuple[Exact, Exact] | None,
     family: Family | None = None,
     per_sample: bool = False,
+    first_maximum: bool = False,
     profile: str,
     form: FileFormat = TFLITE,
     unit: str = "",
@@ -97,13 +98,13 @@ def certify_file(
     """Reads `model`, of format `form`, from its bytes, decides the region of every sample, and writes down what was proved.
 
     profile: as in `runtimes`; of several, any mixture is decided, and each by itself. x [N, *input shape] float32 or float64 in
-    sensor units, or int8 codes; labels integer [N]; eps, domain, family, per_sample as in `regions.region`. firmware: (target,
-    ELF bytes) of images that hold the model's blob. created: a time stamp, by default now. decide: by intervals; find: instead by
-    whatever it finds proofs with, which are checked and become the certificate's proof file. tell: finds counterexamples of families, and
-    universal perturbations, which the certificate then holds. Raises InputError, DataError,
-    ModelError, and MismatchError for a firmware without the model's blob.
+    sensor units, or int8 codes; labels integer [N]; eps, domain, family, per_sample as in `regions.region`, first_maximum as in
+    `Program`. firmware: (target, ELF bytes) of images that hold the model's blob. created: a time stamp, by default now. decide: by
+    intervals; find: instead by whatever it finds proofs with, which are checked and become the certificate's proof file. tell:
+    finds counterexamples of families, and universal perturbations, which the certificate then holds. Raises InputError,
+    DataError, ModelError, and MismatchError for a firmware without the model's blob.
     """
-    asked = runtimes(model, profile, form)
+    asked = runtimes(model, profile, form, first_maximum)
     for program in asked.programs:
         form.confirm(model, program.profile)
     around, digest = region(asked.program, eps, domain, family, per_sample), hashlib.sha256(model).digest()
@@ -206,7 +207,7 @@ def prove_claims(
         "profile": {"name": asked.name, **_profile_record(asked), "table_sha256": profile_table_digest()},
         "region": region.record(),
         "data": {"sha256": data_digest(x, labels), "samples": len(x)},
-        "rule": RULE,
+        "rule": RULES[program.first_maximum],
         "bounds": INTERVAL if proofs is None else PROOF,
         **({} if proofs is None else {"proof": {"sha256": hashlib.sha256(proofs).hexdigest(), "bytes": len(proofs)}}),
         "overflow": [fact.as_json() for fact in facts],

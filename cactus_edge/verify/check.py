@@ -20,7 +20,7 @@ from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.evaluate import run
 from cactus_edge.ir.ops import Codes, Int64
 from cactus_edge.verify.decide import BATCH, Decision, flat
-from cactus_edge.verify.goal import Bools, Goal, every
+from cactus_edge.verify.goal import Bools, Goal, every, wins
 from cactus_edge.verify.interval import Bounds
 from cactus_edge.verify.lines import Slope
 from cactus_edge.verify.proof import Bytes, Leaf, Record, Robust, Row, Tighten, Tree, parse, sheet_values
@@ -75,7 +75,7 @@ class Checker:
         return held
 
     def right(self, lower: Codes, upper: Codes, labels: Int64) -> Bools:
-        """Whether the label wins strictly at samples that may become any codes lower <= x <= upper [N, *input shape], [N]."""
+        """Whether the label wins at samples that may become any codes lower <= x <= upper [N, *input shape], [N]."""
         known, _ = self.relaxation.forward(lower, upper)
         return self.goal.right(*flat(known[self.goal.logits]), labels)
 
@@ -86,12 +86,10 @@ class Checker:
                 hint="one --profile that is no envelope",
             )
         codes, lower, upper = (np.stack(x) for x in zip(*((r.verdict, r.lower, r.upper) for r in records), strict=True))
-        labels, rows = np.array([r.label for r in records]), np.arange(len(records))
+        labels = np.array([r.label for r in records])
         inside = ((codes >= lower) & (codes <= upper)).reshape(len(records), -1).all(1)
-        out = run(self.program, codes).reshape(len(records), -1).astype(np.int64)
-        own = out[rows, labels].copy()
-        out[rows, labels] = np.iinfo(np.int64).min
-        lost: Bools = inside & (own <= out.max(1))
+        out = run(self.program, codes).reshape(len(records), -1)
+        lost: Bools = inside & ~wins(out, labels, self.program.first_maximum)
         return lost
 
     def _robust(self, records: Sequence[Record]) -> Bools:
@@ -219,8 +217,8 @@ def decided(
 ) -> tuple[Decision, Bools]:
     """(decision, refuted [N]) as the proof shows them for the regions around x [N, *input shape], once all of it was checked.
 
-    margin is 1 where certified: a proof shows no more. Raises CertificateError for a proof that is malformed, about another
-    question, or wrong in any record; the errors of `regions.check_data` for unusable data.
+    margin is 1 where certified, or 0 where the first of equal maxima wins: a proof shows no more. Raises CertificateError for a proof
+    that is malformed, about another question, or wrong in any record; the errors of `regions.check_data` for unusable data.
     """
     y = check_data(program, x, labels)
     parsed = parse(proof, program)
@@ -249,7 +247,7 @@ def decided(
     rest = np.flatnonzero(~certified)
     for at in (rest[i : i + checker.size] for i in range(0, len(rest), checker.size)):
         correct[at] = checker.right(*point_boxes(program, x[at]), y[at])
-    return Decision(correct, certified, np.where(certified, 1, NONE)), against
+    return Decision(correct, certified, np.where(certified, int(not program.first_maximum), NONE)), against
 
 
 def _robust(record: Record) -> Robust:

@@ -20,6 +20,7 @@ from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.evaluate import run
 from cactus_edge.ir.graph import Tensor
 from cactus_edge.ir.ops import Codes, Int64
+from cactus_edge.verify.goal import wins
 from cactus_edge.verify.regions import Bools, Float64, Region, below, exact, float32_below, real
 
 Data = npt.NDArray[Any]
@@ -119,14 +120,9 @@ def require_definite(program: Program) -> None:
         )
 
 
-def strict_wins(program: Program, codes: Codes, labels: Int64) -> Bools:
-    """[N]: whether the label is strictly above every other output, for codes [N, *input shape]."""
-    out = run(program, codes).reshape(len(codes), -1).astype(np.int64)
-    rows = np.arange(len(codes))
-    own = out[rows, labels]
-    out[rows, labels] = np.iinfo(np.int64).min
-    won: Bools = own > out.max(1)
-    return won
+def won_by(program: Program, codes: Codes, labels: Int64) -> Bools:
+    """[N]: whether the label wins at codes [N, *input shape]."""
+    return wins(run(program, codes).reshape(len(codes), -1), labels, program.first_maximum)
 
 
 def refuted(program: Program, region: Region, x: Data, labels: Int64, members: Mapping[int, Member]) -> Bools:
@@ -148,14 +144,14 @@ def refuted(program: Program, region: Region, x: Data, labels: Int64, members: M
         codes = least if member.codes is None else member.codes
         if not ((least <= codes) & (codes <= most)).all():
             raise CertificateError(f"the counterexample of sample {i} is not what the member may become")
-        if strict_wins(program, codes[None], labels[i : i + 1])[0]:
+        if won_by(program, codes[None], labels[i : i + 1])[0]:
             raise CertificateError(f"the counterexample of sample {i} is won by its label")
         found[i] = True
     return found
 
 
 def under(program: Program, region: Region, x: Data, labels: Int64, delta: Float64) -> Bools:
-    """[N]: the samples that their label wins strictly once the one perturbation delta is added to all of them.
+    """[N]: the samples that their label wins once the one perturbation delta is added to all of them.
 
     Each x + delta is clamped to the domain and rounded to a float32 beside it, the nearest one but for double roundings.
     Raises CertificateError for a delta outside the ball, InputError for a region that is not the same ball for all samples.
@@ -175,5 +171,5 @@ def under(program: Program, region: Region, x: Data, labels: Int64, delta: Float
         part = slice(i, i + BATCH)
         v = real(program, x[part]).astype(np.float64)
         beside = np.clip((v + delta).astype(np.float32), below(v, -delta), -below(-v, delta))
-        won[part] = strict_wins(program, program.quantize.apply(np.clip(beside, low, high)), labels[part])
+        won[part] = won_by(program, program.quantize.apply(np.clip(beside, low, high)), labels[part])
     return won

@@ -1,6 +1,6 @@
-"""The verdict per sample: does the label's class win strictly, at the file's output, for every point of a region?
+"""The verdict per sample: does the label's class win, at the file's output, for every point of a region (`goal`)?
 
-A strict win holds under any argmax. Nothing here rests on a rounding constant: a requantisation is its thresholds (see
+Nothing here rests on a rounding constant: a requantisation is its thresholds (see
 `interval`), so saturation and ties need no case of their own. Two bounds on out_y - out_j are combined, pair by pair:
 
 * ends: lo(out_y) - hi(out_j);
@@ -27,8 +27,8 @@ from cactus_edge.verify.interval import Bounds, Engine
 from cactus_edge.verify.overflow import prove
 from cactus_edge.verify.regions import Boxes, Index, Region, check_data, point_boxes
 
-RULE = "strict-win/1"
-"""What a verdict of this module means; it stands in every certificate."""
+RULES = {False: "strict-win/1", True: "first-maximum/1"}
+"""What a verdict of this module means, by `Program.first_maximum`; it stands in every certificate."""
 
 BATCH = 128
 """Samples decided together: few enough for the arrays of one layer to stay in cache. It changes no result."""
@@ -36,10 +36,10 @@ BATCH = 128
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """Per sample [N]: `correct`, the label wins strictly at the sample itself; `certified`, at every point of its region.
+    """Per sample [N]: `correct`, the label wins at the sample itself; `certified`, at every point of its region.
 
     `margin` int64: a lower bound over the region of out_y - out_j for the closest class j, in steps of the tensor that
-    decides (before a softmax). Without a softmax, certified means margin >= 1.
+    decides (before a softmax). Without a softmax, and where only strict wins count, certified means margin >= 1.
     """
 
     correct: Bools
@@ -81,13 +81,15 @@ class Decider:
         margins = lo[rows, labels][:, None] - hi
         margins[rows, labels] = 0
         # At its highest level the other class is not passed where the label's own end is no higher: not even tried.
-        sample, other = np.nonzero(~self.goal.won(margins, labels) & (hi < hi[rows, labels][:, None]))
+        own = hi[rows, labels][:, None]
+        passed = (hi < own) | ((hi == own) & self.goal.may_tie(labels))
+        sample, other = np.nonzero(~self.goal.won(margins, labels) & passed)
         fused = self.tail.fused(self.tail.pairs(sample, labels[sample], other), bounds, acc[0], lo, hi)
         margins[sample, other] = np.maximum(margins[sample, other], fused)
         return margins
 
     def correct(self, samples: Codes, labels: Int64, last: Codes | None = None) -> Bools:
-        """Whether the label wins strictly at each of `samples`, codes [N, *input shape]; N >= 1.
+        """Whether the label wins at each of `samples`, codes [N, *input shape]; N >= 1.
 
         last: where a sample may become any code from `samples` up to these; the label has to win for each of them, and
         whatever is chosen where the program leaves a choice. Behind a softmax that is then only bounded, not enumerated.

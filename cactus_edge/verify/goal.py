@@ -1,11 +1,13 @@
-"""What has to hold at a file's output: the label's class wins strictly. Which value decides, and which margins there are enough.
+"""What has to hold at a file's output: the label's class wins. Which value decides, and which margins there are enough.
 
-A strict win holds under any argmax. Before a softmax its input decides: `softmax` says which of its margins separate its outputs.
+A win is strict, and so holds under any argmax; or, for programs of `first_maximum`, under one that takes the first of equal
+maxima: strict over the classes before the label, no less than those behind it. Before a softmax its input decides: `softmax` says which
+of its margins separate its outputs, and outputs of one row never fall where its inputs rise, so that a margin of 0 is kept.
 """
 
 from __future__ import annotations
 
-from typing import assert_never
+from typing import Any, assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -29,28 +31,33 @@ Bools = npt.NDArray[np.bool_]
 
 
 class Goal:
-    """The strict win of one program. logits: the value that decides, over `classes`; tail: the end of the network before it.
+    """The win of one program. logits: the value that decides, over `classes`; tail: the end of the network before it.
 
     Raises UnsupportedError where the program's end has no decision rule.
     """
 
     def __init__(self, program: Program) -> None:
-        self.definite = program.definite
+        self.definite, self.first_maximum = program.definite, program.first_maximum
         self.softmaxes, self.logits = _logits(program)
         self.classes = program.output_tensor.size
         _check_end(program, self.softmaxes)
         self.tail = find_tail(program, self.logits, self.classes)
 
     def won(self, margins: Int64, labels: Int64) -> Bools:
-        """[N, classes]: whether lower bounds of the logit margins imply out_y > out_j at the output; True at j = y."""
+        """[N, classes]: whether lower bounds of the logit margins imply that y wins over j at the output; True at j = y."""
         won = margins >= 1
         for softmax in self.softmaxes:
             won &= _separates(softmax, 255 - np.clip(margins, 0, 255))
+        won |= (margins >= 0) & self.may_tie(labels)
         won[np.arange(len(labels)), labels] = True
         return won
 
+    def may_tie(self, labels: Int64) -> Bools:
+        """[N, classes]: which classes the label wins over with an equal output."""
+        return self.first_maximum & (np.arange(self.classes) > labels[:, None])
+
     def right(self, low: Int64, high: Int64, labels: Int64) -> Bools:
-        """[N]: whether the label wins strictly at points whose logits are bounded by low, high [N, classes].
+        """[N]: whether the label wins at points whose logits are bounded by low, high [N, classes].
 
         Of one function both are the logits themselves, and the softmax is computed; else it is only bounded.
         """
@@ -60,9 +67,18 @@ class Goal:
         else:
             for softmax in self.softmaxes:
                 low = high = softmax.apply(low)
-            won = low[rows, labels][:, None] > high
+            own = low[rows, labels][:, None]
+            won = (own > high) | ((own == high) & self.may_tie(labels))
             won[rows, labels] = True
         return every(won)
+
+
+def wins(output: npt.NDArray[Any], labels: Int64, first_maximum: bool = False) -> Bools:
+    """[N]: whether output[n, labels[n]] is above every other of output [N, K]; with first_maximum equal ones behind it do not count."""
+    own = output[np.arange(len(labels)), labels][:, None]
+    behind = np.arange(output.shape[1]) >= labels[:, None]
+    ties = behind if first_maximum else np.arange(output.shape[1]) == labels[:, None]
+    return every((own > output) | ((own == output) & ties))
 
 
 def every(rows: Bools) -> Bools:

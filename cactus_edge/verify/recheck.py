@@ -28,7 +28,7 @@ from cactus_edge.verify.certificate import (
     seal,
 )
 from cactus_edge.verify.counterexamples import Witnesses, read_witnesses
-from cactus_edge.verify.decide import certify
+from cactus_edge.verify.decide import RULES, certify
 from cactus_edge.verify.elf import find_blob
 from cactus_edge.verify.families import read_region
 from cactus_edge.verify.regions import Exact, data_digest, exact
@@ -125,7 +125,7 @@ def recheck(
     if form is not None and all(c.state == "ok" for c in checks):
         try:
             decide = partial(certify, threads=threads, progress=progress)
-            named = runtimes(model, name, form)
+            named = runtimes(model, name, form, record.get("rule") == RULES[True])
             told = partial(_told, record)
             proved = prove_claims(
                 model, x, labels, read_region(asked), named, decide, form, proof if bounds == PROOF else None, told

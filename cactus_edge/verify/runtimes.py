@@ -6,7 +6,7 @@ Several are decided as their mixture (`ir.mixture`), which any choice among them
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from cactus_edge.errors import InputError, ModelError, UnsupportedError
@@ -85,22 +85,23 @@ class Runtimes:
         return next((p for p in self.programs if p.profile.name == name), None)
 
 
-def runtimes(model: bytes, name: str, form: FileFormat) -> Runtimes:
+def runtimes(model: bytes, name: str, form: FileFormat, first_maximum: bool = False) -> Runtimes:
     """The profiles that `name` means for the file: one name, several joined by commas, or "all".
 
-    "all": every profile of the file's format that assumes nothing, can run it, and overflows nowhere. Raises InputError for
-    an unknown profile, for a conditional one among several, ModelError for a file that cannot be read, and UnsupportedError where a
-    named profile cannot run it, or for "all" none.
+    "all": every profile of the file's format that assumes nothing, can run it, and overflows nowhere. first_maximum: as in
+    `Program`. Raises InputError for an unknown profile, for a conditional one among several, ModelError for a file that cannot be
+    read, and UnsupportedError where a named profile cannot run it, or for "all" none.
     """
     if name == ALL:
-        return _all(model, form)
+        found = _all(model, form)
+        return replace(found, programs=[replace(p, first_maximum=first_maximum) for p in found.programs])
     rows = [profile(part) for part in sorted({part.strip() for part in name.split(",")})]
     for row in rows:
         if row.assumption and len(rows) > 1:
             raise InputError(
                 f"profile {row.name!r} is conditional and stands alone", hint="a certificate of its own for it"
             )
-    programs = [lower(form.read(model, row), row) for row in rows]
+    programs = [replace(lower(form.read(model, row), row), first_maximum=first_maximum) for row in rows]
     return Runtimes(",".join(row.name for row in rows), programs, {})
 
 

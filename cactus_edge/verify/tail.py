@@ -132,7 +132,7 @@ class Tail:
         i, y, j = pairs.sample, pairs.label, pairs.other
         margins: Int64 = low[i, y] - high[i, j]
         top = self._reached(pairs, high[i, j][:, None], least, acc_low, low)[:, 0] - high[i, j]
-        rest = np.flatnonzero(top >= 1)
+        rest = np.flatnonzero(top >= 0)
         if len(rest):
             start, end = low[i, j][rest, None], high[i, j][rest, None]
             level = np.minimum(start + np.arange(int((end - start).max()) + 1), end)

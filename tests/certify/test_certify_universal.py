@@ -25,7 +25,7 @@ from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.mixture import mix
 from cactus_edge.verify import counterexamples
 from cactus_edge.verify.certificate import decode, encode, seal
-from cactus_edge.verify.counterexamples import Member, Witnesses, read_witnesses, refuted, strict_wins, under
+from cactus_edge.verify.counterexamples import Member, Witnesses, read_witnesses, refuted, under, won_by
 from cactus_edge.verify.decide import certify
 from cactus_edge.verify.families import Patch, tone
 from cactus_edge.verify.recheck import recheck
@@ -50,9 +50,7 @@ def net(size: int, seed: int = 0, classes: int = 3, name: str = "tflm") -> Progr
 def samples(program: Program, count: int, seed: int = 1) -> tuple[Array, Array]:
     x = np.random.default_rng(seed).random((count, program.values[program.input].shape[0])).astype(np.float32)
     codes = points(program, x)
-    labels = np.array(
-        [next((k for k in range(3) if strict_wins(program, c[None], np.array([k]))[0]), 0) for c in codes]
-    )
+    labels = np.array([next((k for k in range(3) if won_by(program, c[None], np.array([k]))[0]), 0) for c in codes])
     return x, labels
 
 
@@ -89,7 +87,7 @@ def test_a_perturbation_is_added_exactly() -> None:
             for v, d in zip(row, delta, strict=True)
         ]
         codes.append(program.quantize.apply(np.array([float(v) for v in exactly]).astype(np.float32)))
-    assert np.array_equal(under(program, around, x, y, delta), strict_wins(program, np.stack(codes), y))
+    assert np.array_equal(under(program, around, x, y, delta), won_by(program, np.stack(codes), y))
     as_codes = points(program, x)
     wins = under(program, around, as_codes, y, delta)
     assert wins.shape == (50,)
@@ -157,7 +155,7 @@ def test_patches_that_fool_are_found_and_are_patches() -> None:
             filled = np.repeat(x[i][None], 3 * 2 * 36, 0)
             for k, (row, column, *values) in enumerate(itertools.product(range(3), range(2), range(6), range(6))):
                 filled[k, row, column : column + 2, 0] = values
-            lost = ~strict_wins(program, points(program, filled), np.full(len(filled), y[i]))
+            lost = ~won_by(program, points(program, filled), np.full(len(filled), y[i]))
             breakable += int(lost.any())
             found += int(i in members)
             assert lost.any() or i not in members
@@ -256,7 +254,7 @@ def scale_test() -> None:
     x, y = samples(program, 40)
     x = (x / 2).astype(np.float32)
     around = region(program, "1/2", (0, "1/2"))
-    at_end = strict_wins(program, points(program, np.full_like(x, 0.5)), y)
+    at_end = won_by(program, points(program, np.full_like(x, 0.5)), y)
     assert np.array_equal(under(program, around, x, y, np.array([0.5, 0.5])), at_end)
 
 

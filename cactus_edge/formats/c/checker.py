@@ -61,9 +61,10 @@ class CChecker:
         includes = [f"-I{path}" for path in (here, data_path("export", "c", "include"))]
         compile_c(compiler or zig(), [*STRICT, "-O2", *flags, *includes, *sources, "-o", self._executable])
 
-    def check(self, model: bytes, proof: bytes, profile: str | None = None) -> Answer:
+    def check(self, model: bytes, proof: bytes, profile: str | None = None, first_maximum: bool = False) -> Answer:
         """The answer on a proof file; profile: only the proof for that one. Raises InternalError where the program crashes."""
-        done = self._run(("--profile", profile) if profile else (), model, proof)
+        ties = ("--ties", "first-maximum") if first_maximum else ()
+        done = self._run((*(("--profile", profile) if profile else ()), *ties), model, proof)
         said = (done.stderr or done.stdout).decode(errors="replace").splitlines()
         return Answer(STATES[done.returncode], "; ".join(said))
 
@@ -104,11 +105,14 @@ def c_checker() -> Iterator[CChecker]:
         yield CChecker(Path(folder))
 
 
-def second_check(model: bytes, proof: bytes | None) -> Check:
-    """The answer of the checker in C, compiled here, as one more line of a report. Raises InstallError without a compiler."""
+def second_check(model: bytes, proof: bytes | None, first_maximum: bool = False) -> Check:
+    """The answer of the checker in C, compiled here, as one more line of a report. first_maximum: as in `Program`.
+
+    Raises InstallError without a compiler.
+    """
     name, expected = "the proof, by the checker in C", f"a proof for profile {PROFILE}, right in every record"
     if proof is None:
         return Check(name, "not checked", expected, "no proof file: intervals are recomputed")
     with c_checker() as checker:
-        answer = checker.check(model, proof, PROFILE)
+        answer = checker.check(model, proof, PROFILE, first_maximum)
     return Check(name, _CHECKED[answer.state], expected, answer.words)

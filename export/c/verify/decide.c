@@ -67,7 +67,7 @@ static void check_dequantised(const ce_tensor *out)
 
 ce_goal ce_goal_of(const ce_program *program, const ce_graph *graph)
 {
-    ce_goal goal = {program, NULL, program->output, 0, -1, NULL, 0, {NULL, NULL}, 0, NULL, NULL, NULL};
+    ce_goal goal = {program, NULL, program->output, 0, -1, NULL, 0, {NULL, NULL}, 0, NULL, NULL, NULL, false};
     const ce_shape *shape = &program->values[program->output].shape;
     const ce_node *last = &graph->nodes[graph->node_count - 1];
     goal.classes = shape->count;
@@ -124,6 +124,12 @@ static int64_t ceiling(int64_t a, int64_t b)
     return a / b + (a % b > 0);
 }
 
+/* The least margin over class j that is a win. */
+static int64_t enough(const ce_goal *goal, int64_t label, int64_t j)
+{
+    return goal->first_maximum && j > label ? 0 : 1;
+}
+
 /* The least out_label - out_j where p acc_label - q acc_j >= least: for each logit k that class j may have, its accumulator is at
  * least the first that gives k, which puts the label's own at a level. */
 static int64_t behind(const ce_goal *goal, ce_bounds bounds, int64_t label, int64_t j, int64_t p, int64_t q, int64_t least)
@@ -150,7 +156,7 @@ static int64_t behind(const ce_goal *goal, ce_bounds bounds, int64_t label, int6
                                   ? goal->top
                                   : logit(goal, label, ce_most(own, goal->full.low[label]));
         margin = ce_least(margin, ce_most(level, own_least) - k);
-        if (margin < 1) {
+        if (margin < enough(goal, label, j)) {
             break;
         }
     }
@@ -180,9 +186,9 @@ void ce_use_row(ce_goal *goal, ce_row *row, ce_bounds bounds, int64_t label, int
 bool ce_won(const ce_goal *goal, int64_t label)
 {
     for (int64_t j = 0; j < goal->classes; j++) {
-        if (j != label && goal->margins[j] < 1) {
+        if (j != label && goal->margins[j] < enough(goal, label, j)) {
             return false;
         }
     }
-    return goal->softmax == NULL || ce_separates(goal->softmax, goal->classes, label, goal->margins);
+    return goal->softmax == NULL || ce_separates(goal->softmax, goal->classes, label, goal->margins, goal->first_maximum);
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Whether the label's class wins strictly at the file's output, from bounds and rows.
+/* Whether the label's class wins at the file's output, from bounds and rows: strictly, or as the first of equal maxima.
  *
  * Before a final softmax its input, the logits, decides. The tail is the last accumulation, where only rules of one argument and
  * reshapes stand between it and the logits: a bound on p acc_label - q acc_j then bounds the logits' difference level by level. */
@@ -22,6 +22,7 @@ typedef struct {
     int64_t top;        /* the largest logit of all classes over these */
     int64_t *margins;   /* [classes], of the leaf under way */
     int64_t *row, *back; /* room for a row and its transpose */
+    bool first_maximum;  /* classes behind the label may equal it; else none may */
 } ce_goal;
 
 /* Refuses a program whose end has no decision rule. */

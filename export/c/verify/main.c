@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* ce-verify [--profile NAME] MODEL.tflite PROOF: checks every record of a proof against the model's bytes, in integers only.
+/* ce-verify [--profile NAME] [--ties first-maximum] MODEL.tflite PROOF: checks every record of a proof against the model's bytes, in integers only.
  *
  *     cc -std=c99 -O2 -Iexport/c/include -o ce-verify export/c/verify/[a-z]*.c export/c/src/ce_sha256.c
  *
  * An independent second checker beside cactus_edge/verify. Exit code 0: every record holds; 1: one does not; 2: model, profile or
  * operator is none that this program knows. Without --profile every proof of the file has to be for tflm.
+ * --ties first-maximum: of equal outputs the first class wins; else none does.
  * --margins also prints by how much each leaf separates each class.
  * --bounds MODEL BOXES instead writes the ends of every element of every value over each box (i8 lower [E], i8 upper [E]): i32 least
  * [all elements], then i32 most. */
@@ -80,7 +81,7 @@ static int print_bounds(const ce_program *program, ce_bytes boxes)
     return CE_ACCEPTED;
 }
 
-static int check(ce_bytes model, ce_bytes file, bool only_ours, bool show)
+static int check(ce_bytes model, ce_bytes file, bool only_ours, bool show, bool first_maximum)
 {
     char hex[65];
     size_t at = 0, ours = 0, others = 0;
@@ -105,6 +106,7 @@ static int check(ce_bytes model, ce_bytes file, bool only_ours, bool show)
     const ce_graph graph = ce_read_tflite(model);
     const ce_program program = ce_lower(&graph);
     ce_goal goal = ce_goal_of(&program, &graph);
+    goal.first_maximum = first_maximum;
     const ce_counts counts = ce_check_proof(&found, &program, &goal, show);
     printf("profile: %s\nmodel: sha256 %s\n", PROFILE, hex);
     printf("records: %llu robust, %llu refuted, %llu open\n", (unsigned long long)counts.robust,
@@ -115,14 +117,26 @@ static int check(ce_bytes model, ce_bytes file, bool only_ours, bool show)
 
 int main(int argc, char **argv)
 {
-    const bool profile = argc == 5 && strcmp(argv[1], "--profile") == 0;
-    const bool bounds = argc == 4 && strcmp(argv[1], "--bounds") == 0;
-    const bool margins = argc == 4 && strcmp(argv[1], "--margins") == 0;
-    if (!profile && !bounds && !margins && argc != 3) {
-        ce_refuse("usage: %s [--profile " PROFILE " | --margins] MODEL.tflite PROOF", argc > 0 ? argv[0] : "ce-verify");
+    bool profile = false, first_maximum = false, bounds = false, margins = false, known = argc >= 3;
+    for (int i = 1; known && i < argc - 2; i++) {
+        const bool named = strcmp(argv[i], "--profile") == 0, ties = strcmp(argv[i], "--ties") == 0;
+        bounds = bounds || strcmp(argv[i], "--bounds") == 0;
+        margins = margins || strcmp(argv[i], "--margins") == 0;
+        if (named || ties) {
+            i++;
+            known = i < argc - 2 && (named || strcmp(argv[i], "first-maximum") == 0);
+            profile = profile || named;
+            first_maximum = first_maximum || ties;
+            if (known && named && strcmp(argv[i], PROFILE) != 0) {
+                ce_refuse("profile %s is none that this program knows: it knows " PROFILE, argv[i]);
+            }
+        } else {
+            known = strcmp(argv[i], "--bounds") == 0 || strcmp(argv[i], "--margins") == 0;
+        }
     }
-    if (profile && strcmp(argv[2], PROFILE) != 0) {
-        ce_refuse("profile %s is none that this program knows: it knows " PROFILE, argv[2]);
+    if (!known) {
+        ce_refuse("usage: %s [--profile " PROFILE "] [--ties first-maximum] [--margins] MODEL.tflite PROOF",
+                  argc > 0 ? argv[0] : "ce-verify");
     }
     const ce_bytes model = read_file(argv[argc - 2]), file = read_file(argv[argc - 1]);
     if (bounds) {
@@ -130,5 +144,5 @@ int main(int argc, char **argv)
         const ce_program program = ce_lower(&graph);
         return print_bounds(&program, file);
     }
-    return check(model, file, profile, margins);
+    return check(model, file, profile, margins, first_maximum);
 }

@@ -303,7 +303,9 @@ static void take_refuted(checker_t *c, reader_t *r, const uint8_t *lower, const 
     }
     ce_propagate(c->program, c->leaf, true);
     for (int64_t j = 0; j < c->goal->classes; j++) {
-        lost = lost || (j != c->label && c->leaf.low[output->at + j] >= c->leaf.low[output->at + c->label]);
+        const int32_t own = c->leaf.low[output->at + c->label], other = c->leaf.low[output->at + j];
+        const bool ties = !(c->goal->first_maximum && j > c->label);
+        lost = lost || (j != c->label && (other > own || (ties && other == own)));
     }
     if (!lost) {
         ce_reject("a counterexample that label %lld wins", (long long)c->label);

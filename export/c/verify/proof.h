@@ -4,7 +4,7 @@
  * A proof: "CEPROOF\x01"; u64 its length; SHA-256 of the model [32]; u8 and ASCII, the profile's name; u32 samples, u32 input
  * elements, u16 classes; u16 rules, each u16 value, u8 Q, u8 0, u32 count, i32 p [count], ascending by value; then records,
  * ascending by sample: u32 sample, u16 label, u8 verdict, i8 lower [E], i8 upper [E], and
- * 0, open: nothing. 2, refuted: i8 codes [E] in the box that the label does not win strictly.
+ * 0, open: nothing. 2, refuted: i8 codes [E] in the box that the label does not win.
  * 1, robust: u16 sheets, each u8 k below and u8 k above for all elements of the rules' values; tightenings; a tree.
  * Tightenings: u8 count, each u16 value, u16 sheet, ascending: this accumulator is bounded by lines as well.
  * Tree: u8 1, u16 value, u32 element, i32 t, the tree for v < t, the tree for v >= t. Or u8 2, tightenings, u8 rows, each u16

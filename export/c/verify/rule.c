@@ -133,7 +133,7 @@ void ce_apply_softmax(const ce_softmax *softmax, int64_t n, const int32_t *x, in
     }
 }
 
-bool ce_separates(const ce_softmax *softmax, int64_t n, int64_t label, const int64_t *margins)
+bool ce_separates(const ce_softmax *softmax, int64_t n, int64_t label, const int64_t *margins, bool first_maximum)
 {
     int64_t total = 0;
     bool won = true;
@@ -143,7 +143,8 @@ bool ce_separates(const ce_softmax *softmax, int64_t n, int64_t label, const int
     }
     for (int64_t j = 0; j < n; j++) {
         const int64_t e = softmax->exponential[255 - ce_clip(margins[j], 0, 255)];
-        won = won && (j == label || (((int64_t)1 << 26) - 1) * (INT32_MAX - e) >= ce_up(total, 30));
+        const bool may_tie = j == label || (first_maximum && j > label);
+        won = won && (may_tie || (((int64_t)1 << 26) - 1) * (INT32_MAX - e) >= ce_up(total, 30));
     }
     return won;
 }

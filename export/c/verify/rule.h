@@ -59,6 +59,6 @@ void ce_apply_softmax(const ce_softmax *softmax, int64_t n, const int32_t *x, in
 
 /* Whether margins [n] of the label over each class (256 for the label itself) separate the outputs: E - e_j >= 2^30 S / (2^26 - 1)
  * for the exponentials e that they bound from above, E = 2^31 - 1, and S the sum of e / 2^12, rounded. */
-bool ce_separates(const ce_softmax *softmax, int64_t n, int64_t label, const int64_t *margins);
+bool ce_separates(const ce_softmax *softmax, int64_t n, int64_t label, const int64_t *margins, bool first_maximum);
 
 #endif
