@@ -125,7 +125,7 @@ def test_no_field_may_be_unknown(record: dict[str, Any]) -> None:
         (("verdict", "certified"), 1.5),
         (("verdict", "certified_bits"), "abc"),
         (("bounds",), "guess"),
-        (("rule",), "first-maximum/1"),
+        (("rule",), "last-maximum/1"),
     ],
     ids=str,
 )

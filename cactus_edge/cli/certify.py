@@ -15,7 +15,15 @@ def add_parser(verbs: Any) -> None:
         "certify", help="prove the robustness of an int8 file around given inputs", description=__doc__
     )
     p.add_argument("model", type=Path, metavar="MODEL")
-    p.add_argument("--data", type=Path, required=True, metavar="X.npz", help="arrays x [N, ...] and y [N]")
+    p.add_argument("--data", type=Path, metavar="X.npz", help="arrays x [N, ...] and y [N]")
+    p.add_argument(
+        "--vnnlib",
+        type=Path,
+        nargs="+",
+        metavar="P.vnnlib",
+        help="instead of --data properties of a classifier in VNN-LIB (.gz too): a box of inputs, and which outputs are unsafe; "
+        "sat, unsat or unknown, within --budget (default 60s) for each; --out is then a report",
+    )
     p.add_argument(
         "--eps",
         default="",
@@ -144,6 +152,10 @@ def add_parser(verbs: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Certifies, writes the certificate, prints the verdict; or bounds chances, and writes and prints those."""
+    if arguments.vnnlib:
+        return _vnnlib(arguments)
+    if arguments.data is None:
+        raise InputError("nothing is asked: --data is missing", hint="--data X.npz, or --vnnlib P.vnnlib")
     if arguments.semantic:
         return _semantic(arguments)
     if given := next((name for name in DRAWS if getattr(arguments, name) is not None), None):
@@ -220,6 +232,24 @@ def _max_eps(arguments: argparse.Namespace) -> int:
     print(pairs(found.summary()))
     share = 100 * found.radii.certificate.decision.certified.mean()
     return GOOD if arguments.require is None or share >= arguments.require else NEGATIVE
+
+
+def _vnnlib(arguments: argparse.Namespace) -> int:
+    """--require asks for the properties that hold."""
+    from cactus_edge import api_vnnlib
+    from cactus_edge.report.table import pairs
+
+    others = ("data", "domain", "firmware", "attack", "universal", "ties", "max_eps", "plot", "workers", "cluster")
+    _alone(arguments, "vnnlib", *REGION, *others, "semantic", *DRAWS)
+    found = api_vnnlib.decide_files(
+        arguments.model,
+        arguments.vnnlib,
+        out=arguments.out,
+        profile=arguments.profile,
+        budget=arguments.budget,
+    )
+    print(pairs(found.summary()))
+    return GOOD if arguments.require is None or 100 * found.robust >= arguments.require else NEGATIVE
 
 
 def _semantic(arguments: argparse.Namespace) -> int:

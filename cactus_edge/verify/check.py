@@ -203,13 +203,8 @@ class Checker:
             listed[0].value: [robust.sheets[t.sheet] for (robust, _), t in zip(wanted, listed, strict=True)]
             for listed in zip(*(tighten for _, tighten in wanted), strict=True)
         }
-
-        def tighten(value: int, known: Mapping[int, Bounds]) -> Bounds | None:
-            if value not in sheets:
-                return None
-            return self.relaxation.tightened(value, known, self.hints(np.stack(sheets[value])[:, None]))
-
-        return tighten
+        tightened = self.relaxation.tightened
+        return lambda v, known: tightened(v, known, self.hints(np.stack(sheets[v])[:, None])) if v in sheets else None
 
 
 def decided(

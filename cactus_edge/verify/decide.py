@@ -81,8 +81,7 @@ class Decider:
         margins = lo[rows, labels][:, None] - hi
         margins[rows, labels] = 0
         # At its highest level the other class is not passed where the label's own end is no higher: not even tried.
-        own = hi[rows, labels][:, None]
-        passed = (hi < own) | ((hi == own) & self.goal.may_tie(labels))
+        passed = hi[rows, labels][:, None] - hi >= 1 - self.goal.may_tie(labels)
         sample, other = np.nonzero(~self.goal.won(margins, labels) & passed)
         fused = self.tail.fused(self.tail.pairs(sample, labels[sample], other), bounds, acc[0], lo, hi)
         margins[sample, other] = np.maximum(margins[sample, other], fused)

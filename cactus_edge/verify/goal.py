@@ -67,18 +67,15 @@ class Goal:
         else:
             for softmax in self.softmaxes:
                 low = high = softmax.apply(low)
-            own = low[rows, labels][:, None]
-            won = (own > high) | ((own == high) & self.may_tie(labels))
+            won = low[rows, labels][:, None] - high >= 1 - self.may_tie(labels)
             won[rows, labels] = True
         return every(won)
 
 
 def wins(output: npt.NDArray[Any], labels: Int64, first_maximum: bool = False) -> Bools:
     """[N]: whether output[n, labels[n]] is above every other of output [N, K]; with first_maximum equal ones behind it do not count."""
-    own = output[np.arange(len(labels)), labels][:, None]
-    behind = np.arange(output.shape[1]) >= labels[:, None]
-    ties = behind if first_maximum else np.arange(output.shape[1]) == labels[:, None]
-    return every((own > output) | ((own == output) & ties))
+    own, after = output[np.arange(len(labels)), labels][:, None], np.arange(output.shape[1]) - labels[:, None]
+    return every((own > output) | ((own == output) & ((after >= 0) if first_maximum else (after == 0))))
 
 
 def every(rows: Bools) -> Bools:

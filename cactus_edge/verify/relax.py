@@ -253,8 +253,7 @@ class Relaxation:
         for step in program.steps:
             bounds = self._step(step, [known[a] for a in step.args])
             keep(step.out, bounds if parent is None else _cut(bounds, parent[step.out]))
-            closer = tighten(step.out, known)
-            if closer is not None:
+            if (closer := tighten(step.out, known)) is not None:
                 keep(step.out, closer)
         return [known[i] for i in range(len(program.values))], empty
 

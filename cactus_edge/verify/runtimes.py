@@ -93,8 +93,7 @@ def runtimes(model: bytes, name: str, form: FileFormat, first_maximum: bool = Fa
     read, and UnsupportedError where a named profile cannot run it, or for "all" none.
     """
     if name == ALL:
-        found = _all(model, form)
-        return replace(found, programs=[replace(p, first_maximum=first_maximum) for p in found.programs])
+        return _all(model, form, first_maximum)
     rows = [profile(part) for part in sorted({part.strip() for part in name.split(",")})]
     for row in rows:
         if row.assumption and len(rows) > 1:
@@ -105,14 +104,14 @@ def runtimes(model: bytes, name: str, form: FileFormat, first_maximum: bool = Fa
     return Runtimes(",".join(row.name for row in rows), programs, {})
 
 
-def _all(model: bytes, form: FileFormat) -> Runtimes:
+def _all(model: bytes, form: FileFormat, first_maximum: bool) -> Runtimes:
     programs: list[Program] = []
     excluded: dict[str, str] = {}
     for _, row in sorted(PROFILES.items()):
         if row.reads != form.name or row.assumption:
             continue
         try:
-            program = lower(form.read(model, row), row)
+            program = replace(lower(form.read(model, row), row), first_maximum=first_maximum)
             prove(program)
         except ModelError as error:
             excluded[row.name] = error.message

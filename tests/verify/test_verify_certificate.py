@@ -149,7 +149,7 @@ LIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "another table": (lambda r: r["profile"].update(table_sha256="0" * 64), "the table of runtimes' arithmetics"),
     "no table": (lambda r: r["profile"].pop("table_sha256"), "the table of runtimes' arithmetics"),
     "one more sample": (lambda r: r["data"].update(samples=41), "data.samples"),
-    "another rule": (lambda r: r.update(rule="first-maximum/1"), "rule"),
+    "another rule": (lambda r: r.update(rule="last-maximum/1"), "rule"),
     "a smaller bound": (lambda r: r["overflow"][0].update(bound=1), "overflow"),
     "a proof left out": (lambda r: r["overflow"].pop(), "overflow"),
     "all certified": (lambda r: r["verdict"].update(certified=40), "verdict.certified"),

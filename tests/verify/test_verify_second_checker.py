@@ -142,7 +142,7 @@ FAULTS = [
     ("decide.c", "ceiling(q * first + least, p)", "ceiling(q * first - least, p)"),
     ("decide.c", "ce_most(level, own_least) - k", "ce_most(level, own_least) - k + 1"),
     ("proof.c", "ce_least(*high, s->threshold - 1)", "ce_least(*high, s->threshold)"),
-    ("proof.c", "c->leaf.low[output->at + j] >= ", "c->leaf.low[output->at + j] > "),
+    ("proof.c", "(ties && other == own)", "(ties && other > own)"),
     ("rule.c", "ce_up(total, 30)", "ce_up(total, 29)"),
 ]
 """(file, what stands there, what a slip of the pen makes of it)."""
