@@ -116,6 +116,21 @@ def completeness(rows: Values) -> Iterator[Line]:
     yield "of them contradicted by a long attack", str(sum(row["contradictions"] for row in rows.values())), "0"
 
 
+def qnn_robustness(rows: Values) -> Iterator[Line]:
+    for name in sorted({key.split()[0] for key in rows}):
+        found = [row for key, row in rows.items() if key.split()[0] == name]
+        total = {
+            c: sum(row[c] for row in found)
+            for c in ("samples", "open", "timeouts", "timeouts_decided", "contradictions")
+        }
+        what = f"published 6-bit network ({name}), {total['samples']} regions of Henzinger et al. 2021, {found[0]['budget']} a sample"
+        figures = (
+            f"{1 - total['open'] / total['samples']:.1%} decided, {total['timeouts_decided']} of the {total['timeouts']} that were not; "
+            f"{total['contradictions']} verdicts differ"
+        )
+        yield what, figures, "95 %, 0 differ"
+
+
 def gap(rows: Values) -> Iterator[Line]:
     for key, row in rows.items():
         what = f"{key}, eps {row['eps']}, first {row['samples']}: certified by intervals / by all means / attacked"
@@ -266,6 +281,7 @@ SECTIONS: dict[str, Callable[[Values], Iterator[Line]]] = {
     "calibration": calibration,
     "soundness": soundness,
     "completeness": completeness,
+    "qnn_robustness": qnn_robustness,
     "gap": gap,
     "checking": checking,
     "engine_speed": engine_speed,
