@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ class Network:
 
     def part(self, rows: Any) -> Network:
         """With the samples `rows`: a slice or indices."""
-        return Network(self.name, self.model, self.x[rows], self.y[rows])
+        return replace(self, x=self.x[rows], y=self.y[rows])
 
 
 def built(name: str, folder: Path) -> Network:

@@ -19,7 +19,8 @@ import os
 import time
 import tomllib
 from collections import Counter
-from functools import partial
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,10 @@ from _qnn import Array, Codes, codes, published, tflite
 from cactus_edge.certify.complete import Budget, Complete, Effort
 from cactus_edge.certify.find import find_all
 from cactus_edge.errors import InputError, InternalError
+from cactus_edge.ir.arithmetic import profile
+from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.evaluate import run as evaluate
+from cactus_edge.ir.lowering import lower
 from cactus_edge.process import settle
 from cactus_edge.recipe import DataRecipe
 from cactus_edge.resources import sha256
@@ -41,8 +45,17 @@ from cactus_edge.train.data import load_dataset
 from cactus_edge.verify.check import decided
 from cactus_edge.verify.proof import parse
 from cactus_edge.verify.regions import Region, region
+from cactus_edge.verify.tflite_read import read_tflite
 
 COLUMNS = ("samples", "misclassified", "robust", "vulnerable", "open", "timeouts", "timeouts_decided", "contradictions")
+
+
+class Published(Network):
+    """A network of which the first of equal maxima wins."""
+
+    @cached_property
+    def program(self) -> Program:
+        return replace(lower(read_tflite(self.model).graph, profile("tflm")), first_maximum=True)
 
 
 class Subject:
@@ -57,7 +70,7 @@ class Subject:
         self.layers: Codes = codes(stored)
         dataset = load_dataset(DataRecipe(set=name, validation_samples=5000))
         self.pixels = np.rint(dataset.test.x * 255).astype(np.int64).reshape(len(dataset.test.y), -1)
-        self.network = Network(name, tflite(self.layers), (self.pixels - 128).astype(np.int8), dataset.test.y)
+        self.network = Published(name, tflite(self.layers), (self.pixels - 128).astype(np.int8), dataset.test.y)
         outputs = published(self.layers, self.pixels)
         if not np.array_equal(evaluate(self.network.program, self.network.x) - 96, outputs):
             raise InternalError(f"the file does not compute the published integers of {name}")
