@@ -110,7 +110,7 @@ def comparisons(group: Group, rows: dict[Case, list[Row]]) -> list[Target]:
     """What the group expects of one row against another, as far as both are here."""
     of = {case.key.split("/", 1)[1]: found for case, found in rows.items()}
     return [
-        Target(f"{group.title}: {e['column']}, {e['row']} above {e['above']}, points", gap, e.get("by", 0))
+        Target(f"{group.key}: {e['column']}, {e['row']} above {e['above']}, points", gap, e.get("by", 0))
         for e in group.expects
         if e["row"] in of and e["above"] in of
         for gap in [100 * (_figure(of[e["row"]], e["column"]) - _figure(of[e["above"]], e["column"]))]
