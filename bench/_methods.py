@@ -18,7 +18,7 @@ from cactus_edge.errors import InputError
 from cactus_edge.formats.onnx import read_onnx
 from cactus_edge.formats.tflite import write_tflite
 from cactus_edge.inspection import macs
-from cactus_edge.recipe import CompressRecipe
+from cactus_edge.recipe_sections import CompressRecipe
 from cactus_edge.train.data import load_dataset
 from cactus_edge.verify.tflite_read import read_tflite
 

@@ -39,7 +39,7 @@ from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.evaluate import run as evaluate
 from cactus_edge.ir.lowering import lower
 from cactus_edge.process import settle
-from cactus_edge.recipe import DataRecipe
+from cactus_edge.recipe_sections import DataRecipe
 from cactus_edge.resources import sha256
 from cactus_edge.train.data import load_dataset
 from cactus_edge.verify.check import decided

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cactus_edge.errors import InputError
-from cactus_edge.recipe import TrainRecipe
+from cactus_edge.recipe_sections import TrainRecipe
 from cactus_edge.train.augmix import augmix
 
 NOISE = 0.1

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from cactus_edge.errors import InputError
-from cactus_edge.recipe import CompressRecipe, Recipe
+from cactus_edge.recipe import Recipe
+from cactus_edge.recipe_sections import CompressRecipe
 from cactus_edge.resources import write_atomic
 from cactus_edge.train.allocation import allocated, begun, keeping
 from cactus_edge.train.augment import augmented, check, views

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from cactus_edge.errors import InputError
-from cactus_edge.recipe import CompressRecipe, Recipe
+from cactus_edge.recipe import Recipe
+from cactus_edge.recipe_sections import CompressRecipe
 from cactus_edge.recipe_values import n_of_m
 from cactus_edge.train.models import Layer, Layers, Network
 from cactus_edge.train.projections import Projection

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from cactus_edge.recipe import TrainRecipe
+from cactus_edge.recipe_sections import TrainRecipe
 
 Closure = Callable[[], Tensor]
 """Clears the gradients, computes the loss, runs backward and returns the loss."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from cactus_edge.recipe import CompressRecipe
+from cactus_edge.recipe_sections import CompressRecipe
 from cactus_edge.train.allocation import (
     COSTS,
     Sensitivity,

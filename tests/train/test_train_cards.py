@@ -17,7 +17,8 @@ from cactus_edge.formats.tflite import write_tflite
 from cactus_edge.formats.zeros import zeros as zeros_of
 from cactus_edge.ir.graph import Graph
 from cactus_edge.ir.ops import constants
-from cactus_edge.recipe import CompressRecipe, Recipe
+from cactus_edge.recipe import Recipe
+from cactus_edge.recipe_sections import CompressRecipe
 from cactus_edge.train import loop
 from cactus_edge.train.calibrate import to_graph
 from cactus_edge.train.data import Dataset

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from cactus_edge.errors import DataError
-from cactus_edge.recipe import DataRecipe
+from cactus_edge.recipe_sections import DataRecipe
 from cactus_edge.train.data import Split, dataset, idx, load_dataset, sources
 
 DIGITS = DataRecipe(set="digits", validation_samples=180, test_samples=360)

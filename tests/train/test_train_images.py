@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from cactus_edge.errors import DataError
-from cactus_edge.recipe import DataRecipe
+from cactus_edge.recipe_sections import DataRecipe
 from cactus_edge.train.data import cifar, load_dataset, sources
 from cactus_edge.train.data.sources import Files
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from cactus_edge.errors import DataError
-from cactus_edge.recipe import ChannelRecipe, DataRecipe
+from cactus_edge.recipe_sections import ChannelRecipe, DataRecipe
 from cactus_edge.recipe_values import radius
 from cactus_edge.train.data import load_dataset, signals, sources
 from cactus_edge.train.data.sources import Files

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from cactus_edge.errors import DataError, InstallError
-from cactus_edge.recipe import DataRecipe
+from cactus_edge.recipe_sections import DataRecipe
 from cactus_edge.train.data import cifar, folder, idx, own, signals
 from cactus_edge.train.data.dataset import About, Channel, Dataset, Float32, Int64, Raw, Split, divide
 from cactus_edge.train.data.sources import ENVIRONMENT

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.errors import DataError, InputError
-from cactus_edge.recipe import DataRecipe
+from cactus_edge.recipe_sections import DataRecipe
 from cactus_edge.recipe_values import Eps
 
 Float32 = npt.NDArray[np.float32]

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.errors import DataError, InstallError
-from cactus_edge.recipe import DataRecipe
+from cactus_edge.recipe_sections import DataRecipe
 from cactus_edge.train.data.dataset import About, Dataset, Raw, divide
 
 UInt8 = npt.NDArray[np.uint8]

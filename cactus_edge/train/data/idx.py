@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.errors import DataError
-from cactus_edge.recipe import DataRecipe
+from cactus_edge.recipe_sections import DataRecipe
 from cactus_edge.train.data.dataset import About, Dataset, Raw, Split, divide
 from cactus_edge.train.data.sources import Files, locate
 

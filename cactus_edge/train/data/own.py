@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.errors import DataError
-from cactus_edge.recipe import ChannelRecipe, DataRecipe
+from cactus_edge.recipe_sections import ChannelRecipe, DataRecipe
 from cactus_edge.samples import read_arrays
 from cactus_edge.train.data.dataset import UNIT, About, Channel, Dataset, Float32, Raw, Split, divide
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.errors import DataError
-from cactus_edge.recipe import DataRecipe
+from cactus_edge.recipe_sections import DataRecipe
 from cactus_edge.train.data.dataset import About, Channel, Dataset, Float32, Int64, Raw, divide, in_fixed_order
 from cactus_edge.train.data.sources import Files, locate
 

@@ -15,7 +15,8 @@ from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.evaluate import evaluate
 from cactus_edge.ir.graph import Graph, Tensor
 from cactus_edge.ir.ops import Float32
-from cactus_edge.recipe import DeckRecipe, Recipe
+from cactus_edge.recipe import Recipe
+from cactus_edge.recipe_sections import DeckRecipe
 from cactus_edge.train.augment import augmented
 from cactus_edge.train.calibrate import CALIBRATION_SAMPLES, JUDGES, calibrate
 from cactus_edge.train.data import Dataset, Split

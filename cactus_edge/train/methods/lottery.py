@@ -13,7 +13,8 @@ from dataclasses import replace
 
 import torch
 
-from cactus_edge.recipe import CompressRecipe, Recipe
+from cactus_edge.recipe import Recipe
+from cactus_edge.recipe_sections import CompressRecipe
 from cactus_edge.train.models import Layers, Network
 from cactus_edge.train.objectives.loss import Batch
 from cactus_edge.train.projections import positive_gamma

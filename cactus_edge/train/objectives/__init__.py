@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cactus_edge.recipe import TrainRecipe
+from cactus_edge.recipe_sections import TrainRecipe
 from cactus_edge.semantics import transforms
 from cactus_edge.train.attacks import Attack
 from cactus_edge.train.objectives.adversarial import STANDARD, adversarial
