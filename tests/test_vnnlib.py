@@ -25,6 +25,13 @@ def test_what_is_read() -> None:
     assert found.violated(np.array([1, 4, 4])) and not found.violated(np.array([1, 3, 4]))
 
 
+def test_of_two_bounds_the_tighter_one_counts() -> None:
+    for more in ("(assert (>= X_0 0.15)) (assert (<= X_0 0.18))", "(assert (<= X_0 0.18)) (assert (>= X_0 0.15))"):
+        for text in (BOX + more, more + BOX):
+            found = parse(HEAD + text + ANY, "p")
+            assert (found.lower[0], found.upper[0]) == (Fraction("0.15"), Fraction("0.18"))
+
+
 @pytest.mark.parametrize(
     ("text", "strict", "first"),
     [
