@@ -54,7 +54,7 @@ class Tail:
     weight float64 [K, I] and bias int64 [K]: acc = weight (x + offset) + bias. factors int64 [K]: the p of the module's
     head. steps int64 [1 + L, K]: steps[k - first_level, c] = the least reachable accumulator of class c with output >= k,
     at its highest. ladder: the thresholds of all classes at their lowest, from level own_level + 1 on, as one increasing
-    array, class c raised by c * 2^40. Highest and lowest are one rule, except under an envelope.
+    array, class c raised by c * 2^40. Highest and lowest are one rule, except under an envelope. enough: the least margin that can win.
     """
 
     source: int
@@ -71,6 +71,7 @@ class Tail:
     steps: Int64
     own_level: int
     ladder: Int64
+    enough: int
 
     @cached_property
     def compiled(self) -> Accumulate:
@@ -132,7 +133,7 @@ class Tail:
         i, y, j = pairs.sample, pairs.label, pairs.other
         margins: Int64 = low[i, y] - high[i, j]
         top = self._reached(pairs, high[i, j][:, None], least, acc_low, low)[:, 0] - high[i, j]
-        rest = np.flatnonzero(top >= 0)
+        rest = np.flatnonzero(top >= self.enough)
         if len(rest):
             start, end = low[i, j][rest, None], high[i, j][rest, None]
             level = np.minimum(start + np.arange(int((end - start).max()) + 1), end)
@@ -196,22 +197,8 @@ def _tail(
     first, own_first = (int(_apply(atoms, low[None], shape, sign).min()) for sign in (1, -1))
     ladder = (own + np.arange(classes) * 2**40).T.ravel()
     steps = np.vstack([low[None], t])
-    return Tail(
-        source,
-        value,
-        affine.input_offset,
-        shape,
-        atoms,
-        affine,
-        program.codes,
-        weight,
-        bias,
-        factors,
-        first,
-        steps,
-        own_first,
-        ladder,
-    )
+    where = (source, value, affine.input_offset, shape, atoms, affine, program.codes)
+    return Tail(*where, weight, bias, factors, first, steps, own_first, ladder, int(not program.first_maximum))
 
 
 def _apply(atoms: tuple[TailAtom, ...], acc: Int64, shape: tuple[int, ...], sign: int) -> Int64:
