@@ -1,6 +1,6 @@
 """Speed of bounds on the integer file against the same layers in float32: plain, and bounded by auto_LiRPA.
 
-    python bench/engine_speed.py [--lirpa DIR] [--build build] [--batch 128 1000] [--threads 2] [--runs 7] [--fresh]
+    python bench/engine_speed.py [--lirpa DIR] [--build build] [--batch 128 1000] [--threads 1 2] [--runs 7] [--fresh]
 
 All sides run in this process, in turns, over the same images and radii, with the same threads; medians count, and each side has
 its network built. Ours begins at float32 pixels: exact ends of the regions, quantisation, bounds, fused margins, verdicts.
@@ -204,7 +204,7 @@ def main() -> int:
     parser.add_argument("--build", type=Path, default=ROOT / "build", help="folder of finished builds")
     parser.add_argument("--workdir", type=Path, default=ROOT / "build" / "bench", help="checkpoints of training")
     parser.add_argument("--batch", type=int, nargs="+", default=[128, 1000])
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, len(os.sched_getaffinity(0))}))
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--fresh", action="store_true", help="measure again what is recorded")
     given = parser.parse_args()
@@ -213,18 +213,20 @@ def main() -> int:
     results = Results("engine_speed", fresh=given.fresh)
     found: dict[str, Row] = {}
     for network in networks(given.build, given.workdir):
-        inputs = f"{network.digest} {given.threads} {given.runs} {lirpa.version if lirpa else ''}"
         digests = {"model": network.digest}
-        for batch in given.batch if network.name in INTERVALS else ():
-            eps = INTERVALS[network.name]
-            measure = partial(intervals, network, eps, batch, lirpa, given.threads, given.runs)
-            key = f"intervals, {network.name}, batch {batch}"
-            found[key] = results.row(key, inputs, measure, digests)
-        if network.name in LINES:
-            eps, count = LINES[network.name]
-            measure = partial(lines, network.part(slice(count)), eps, lirpa, given.threads, max(given.runs // 2, 1))
-            key = f"lines, {network.name}, eps {eps}"
-            found[key] = results.row(key, inputs, measure, digests)
+        for count in given.threads:
+            inputs = f"{network.digest} {count} {given.runs} {lirpa.version if lirpa else ''}"
+            for batch in given.batch if network.name in INTERVALS else ():
+                eps = INTERVALS[network.name]
+                measure = partial(intervals, network, eps, batch, lirpa, count, given.runs)
+                key = f"intervals, {network.name}, batch {batch}, threads {count}"
+                found[key] = results.row(key, inputs, measure, digests)
+            if network.name in LINES:
+                eps, samples = LINES[network.name]
+                part = network.part(slice(samples))
+                measure = partial(lines, part, eps, lirpa, count, max(given.runs // 2, 1))
+                key = f"lines, {network.name}, eps {eps}, threads {count}"
+                found[key] = results.row(key, inputs, measure, digests)
     return report(found)
 
 
