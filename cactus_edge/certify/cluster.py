@@ -10,7 +10,7 @@ from __future__ import annotations
 import pickle
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +87,7 @@ class Cluster:
         asked = client.submit(pickle.loads, pickle.dumps(question, protocol=5), pure=False)
         left = iter(slices)
         flying: set[Future] = set()
-        room = AHEAD * max(1, sum(client.nthreads().values()))
+        room = AHEAD * max(1, sum(self._threads(client).values()))
         seen = time.monotonic()
         try:
             while True:
@@ -126,7 +126,7 @@ class Cluster:
         if client.status != "running":
             raise self._lost()
         now = time.monotonic()
-        if client.nthreads():
+        if self._threads(client):
             return now
         if now - seen > self.patience_s:
             raise InputError(
@@ -134,6 +134,14 @@ class Cluster:
                 hint="what was finished is kept: start workers and run the same command again",
             )
         return seen
+
+    def _threads(self, client: Client) -> Mapping[str, int]:
+        """The threads of each worker. Raises InputError where nobody answers: a client notices late that its scheduler is gone."""
+        try:
+            found: Mapping[str, int] = client.nthreads()
+        except OSError as error:
+            raise self._lost() from error
+        return found
 
     def _lost(self) -> InputError:
         return InputError(

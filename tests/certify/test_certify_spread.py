@@ -429,6 +429,18 @@ def test_nobody_at_that_address() -> None:
         decider(1, Cluster("dask://127.0.0.1:9", connect_s=0.5))(PROGRAM, REGION, MANY, LABELS)
 
 
+def test_a_scheduler_that_is_gone_before_its_client_knows() -> None:
+    class Deaf:
+        status = "running"
+
+        def nthreads(self) -> dict[str, int]:
+            raise OSError("timed out trying to connect")
+
+    with pytest.raises(InputError, match="is gone") as error:
+        Cluster("dask://there:1")._still_there(Deaf(), 0.0)
+    assert "run the same command again" in error.value.hint
+
+
 def test_a_cluster_without_workers() -> None:
     with (
         dask.LocalCluster(
