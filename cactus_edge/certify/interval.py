@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ import numpy.typing as npt
 from cactus_edge.certify.interval_bytes import ByteEngine, byte_layers
 from cactus_edge.certify.tiles import TILE, random_boxes, require_equal, tiled
 from cactus_edge.ir.atoms import Affine, Program
+from cactus_edge.ir.evaluate import run
 from cactus_edge.ir.linear import Array, Conv, Dense
 from cactus_edge.ir.ops import Codes, Padding2d
 from cactus_edge.verify import decide
@@ -48,8 +50,7 @@ def certify(
 
     torch's where torch is loaded already or the work is worth loading it; numpy's elsewhere, also where torch is not installed.
     """
-    boxes = len(x) * region.count(x.shape[1:])
-    if "torch" not in sys.modules and (not _installed() or boxes * multiplications(program) < WORTH):
+    if not _worth(program, len(x) * region.count(x.shape[1:])):
         return decide.certify(program, region, x, labels, threads=threads, progress=progress)
     with one_torch_thread() as each_worker:
         return decide.certify(
@@ -63,6 +64,31 @@ def certify(
             engine=quickest,
             each_worker=each_worker,
         )
+
+
+def outputs(program: Program, count: int) -> Callable[[Codes], Codes]:
+    """`ir.evaluate.run` of the program, sooner where about `count` samples are to be run: bounds of a point are its values.
+
+    Where an engine's two ends of a point differ, as for a step that it bounds more coarsely, the interpreter says what it is.
+    """
+    if not _worth(program, count):
+        return partial(run, program)
+    engine, dtype = quickest(program, [program.output]), program.output_tensor.dtype
+
+    def values(codes: Codes) -> Codes:
+        ((low, high),) = engine.run(codes, codes)
+        found = low.astype(dtype)
+        wide = (low != high).reshape(len(low), -1).any(1)
+        if wide.any():
+            found[wide] = run(program, codes[wide])
+        return found
+
+    return values
+
+
+def _worth(program: Program, boxes: int) -> bool:
+    """Whether torch is loaded already, or saves more time than loading it costs."""
+    return "torch" in sys.modules or (_installed() and boxes * multiplications(program) >= WORTH)
 
 
 def multiplications(program: Program) -> int:
@@ -117,8 +143,10 @@ class TorchEngine(Engine):
     def _apply(
         self, low: Callable[..., Array], high: Callable[..., Array], signs: tuple[int, ...], args: list[Bounds]
     ) -> Bounds:
-        """Both ends in one pass where they are the halves of one array, as `TorchAccumulate.ends` leaves them."""
+        """Both ends in one pass where they are one array, or the halves of one, as `TorchAccumulate.ends` leaves them."""
         lo, hi = args[0]
+        if low is high and lo is hi and isinstance(low, TorchStaircase):
+            return (point := low(lo)), point
         if low is high and isinstance(low, TorchStaircase) and isinstance(lo.base, np.ndarray) and lo.base is hi.base:
             under, over = low(lo.base)
             return under, over
@@ -141,11 +169,13 @@ class TorchAccumulate:
         return np.float32
 
     def ends(self, lo: Array, hi: Array) -> Bounds:
-        """As `Accumulate.ends`."""
+        """As `Accumulate.ends`; of points both are one array."""
         import torch
 
         low, high = torch.from_numpy(lo), torch.from_numpy(hi)
         centre = self.product(self._sum(torch.add, low, high, 2.0 * self.exact.fill), False)
+        if lo is hi or np.array_equal(lo, hi):
+            return (point := centre.numpy()), point
         radius = self.product(self._sum(torch.sub, high, low, 0.0), True)
         both = centre.new_empty((2, *centre.shape))
         torch.sub(centre, radius, out=both[0])

@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cactus_edge.certify.interval import outputs
 from cactus_edge.errors import InputError
 from cactus_edge.ir import atoms
 from cactus_edge.ir.atoms import Program
-from cactus_edge.ir.evaluate import run
+from cactus_edge.ir.ops import Codes
 from cactus_edge.semantics import AMOUNTS as AMOUNTS
 from cactus_edge.semantics import Real, Semantic
 from cactus_edge.semantics import transforms as transforms
@@ -89,11 +90,13 @@ def estimate(
     low, high = (float(exact(end, "an end of the domain")) for end in domain)
     values = real(program, x)
     count = ESTIMATES * samples
+    run = outputs(program, (count + 1) * len(y))
     correct, losses = np.zeros(len(y), np.bool_), np.zeros(len(y), np.int64)
     logs, risk = np.zeros(len(y)), np.ones(len(y))
     for i in range(len(y)):
         drawn = transform.draw(values[i].astype(np.float64), count, (low, high), np.random.default_rng([seed, i]))
-        p = probabilities(program, np.concatenate([values[i][None].astype(np.float32), drawn.astype(np.float32)]))
+        x_and_drawn = np.concatenate([values[i][None].astype(np.float32), drawn.astype(np.float32)])
+        p = probabilities(program, run(points(program, x_and_drawn)))
         won = p[:, y[i]] > np.delete(p, y[i], 1).max(1)
         correct[i], losses[i] = won[0], count - int(won[1:].sum())
         if won[0]:
@@ -124,11 +127,10 @@ def log_bound(z: Real, d: float, grid: Real = GRID, share: float = SHARE) -> tup
     return min(0.0, float(logs[best, at].max()) - math.log(share)), float(too_low.prod())
 
 
-def probabilities(program: Program, x: npt.NDArray[np.float32]) -> Real:
-    """The file's output for x as probabilities [N, classes]: its softmax where it ends in one, else the softmax of its logits."""
+def probabilities(program: Program, out: Codes) -> Real:
+    """The file's output codes as probabilities [N, classes]: its softmax where it ends in one, else the softmax of its logits."""
     tensor = program.output_tensor
-    out = run(program, points(program, x)).reshape(len(x), -1)
-    real: Real = np.float64(tensor.scale) * (out.astype(np.float64) - tensor.zero_point)
+    real: Real = np.float64(tensor.scale) * (out.reshape(len(out), -1).astype(np.float64) - tensor.zero_point)
     last = next((s for s in program.steps if s.out == program.output), None)
     if last is not None and isinstance(atoms.example(last.atom), atoms.Softmax):
         return real

@@ -51,6 +51,45 @@ def test_bounds_equal_the_definition(data: st.DataObject) -> None:
         assert all(np.array_equal(e, g) for e, g in zip(expected, got, strict=True))
 
 
+@settings(max_examples=60)
+@given(data=st.data())
+def test_points_come_out_as_the_interpreter_has_them(data: st.DataObject) -> None:
+    graph = data.draw(graphs())
+    try:
+        program = lower(graph, TFLM)
+    except UnsupportedError:
+        return
+    x, _ = boxes(data.draw(st.integers(0, 2**32 - 1)), program, data.draw(st.integers(1, 5)))
+    got = interval.outputs(program, len(x))(x)
+    assert got.dtype == program.output_tensor.dtype and np.array_equal(got, evaluate.run(program, x))
+
+
+def test_of_points_there_is_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = program_of(2, max_nodes=1, middle=("conv2d",), ends=("",))
+    engine, (x, _) = TorchEngine(program, [program.output]), boxes(0, program, TILE)
+    made: list[object] = []
+    real = torch.conv2d
+    monkeypatch.setattr(torch, "conv2d", lambda *a, **k: made.append(a) or real(*a, **k))
+    ((low, high),) = engine.run(x, x)
+    assert len(made) == 1 and np.array_equal(low, evaluate.run(program, x)) and np.array_equal(high, low)
+
+
+def test_a_point_that_an_engine_bounds_more_coarsely_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = program_of(5, max_nodes=4)
+    x, _ = boxes(1, program, 5)
+    real = Engine.run
+
+    def coarse(self: Engine, *ends: Any) -> Any:
+        return [
+            (low - (np.arange(len(low)) % 2).reshape(-1, *(1,) * (low.ndim - 1)), high)
+            for low, high in real(self, *ends)
+        ]
+
+    monkeypatch.setattr(interval, "quickest", lambda *a: type("Coarse", (Engine,), {"run": coarse})(*a))
+    monkeypatch.setattr(Engine, "_self_check", lambda self: None)
+    assert np.array_equal(interval.outputs(program, 5)(x), evaluate.run(program, x))
+
+
 @pytest.mark.parametrize("count", [1, TILE - 1, TILE, TILE + 1, 2 * TILE])
 def test_every_number_of_samples_comes_out_whole(count: int) -> None:
     program = program_of(5, max_nodes=4)
@@ -114,6 +153,8 @@ def test_small_work_does_not_load_torch(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(interval, "_installed", lambda: False)
     interval.certify(program, ball, x, np.zeros(4, np.int64))
     assert chosen == [Engine, quickest, Engine]
+    monkeypatch.setattr(interval, "quickest", lambda *a: pytest.fail("torch is loaded"))
+    assert np.array_equal(interval.outputs(program, 10**9)(x), evaluate.run(program, x))
 
 
 # Planted faults: what a library could do that the numpy proofs do not cover.

@@ -176,7 +176,8 @@ def test_codes_stand_for_their_values() -> None:
 
 def test_probabilities_are_the_files_own() -> None:
     program = brightness_net()
-    p = probabilities(program, np.array([[[0, 0], [0, 0]], [[1, 1], [1, 1]]], np.float32))
+    x = np.array([[[0, 0], [0, 0]], [[1, 1], [1, 1]]], np.float32)
+    p = probabilities(program, run(program, points(program, x)))
     assert np.allclose(p.sum(1), 1) and p[0, 1] > 0.9 and p[1, 0] > 0.9
 
 
