@@ -86,6 +86,16 @@ def test_the_objective_weighs_samples_and_mutations(make_network: Make) -> None:
     assert torch.equal(loss.of(member, batch, Step(1.0, 0.0, 0.0)).loss, clean)
 
 
+def test_the_points_of_a_batch_are_drawn_once(make_network: Make) -> None:
+    net, one, step = fold_batch(make_network(0).layers(), sample().x).net, sample(), Step(1.0, 0.0, 0.5)
+    loss = semantic(transforms(ALL))
+    points = [loss.aim(net, batch, step).points for batch in (one, replace(one, points=one.x))]
+    assert points[0] is points[1] is not None
+    for other in (replace(one, seed=6), replace(one, x=1 - one.x)):
+        found = loss.aim(net, other, step).points
+        assert found is not None and torch.equal(found, mutated(other.x, transforms(ALL), UNIT, other.seed))
+
+
 # SAM.
 
 

@@ -34,11 +34,14 @@ def mutated(x: Tensor, transforms: Sequence[Semantic], domain: tuple[float, floa
 
 def semantic(transforms: Sequence[Semantic]) -> Loss:
     """(1 - lambda) * CE(x) + lambda * CE(x_T), x_T the mutations, the same for every member; lambda is the robust weight."""
+    last: list[Batch] = []  # aimed: SAM asks twice for the points of one batch
 
     def aim(_: Folded, batch: Batch, step: Step) -> Batch:
         if step.robust_weight == 0:
             return replace(batch, points=batch.x)
-        return replace(batch, points=mutated(batch.x, transforms, batch.domain, batch.seed))
+        if not last or last[0].x is not batch.x or last[0].seed != batch.seed:
+            last[:] = [replace(batch, points=mutated(batch.x, transforms, batch.domain, batch.seed))]
+        return replace(batch, points=last[0].points)
 
     def of(member: Member, batch: Batch, step: Step) -> MemberLoss:
         clean = F.cross_entropy(member.logits(batch.x), batch.y)
