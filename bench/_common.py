@@ -146,6 +146,13 @@ def median(rows: Sequence[Row], key: str) -> float:
     return float(statistics.median(row[key] for row in rows))
 
 
+def mean_pca(rows: Sequence[Row]) -> tuple[float, str]:
+    """Of rows with shares by transform under `pca`, the mean over transforms and rows; the same in words, with the spread of rows."""
+    of = [statistics.fmean(row["pca"].values()) for row in rows]
+    mean = statistics.fmean(of)
+    return mean, f"{100 * mean:.2f}" + (f" ({100 * min(of):.2f} to {100 * max(of):.2f})" if len(of) > 1 else "")
+
+
 def percent(value: float) -> str:
     """0.9753 -> 97.53 %."""
     return f"{100 * value:.2f} %"

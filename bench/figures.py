@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from _common import RESULTS, ROOT, run
+from _common import RESULTS, ROOT, mean_pca, median, run
 
 from cactus_edge.errors import InputError
 from cactus_edge.resources import write_atomic
@@ -263,7 +263,9 @@ def robust_compression(rows: Values) -> Iterator[Line]:
                 seeds = by_method(rows, f"{group['key']}/{name}/")
                 said = [f"clean {share(seeds, 'clean')} %"]
                 said += [f"{key} {share(seeds, key)} %" for key in ("robust", "corrupted") if key in seeds[0]]
-                said += [f"{of} {100 * part:.1f} % (CC-Cert)" for of, part in seeds[0].get("pca", {}).items()]
+                if "pca" in seeds[0]:
+                    parts = (f"{of} {100 * median([r['pca'] for r in seeds], of):.1f}" for of in seeds[0]["pca"])
+                    said.append(f"CC-Cert {mean_pca(seeds)[1]} % ({', '.join(parts)})")
                 count = f", {len(seeds)} seeds" if len(seeds) > 1 else ""
                 yield f"{name}{count}", f"{', '.join(said)}, {max(r['bytes'] for r in seeds):,} bytes", ""
 

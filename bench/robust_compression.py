@@ -9,17 +9,17 @@ A suite (bench/suites/robust-compression-*.toml) is groups of rows with judges (
 `robust` and `pgd` are of the int8 file; in brackets stands the float network before quantisation, which is what the pruned rows
 of the AdverFine paper are. `robust`: under the worst of the group's attacks (random starts inside the sensor's range, APGD on two
 losses, the attack on the integers, which sees the first samples alone: `integer`). `pgd`: under AdverFine's own attack.
-`corrupted`: mean over fifteen corruptions at five severities. `PCA`: the share that CC-Cert bounds below 1e-4, probabilistic.
+`corrupted`: mean over fifteen corruptions at five severities. `PCA`: the share that CC-Cert bounds below 1e-4, probabilistic, its
+mean over the transforms; rows are compared by its mean over seeds.
 `batches of 100`: the same where a host gates batches, as the paper does. `of one in float32`: bytes against the weights of
 one uncompressed card. `paper`: its clean accuracy and that under its attack, mean and deviation.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 
-from _common import Row, Target, median, percent, run, table
+from _common import Row, Target, mean_pca, median, percent, run, table
 from _compared import compare, spread
 from _suite import Case, Group
 
@@ -43,8 +43,13 @@ def _integer(rows: list[Row], _: Case) -> str:
     return f"{percent(found['before'])} to {percent(found['robust'])} of {found['samples']}" if found else ""
 
 
+def _pca(rows: list[Row], _: Case) -> str:
+    return mean_pca(rows)[1] if "pca" in rows[0] else ""
+
+
 def _transforms(rows: list[Row], _: Case) -> str:
-    return ", ".join(f"{name} {percent(share)}" for name, share in rows[0].get("pca", {}).items())
+    by_name = {name: median([row["pca"] for row in rows], name) for name in rows[0].get("pca", {})}
+    return ", ".join(f"{name} {percent(share)}" for name, share in by_name.items())
 
 
 def _paper(_: list[Row], case: Case) -> str:
@@ -72,7 +77,8 @@ COLUMNS: dict[str, Cell] = {
     "batches of 100": _alone("batched"),
     "of one in float32": _third,
     "emulated board": _board,
-    "PCA": _transforms,
+    "PCA": _pca,
+    "of which": _transforms,
     "bytes": lambda rows, _: f"{max(r['bytes'] for r in rows):,}",
     "seen": lambda rows, _: f"{rows[0]['samples_seen']:,}",
     "trained in s": lambda rows, _: f"{median(rows, 'training_cpu_s'):.0f}",
@@ -118,9 +124,8 @@ def comparisons(group: Group, rows: dict[Case, list[Row]]) -> list[Target]:
 
 
 def _figure(rows: list[Row], column: str) -> float:
-    """A median over seeds; of figures by name (`pca`) their mean first."""
-    values = [row[column] for row in rows]
-    return statistics.median(statistics.fmean(v.values()) if isinstance(v, dict) else v for v in values)
+    """A median over seeds; of `pca` the mean over transforms and seeds, since rows differ little beside what seeds do."""
+    return mean_pca(rows)[0] if column == "pca" else median(rows, column)
 
 
 def distances(group: Group, rows: dict[Case, list[Row]]) -> list[Target]:

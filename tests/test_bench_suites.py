@@ -6,9 +6,11 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cactus_edge.errors import InputError
+from cactus_edge.semantics import Semantic, transforms
 from cactus_edge.train.methods import stages
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
@@ -69,3 +71,18 @@ def test_judges_that_there_are_not_are_refused(suite: Any, judge: str) -> None:
     judges = importlib.import_module("_judges")
     with pytest.raises(InputError, match="no judge is called"):
         judges.parsed(judge)
+
+
+def test_rows_share_what_a_transform_draws(suite: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    judges = importlib.import_module("_judges")
+    (plain,) = transforms("brightness")
+    x = np.random.default_rng(0).random((2, 3, 3, 1))
+    (kept,) = judges._kept("brightness")
+    first = [kept.draw(one, 4, (0.0, 1.0), np.random.default_rng(seed)) for one in x for seed in (0, 1)]
+    made: list[object] = []
+    monkeypatch.setattr(Semantic, "changed", lambda *a: made.append(a))
+    again = [kept.draw(one, 4, (0.0, 1.0), np.random.default_rng(seed)) for one in x for seed in (0, 1)]
+    monkeypatch.undo()
+    expected = [plain.draw(one, 4, (0.0, 1.0), np.random.default_rng(seed)) for one in x for seed in (0, 1)]
+    assert not made and all(np.array_equal(a, b) for a, b in zip(first, expected, strict=True))
+    assert all(np.array_equal(a, b.astype(np.float32)) for a, b in zip(again, expected, strict=True))
