@@ -27,7 +27,7 @@ from cactus_edge.train.objectives.loss import Batch, Member, Step
 from cactus_edge.train.objectives.semantic import mutated, semantic
 from cactus_edge.train.sparsity import Sparsity, masks
 from cactus_edge.train.stages import full_layers
-from cactus_edge.train.updates import Update, clipped, sharp
+from cactus_edge.train.updates import Update, clipped, optimiser, sharp
 
 Make = Callable[..., Network]
 ALL = "brightness=0.2,contrast=0.2,rotation=10,translation=2,blur=1"
@@ -280,6 +280,13 @@ def test_a_perturbation_of_each_layer_by_itself_is_seen() -> None:
         check_radius(apart, 0.3)
 
 
+def test_the_perturbation_hands_gradients_on_where_nothing_is_clipped() -> None:
+    mask = torch.tensor([0.9, 0.5, 0.1], requires_grad=True)
+    (found,) = csam.perturbed([mask], [torch.tensor([1.0, 0.1, -1.0])], 1.0)
+    found.sum().backward()  # type: ignore[no-untyped-call]
+    assert mask.grad is not None and mask.grad.tolist() == [0, 1, 0]
+
+
 def masked(network: Network) -> csam.MaskedWeights:
     return csam.MaskedWeights(network.layers(), HALF)
 
@@ -305,6 +312,21 @@ def test_a_step_trains_the_mask_and_leaves_it_unperturbed(make_network: Make, ha
     assert all(torch.equal(t, before[name]) for name, t in network.state_dict().items())
     learned = [*network.parts(), *(layer.weight for layer in Network.layers(network))]
     assert len(learned) == 8 and all(p.grad is not None and float(p.grad.abs().sum()) > 0 for p in learned)
+
+
+def test_a_mask_moves_in_steps_of_its_own_beside_the_weights(make_network: Make, half: Recipe) -> None:
+    network = masked(make_network(3))
+    before = [t.detach().clone() for t in (*network.mask(), *(layer.weight for layer in Network.layers(network)))]
+    adam = optimiser(network, half.train)
+    csam.sharp_mask(half)(network, sample(), Step(1.0, 0.0, 0.5)).loss.backward()  # type: ignore[no-untyped-call]
+    rate = csam.CSAM[1].schedule(half).learning_rate
+    assert rate == half.compress.learning_rate
+    for group in adam.param_groups:
+        group["lr"] = rate
+    adam.step()
+    after = (*network.mask(), *(layer.weight for layer in Network.layers(network)))
+    far = [float((a - b).abs().max().detach()) for a, b in zip(after, before, strict=True)]
+    assert far[:4] == pytest.approx([csam.FAST * rate] * 4, rel=1e-3) and far[4:] == pytest.approx([rate] * 4, rel=1e-3)
 
 
 def test_the_objective_is_that_of_the_perturbed_mask(
@@ -342,8 +364,10 @@ def test_a_hard_mask_is_consistent(make_network: Make) -> None:
 def test_what_is_left_is_what_the_hard_mask_says(make_network: Make, network_seed: int) -> None:
     network, x = make_network(network_seed), sample().x
     for made in (masked(network), csam.MaskedChannels(network.layers(), (3, 2, 5))):
-        hard = fold_batch(made.under(made.hard(made.mask())), x).logits
-        assert torch.allclose(hard, fold_batch(made.chosen().layers(), x).logits, atol=1e-4)
+        kept = tuple(m * h for m, h in zip(made.mask(), made.hard(made.mask()), strict=True))
+        left = fold_batch(made.under(kept), x).logits
+        assert torch.allclose(left, fold_batch(made.chosen().layers(), x).logits, atol=1e-4)
+        assert not torch.allclose(left, fold_batch(made.under(made.hard(made.mask())), x).logits, atol=1e-4)
     assert csam.MaskedChannels(network.layers(), (3, 2, 5)).chosen().widths() == (3, 2, 5)
 
 
