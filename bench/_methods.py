@@ -100,8 +100,13 @@ class Measurement:
         """NNCF's file, its integers in a .tflite: the same graph, judged under the same profile as every other row."""
         from cactus_edge.train.methods import nncf
 
-        start = time.monotonic()
-        graph = read_onnx(nncf.quantised(trained.folded(), self.job.dataset)).graph
+        start, net, dataset = time.monotonic(), trained.folded(), self.job.dataset
+        made = (
+            nncf.quantised(net, dataset)
+            if self.case.quantiser == "nncf"
+            else nncf.trained_quantised(net, dataset, self.seed)
+        )
+        graph = read_onnx(made).graph
         return write_tflite(graph, metadata={}), {"calibrating_s": round(time.monotonic() - start, 1)}
 
 

@@ -42,12 +42,14 @@ GROUP_KEYS = {
     "set",
     "paper",
 }
+QUANTISERS = ("ours", "nncf", "nncf-qat")
+
 ROW_KEYS = {"key", "role", "method", "quantiser", "recipe", "all_channels", "set", "paper"}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row: a method on a recipe. quantiser: "ours" or "nncf". role: what it counts as in the group's goals.
+    """One row: a method on a recipe. quantiser: one of QUANTISERS. role: what it counts as in the group's goals.
 
     paper: what a publication reports of it, mean and deviation in per cent by the row's own figure that it is compared with.
     """
@@ -55,7 +57,7 @@ class Case:
     key: str
     role: str
     recipe: Recipe
-    quantiser: str = "ours"
+    quantiser: str = QUANTISERS[0]
     paper: dict[str, list[float]] = dataclasses.field(default_factory=dict, hash=False)
 
 
@@ -141,10 +143,13 @@ def _group(table: dict[str, Any], where: str, bench: str) -> Group:
         method = {"train": {"method": row.get("method", recipe.train.method)}}
         for changes in (table.get("set", {}), row.get("set", {}), method):
             recipe = changed(recipe, {section: dict(values) for section, values in changes.items()}, here)
+        quantiser = row.get("quantiser", QUANTISERS[0])
+        if quantiser not in QUANTISERS:
+            raise InputError(f"{here}: quantiser = {quantiser!r}", hint=f"one of {', '.join(QUANTISERS)}")
         role, paper = row["role"], (row.get("paper", {}) if table.get("paper", True) else {})
         if role not in ROLES:
             raise InputError(f"{here}: role = {role!r}", hint=f"one of {', '.join(ROLES)}")
-        cases.append(Case(f"{table['key']}/{row['key']}", role, recipe, row.get("quantiser", "ours"), paper))
+        cases.append(Case(f"{table['key']}/{row['key']}", role, recipe, quantiser, paper))
     rest = {
         key: table[key] for key in ("seeds", "transforms", "draws", "budget", "gpu", "shape", "goal") if key in table
     }

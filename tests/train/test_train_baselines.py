@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +18,8 @@ from cactus_edge.errors import InputError, InstallError
 from cactus_edge.formats.onnx import read_onnx
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.evaluate import evaluate
-from cactus_edge.recipe import Recipe
+from cactus_edge.ir.ops import Reshape
+from cactus_edge.recipe import Recipe, load_recipe
 from cactus_edge.train.bounds import ball, propagate
 from cactus_edge.train.build import build
 from cactus_edge.train.data import Dataset
@@ -247,6 +249,36 @@ def test_nncfs_file_is_read_into_the_integer_graph(tiny: Recipe, few_digits: Dat
     assert float((integer - real).abs().mean()) < 0.2 * float(real.abs().mean()), (
         "the same function, rounded and clipped"
     )
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="NNCF compiles its quantisers for torch with c++")
+def test_nncfs_quantisation_aware_training_ends_in_the_integer_graph(few_digits: Dataset) -> None:
+    pytest.importorskip("nncf")
+    net = fold(build(load_recipe("digits").model, few_digits.shape, 10, 0).layers())
+    graph = read_onnx(nncf.trained_quantised(net, few_digits, seed=0)).graph
+    assert [type(node.op).__name__ for node in graph.nodes if not isinstance(node.op, Reshape)] == [
+        "Quantize",
+        "Conv2d",
+        "Conv2d",
+        "Dense",
+        "Dense",
+        "Dequantize",
+    ]
+    x = few_digits.validation.x[:32]
+    real = forward(detach(net), torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
+    integer = torch.from_numpy(evaluate(graph, x, profile("ort-x86")))
+    same = float(torch.corrcoef(torch.stack([integer.flatten(), real.flatten()]))[0, 1])
+    assert same > 0.9, "two epochs at a small rate change it a little"
+
+
+def test_without_torchao_nncfs_training_says_how_to_install_it(
+    make_network: Make, few_digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("nncf")
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    with pytest.raises(InstallError, match="torchao") as refused:
+        nncf.trained_quantised(fold(make_network(0).layers()), few_digits, seed=0)
+    assert refused.value.hint == "pip install 'cactus-edge[baselines]'"
 
 
 def test_without_nncf_the_error_says_how_to_install_it(

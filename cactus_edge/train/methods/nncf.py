@@ -1,7 +1,8 @@
-"""NNCF's post-training quantisation of a trained network: its ranges, its scales, its file, read back by our own reader.
+"""NNCF's quantisation of a trained network: its ranges, its scales, its file, read back by our own reader.
 
-`nncf.quantize` on the float ONNX model, with the parameters under which every operator becomes an integer one (README, `.onnx`).
-It takes the ranges of its calibration samples by its own statistics and knows nothing of bounds. Source: NNCF 3.4.0,
+`nncf.quantize` with the parameters under which every operator becomes an integer one (README, `.onnx`): on the float ONNX model
+(post-training), or on a torch module whose weights are then trained through NNCF's own fake quantisers. It takes the ranges of its
+calibration samples by its own statistics and knows nothing of bounds. Source: NNCF 3.4.0,
 https://github.com/openvinotoolkit/nncf. Its telemetry stays off.
 """
 
@@ -13,42 +14,102 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
 from cactus_edge.errors import InstallError
 from cactus_edge.train.data import Dataset
-from cactus_edge.train.float_onnx import INPUT, float_onnx
-from cactus_edge.train.folded import Folded
+from cactus_edge.train.float_onnx import INPUT, OPSET, OUTPUT, float_onnx
+from cactus_edge.train.folded import Folded, detach
+from cactus_edge.train.loop import to_torch
+from cactus_edge.train.plain import Plain
 
 SAMPLES = 1000
 """Validation samples that the ranges come from; NNCF's own default is 300."""
 
+EPOCHS, LEARNING_RATE, BATCH = 2, 1e-5, 128
+"""Of quantisation-aware training, by Adam: those of NNCF's own example (ResNet-18)."""
+
 
 def quantised(net: Folded, dataset: Dataset) -> bytes:
     """The int8 ONNX file that NNCF makes of the network. Raises InstallError without NNCF or onnx."""
-    x = dataset.validation.x[:SAMPLES].transpose(0, 3, 1, 2)
     with _quiet() as nncf:
-        from nncf.quantization.advanced_parameters import QuantizationParameters
-
-        samples = nncf.Dataset([{INPUT: np.ascontiguousarray(row[None])} for row in x])
-        made = nncf.quantize(
-            float_onnx(net, dataset.shape),
-            samples,
-            subset_size=len(x),
-            advanced_parameters=nncf.AdvancedQuantizationParameters(
-                quantize_outputs=True, activations_quantization_params=QuantizationParameters(per_channel=False)
-            ),
-        )
+        made = _quantize(nncf, float_onnx(net, dataset.shape), [{INPUT: row} for row in _samples(dataset)])
     data: bytes = made.SerializeToString()
     return data
 
 
+def trained_quantised(net: Folded, dataset: Dataset, seed: int) -> bytes:
+    """The int8 ONNX file after quantisation-aware training of the cross-entropy, as NNCF's users train. Gradients pass its quantisers.
+
+    Its quantisers are compiled on first use, by a C++ compiler. Raises InstallError without NNCF, torchao (for its export) or a compiler.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    x, y = to_torch(dataset.train)
+    with _quiet() as nncf:
+        try:
+            import_module("torchao")  # what NNCF's export is made of
+        except ImportError as error:
+            raise InstallError("NNCF's export of trained quantisers needs torchao", hint=_HINT) from error
+        plain = Plain(tuple(replace(a.layer, weight=a.weight, bias=a.bias, norm=None) for a in detach(net)))
+        try:
+            made = _quantize(nncf, plain, [torch.from_numpy(row) for row in _samples(dataset)])
+        except (OSError, RuntimeError) as error:
+            raise InstallError(
+                f"NNCF's quantisers for torch could not be compiled: {error}", hint="apt install g++, pip install ninja"
+            ) from error
+        optimizer = torch.optim.Adam(made.parameters(), LEARNING_RATE)
+        for _ in range(EPOCHS):
+            for rows in torch.split(torch.randperm(len(y), generator=generator), BATCH):
+                optimizer.zero_grad(set_to_none=True)
+                F.cross_entropy(made(x[rows]), y[rows]).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+        stripped = nncf.strip(made.eval(), strip_format=nncf.StripFormat.NATIVE, example_input=x[:1])
+        file = io.BytesIO()
+        torch.onnx.export(  # its newer exporter cannot follow the branches of the stripped quantisers
+            stripped,
+            (x[:1],),
+            file,  # type: ignore[arg-type]
+            dynamo=False,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            opset_version=OPSET,
+        )
+    return file.getvalue()
+
+
+def _samples(dataset: Dataset) -> list[Any]:
+    return [np.ascontiguousarray(row[None]) for row in dataset.validation.x[:SAMPLES].transpose(0, 3, 1, 2)]
+
+
+def _quantize(nncf: Any, model: Any, samples: list[Any]) -> Any:
+    from nncf.quantization.advanced_parameters import QuantizationParameters
+
+    return nncf.quantize(
+        model,
+        nncf.Dataset(samples),
+        subset_size=len(samples),
+        advanced_parameters=nncf.AdvancedQuantizationParameters(
+            quantize_outputs=True, activations_quantization_params=QuantizationParameters(per_channel=False)
+        ),
+    )
+
+
+_HINT = "pip install 'cactus-edge[baselines]'"
+
+
 @contextmanager
 def _quiet() -> Iterator[Any]:
-    """The nncf package, imported without telemetry; its progress and its warnings go nowhere meanwhile."""
-    switches = {"NNCF_CI": "1", "CI": "true"}
+    """The nncf package, imported without telemetry; its progress and its warnings go nowhere meanwhile.
+
+    Its limit of a minute for compiling is off: a busy machine takes longer.
+    """
+    switches = {"NNCF_CI": "1", "CI": "true", "NNCF_EXTENSION_LOAD_TIMEOUT": "0"}
     before = {name: os.environ.get(name) for name in switches}
     os.environ.update(switches)
     try:
@@ -57,16 +118,13 @@ def _quiet() -> Iterator[Any]:
             try:
                 import nncf
             except ImportError as error:
-                raise InstallError(
-                    "this needs NNCF, which is not installed", hint="pip install 'cactus-edge[baselines]'"
-                ) from error
-            logger = logging.getLogger("nncf")
-            level = logger.level
-            logger.setLevel(logging.ERROR)
+                raise InstallError("this needs NNCF, which is not installed", hint=_HINT) from error
+            silenced = logging.root.manager.disable
+            logging.disable(logging.WARNING)  # torchao, which it imports, says which GPU kernels it has not got
             try:
                 yield nncf
             finally:
-                logger.setLevel(level)
+                logging.disable(silenced)
     finally:
         for name, value in before.items():
             if value is None:
