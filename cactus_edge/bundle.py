@@ -24,7 +24,7 @@ from cactus_edge.resources import sha256, write_atomic
 from cactus_edge.version import __version__
 
 if TYPE_CHECKING:
-    from cactus_edge.pipeline import Chain
+    from cactus_edge.chain import Chain
     from cactus_edge.steps import Steps
     from cactus_edge.train.data import Dataset
 

@@ -14,6 +14,7 @@ from typing import Any
 from cactus_edge.board import Options
 from cactus_edge.bundle import data_record, region_record
 from cactus_edge.catalogue import trained_by
+from cactus_edge.chain import Chain
 from cactus_edge.corrupted import corrupted
 from cactus_edge.corruptions import SEVERITIES
 from cactus_edge.errors import CertificateError, DataError, InputError, MismatchError
@@ -22,7 +23,7 @@ from cactus_edge.inspection import macs
 from cactus_edge.ir.arithmetic import profile as named_profile
 from cactus_edge.ir.graph import Graph
 from cactus_edge.ir.profile import Profile
-from cactus_edge.pipeline import Advance, Chain, verdict_in_words
+from cactus_edge.pipeline import verdict_in_words
 from cactus_edge.progress import SILENT, Progress
 from cactus_edge.recipe import Recipe
 from cactus_edge.report import html
@@ -31,7 +32,7 @@ from cactus_edge.report.results import BuildResults, Score
 from cactus_edge.resources import sha256
 from cactus_edge.runs import Run, find_run, read_run, require_unchanged
 from cactus_edge.samples import read_samples
-from cactus_edge.steps import Result, Steps
+from cactus_edge.steps import Advance, Result, Steps
 from cactus_edge.verify import certificate as verify
 from cactus_edge.verify.regions import data_digest
 from cactus_edge.version import __version__

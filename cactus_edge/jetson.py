@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.board import Options
+from cactus_edge.chain import METADATA, Chain
 from cactus_edge.computer import Host, channel_first
 from cactus_edge.errors import InputError, TargetError, UnsupportedError
 from cactus_edge.formats.onnx import read_onnx, write_onnx
@@ -30,12 +31,12 @@ from cactus_edge.ir.arithmetic import profile as named_profile
 from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.evaluate import evaluate
 from cactus_edge.ir.lowering import lower
-from cactus_edge.pipeline import AGREE_SAMPLES, METADATA, Advance, Chain, build_chain
+from cactus_edge.pipeline import build_chain
 from cactus_edge.progress import SILENT, Progress
 from cactus_edge.recipe import Recipe
 from cactus_edge.resources import sha256, write_atomic
 from cactus_edge.samples import write_samples
-from cactus_edge.steps import Result
+from cactus_edge.steps import Advance, Result
 from cactus_edge.verify.interval import propagate
 from cactus_edge.verify.read import format_of
 from cactus_edge.verify.regions import point_boxes
@@ -145,10 +146,7 @@ class JetsonChain(Chain):
         from importlib import metadata
 
         graph, rule = read_onnx(self.twin).graph, named_profile(HOST_PROFILE)
-        low, high = (float(d) for d in self.dataset.domain)
-        rng = np.random.default_rng(self.recipe.train.seed)
-        noise = rng.uniform(low, high, (AGREE_SAMPLES // 4, *self.test.x.shape[1:])).astype(np.float32)
-        x = np.concatenate([self.test.x[:AGREE_SAMPLES], noise])
+        x = self.real_inputs
         expected = evaluate(graph, x, rule)
         got = OrtSession(self.twin, graph, False).run_batch(x)
         differ = (got.view(np.uint32) != expected.view(np.uint32)).reshape(len(x), -1).any(1)
@@ -163,21 +161,7 @@ class JetsonChain(Chain):
         """As `Chain.certify`, under the condition; and the twin, without one, where this processor runs it."""
         result = super().certify(advance)
         if not self.runs_here:
-            from cactus_edge.certify.interval import certify as decide
-            from cactus_edge.verify.certificate import certify_file
-
-            certificate = certify_file(
-                self.twin,
-                self.test.x,
-                self.test.y,
-                eps=self.eps,
-                domain=self.dataset.domain,
-                profile=HOST_PROFILE,
-                form=ONNX,
-                unit=self.dataset.preprocessing,
-                notes=self.notes,
-                decide=partial(decide, threads=self.threads),
-            )
+            certificate = self.certificate(self.twin, HOST_PROFILE, ONNX)
             write_atomic(self.folder / TWIN_CERTIFICATE, certificate.to_bytes())
             count = f"{int(certificate.decision.certified.sum()):,} of {len(self.test.y):,} certified"
             result["twins"] = [(TWIN, f"{count} under profile {HOST_PROFILE}, unconditionally: {TWIN_CERTIFICATE}")]

@@ -9,23 +9,22 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from cactus_edge.board import Options
+from cactus_edge.chain import METADATA, Chain
 from cactus_edge.computer import Host, computer_rows, rows, run_on_computer
 from cactus_edge.errors import UnsupportedError
 from cactus_edge.formats.read import read_for, read_model
 from cactus_edge.ir.arithmetic import profile as named_profile
 from cactus_edge.ir.lowering import lower
-from cactus_edge.pipeline import AGREE_SAMPLES, METADATA, Advance, Chain, build_chain
+from cactus_edge.pipeline import build_chain
 from cactus_edge.progress import SILENT, Progress
 from cactus_edge.recipe import Recipe
 from cactus_edge.resources import sha256, write_atomic
-from cactus_edge.steps import Result
+from cactus_edge.steps import Advance, Result
 
 if TYPE_CHECKING:
     from cactus_edge.bundle import Built
@@ -122,11 +121,7 @@ class LinuxChain(Chain):
         """Compares both files in their runtimes on this machine with the interpreter, bit for bit."""
         from cactus_edge.formats.agree import agree
 
-        rng = np.random.default_rng(self.recipe.train.seed)
-        low, high = (float(d) for d in self.dataset.domain)
-        noise = rng.uniform(low, high, (AGREE_SAMPLES // 4, *self.test.x.shape[1:])).astype(np.float32)
-        x = np.concatenate([self.test.x[:AGREE_SAMPLES], noise])
-        runtimes = []
+        x, runtimes = self.real_inputs, []
         for done, (name, data) in enumerate(self.files.items(), start=1):
             engine = self.target.engines[Path(name).suffix[1:]]
             found = agree(data, x, engine.host)
@@ -138,26 +133,13 @@ class LinuxChain(Chain):
 
     def certify(self, advance: Advance) -> Result:
         """As `Chain.certify`, and the twin under the profile of what runs it there."""
-        from cactus_edge.certify.interval import certify as decide
         from cactus_edge.formats.onnx.certified import ONNX
-        from cactus_edge.verify.certificate import certify_file
 
         result = super().certify(advance)
         if self.twin_refused:
             return result | {"twins": [(TWIN, f"no certificate: {self.twin_refused}")]}
         name = self.target.engines["onnx"].profile
-        certificate = certify_file(
-            self.files[TWIN],
-            self.test.x,
-            self.test.y,
-            eps=self.eps,
-            domain=self.dataset.domain,
-            profile=named_profile(name).name,
-            form=ONNX,
-            unit=self.dataset.preprocessing,
-            notes=self.notes,
-            decide=partial(decide, threads=self.threads),
-        )
+        certificate = self.certificate(self.files[TWIN], named_profile(name).name, ONNX)
         write_atomic(self.folder / self.twin_certificate, certificate.to_bytes())
         count = f"{int(certificate.decision.certified.sum()):,} of {len(self.test.y):,} certified"
         result["twins"] = [(TWIN, f"{count} under profile {name}: {self.twin_certificate}")]

@@ -1,53 +1,24 @@
-"""The whole chain: train, compress, lower, agree, certify, run, bundle. The only module that knows every layer.
+"""The whole chain as one readable function: train, compress, lower, agree, certify, judge, run, bundle.
 
-Each step is done once (`steps.Steps`): it runs again only where its inputs changed. From `compress` on, the network *is*
-the file: every later step reads `model.tflite` back from its bytes.
+Each step is done once (`steps.Steps`): it runs again only where its inputs changed.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import os
-from collections.abc import Callable
-from fractions import Fraction
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from cactus_edge import assess, semantic_report
-from cactus_edge.board import Options, device_result, run_on_board
-from cactus_edge.formats.c.certified import TFLITE
-from cactus_edge.ir.arithmetic import profile as named_profile
-from cactus_edge.ir.atoms import Program
-from cactus_edge.ir.lowering import lower
-from cactus_edge.ir.profile import Profile
+from cactus_edge import semantic_report
+from cactus_edge.board import Options
+from cactus_edge.chain import Chain
 from cactus_edge.progress import SILENT, Progress
 from cactus_edge.recipe import Recipe, load_recipe
-from cactus_edge.resources import sha256, write_atomic
-from cactus_edge.samples import write_samples
-from cactus_edge.steps import Result, Steps
-from cactus_edge.verify.tflite_read import read_tflite
-from cactus_edge.version import __version__
+from cactus_edge.rehearsal import rehearse
+from cactus_edge.steps import Advance, Result, Steps
 
 if TYPE_CHECKING:
     from cactus_edge.bundle import Built
-    from cactus_edge.device.targets import Target
-    from cactus_edge.ir.graph import Graph
-    from cactus_edge.train.data import Dataset, Split
-    from cactus_edge.train.deck.cards import TrainedDeck
-    from cactus_edge.train.loop import TrainedModel
-    from cactus_edge.verify.runtimes import FileFormat
-
-Advance = Callable[[int, int, str], None]
-
-METADATA = "cactus_edge"
-"""Name of the .tflite metadata entry that says what the file's numbers mean (JSON)."""
-
-AGREE_SAMPLES = 2000
-"""Test inputs that are compared with real runtimes, at most; random ones are added."""
 
 
 def build(recipe: Recipe | str | Path, folder: Path, options: Options, progress: Progress = SILENT) -> Built:
@@ -62,7 +33,7 @@ def build_chain(chain: Chain, progress: Progress) -> Built:
     folder = chain.folder
     steps = Steps(folder, 8 if chain.semantics else 7, progress)
     about = chain.identity
-    trained = steps.run("train", about, (), chain.train, summary=_trained)
+    trained = steps.run("train", about, (), partial(_train, chain), summary=_trained)
     models = (chain.model_name, *chain.twins, "test.npz")
     file = steps.run(
         "compress", about | trained, models, chain.compress, summary=partial(_compressed, chain.model_name)
@@ -79,342 +50,11 @@ def build_chain(chain: Chain, progress: Progress) -> Built:
     return write_bundle(chain, found, steps)
 
 
-class Chain:
-    """The state of one build: what was asked for, and what the steps share. Each step returns plain JSON values.
-
-    model_name: the file that is built and certified, in format `form`; twins: files beside it that hold the same network.
-    """
-
-    model_name = "model.tflite"
-    form = TFLITE
-    twins: tuple[str, ...] = ()
-    certificates: tuple[str, ...] = ("certificate.json",)
-
-    def __init__(self, recipe: Recipe, folder: Path, options: Options) -> None:
-        self.recipe, self.folder, self.options = recipe, folder, options
-
-    @cached_property
-    def target(self) -> Target:
-        """The board."""
-        from cactus_edge.device.targets import load_board
-
-        return load_board(self.options.target)
-
-    @cached_property
-    def profile(self) -> Profile:
-        """The arithmetic of the board's runtime."""
-        return named_profile(self.target.profile)
-
-    @cached_property
-    def dataset(self) -> Dataset:
-        """The recipe's data."""
-        from cactus_edge.train.data import load_dataset
-
-        return load_dataset(self.recipe.data)
-
-    @cached_property
-    def test(self) -> Split:
-        """The listed inputs: the first `samples` of the test set."""
-        from cactus_edge.train.data import Split
-
-        count = self.recipe.certify.samples or len(self.dataset.test.y)
-        return Split(self.dataset.test.x[:count], self.dataset.test.y[:count])
-
-    @cached_property
-    def eps(self) -> tuple[Fraction, ...]:
-        """The certificate's radius in the unit of the data: one for all features, or one for each."""
-        return self.dataset.features(self.recipe.certify.eps)
-
-    @property
-    def notes(self) -> dict[str, str]:
-        """What a certificate says about eps where that was given in the units of sensors."""
-        said = self.dataset.said(self.recipe.certify.eps)
-        return {"eps": said} if said else {}
-
-    @cached_property
-    def network(self) -> TrainedModel | TrainedDeck:
-        """The trained network, or the cards of a deck, from checkpoints where training is finished."""
-        return self._train(lambda done, total, text: None)
-
-    @cached_property
-    def program(self) -> Program:
-        """The integer program of the file, read back from its bytes."""
-        return lower(read_tflite(self.model_bytes).graph, self.profile)
-
-    @property
-    def model_bytes(self) -> bytes:
-        """The file that is certified."""
-        return (self.folder / self.model_name).read_bytes()
-
-    @property
-    def threads(self) -> int:
-        """Threads to use."""
-        return self.options.threads or os.cpu_count() or 1
-
-    @cached_property
-    def identity(self) -> Result:
-        """What every step depends on."""
-        found = {"recipe": self.recipe.digest(), "data": self.dataset.digest(), "tool": __version__}
-        return found | self._own
-
-    @cached_property
-    def _own(self) -> Result:
-        """A module of the user's own: its layers, and the weights that training begins with."""
-        if not self.recipe.model.module:
-            return {}
-        from cactus_edge.train.build import own_start
-
-        classes = len(self.dataset.labels)
-        return {"module": own_start(self.recipe.model, self.dataset.shape, classes, self.recipe.train.seed)}
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """What the step `lower` writes."""
-        return ("c/model.c", "c/model.h", *self.images)
-
-    @property
-    def images(self) -> tuple[str, ...]:
-        """The firmware that is built here, if the target's firmware is ours to build."""
-        return ("firmware.elf",) if self.target.firmware == "bare-metal" else ()
-
-    @cached_property
-    def board(self) -> Result:
-        """What the firmware and its run depend on besides the model."""
-        o = self.options
-        target = json.loads(json.dumps(dataclasses.asdict(self.target), default=str))
-        return {
-            "target": target,
-            "emulator": o.emulator,
-            "compiler": o.compiler,
-            "port": o.port,
-            "n": o.device_inputs,
-        } | ({"live": True} if o.live else {})
-
-    def _train(self, advance: Advance) -> TrainedModel | TrainedDeck:
-        from cactus_edge.runs import read_run
-        from cactus_edge.train.loop import EpochStats, planned, train
-
-        if self.recipe.deck.card:
-            return self._train_deck(advance)
-        trained = self.options.trained
-        # A run's network is the one that it trained, whatever grid this target asks for afterwards.
-        recipe = read_run(trained).recipe if trained else self.recipe
-        plan = planned(recipe)
-
-        def on_epoch(e: EpochStats) -> None:
-            shown = f"certified {e.val_certified:.1%} of validation at full precision"
-            advance(e.number(plan), sum(plan.values()), shown)
-
-        workdir = trained or self.folder / ".train"
-        return train(recipe, self.dataset, workdir, on_epoch=on_epoch, threads=self.options.threads or None)
-
-    def _train_deck(self, advance: Advance) -> TrainedDeck:
-        from cactus_edge.train.deck.cards import train_deck
-        from cactus_edge.train.loop import EpochStats
-
-        def on_epoch(card: int, done: int, total: int, e: EpochStats) -> None:
-            advance(done, total, f"card {card}: {e.val_clean:.1%} of validation right at full precision")
-
-        return train_deck(
-            self.recipe, self.dataset, self.folder / ".train", on_epoch, threads=self.options.threads or None
-        )
-
-    def quantised(self) -> Graph:
-        """The integer network that ships, calibrated on the validation split."""
-        from cactus_edge.train.calibrate import to_graph
-        from cactus_edge.train.deck.cards import TrainedDeck, deck_graph
-
-        network = self.network
-        made = deck_graph if isinstance(network, TrainedDeck) else to_graph
-        return made(network, self.dataset, self.recipe)  # type: ignore[arg-type]
-
-    def described(self, graph: Graph) -> Result:
-        """What a deck is; nothing of a single network."""
-        from cactus_edge.train.deck.cards import TrainedDeck
-        from cactus_edge.train.deck.describe import described
-
-        network = self.network
-        if not isinstance(network, TrainedDeck):
-            return {}
-        return {"deck": described(network, graph, self.dataset, self.recipe)}
-
-    def train(self, advance: Advance) -> Result:
-        """Trains over the network set, removes channels for good, fine-tunes the network that ships."""
-        trained = self.network = self._train(advance)
-        return {
-            "network": trained.digest(),
-            "weights_before": list(trained.weights_before),
-            "weights_after": list(trained.weights_after),
-            "epochs": [dataclasses.asdict(e) for e in trained.history],
-        }
-
-    def compress(self, advance: Advance) -> Result:
-        """Calibrates and quantises; writes model.tflite and the samples that it is certified for."""
-        from cactus_edge.formats.tflite import write_tflite
-
-        graph = self.quantised()
-        data = write_tflite(graph, metadata={METADATA: self._metadata()})
-        write_atomic(self.folder / "model.tflite", data)
-        write_samples(self.folder / "test.npz", self.test.x, self.test.y)
-        return {"bytes": len(data), "sha256": sha256(data)} | self.described(graph)
-
-    def _metadata(self) -> bytes:
-        low, high = self.dataset.domain
-        content: dict[str, Any] = {
-            "tool": f"cactus-edge {__version__}",
-            "recipe": self.recipe.name,
-            "labels": list(self.dataset.labels),
-            "preprocessing": self.dataset.preprocessing,
-            "domain": [str(low), str(high)],
-        }
-        if self.dataset.channels:
-            content["channels"] = [
-                {"name": c.name, "unit": c.unit, "scale": str(c.scale)} for c in self.dataset.channels
-            ]
-        return json.dumps(content, sort_keys=True).encode()
-
-    def lower(self, advance: Advance) -> Result:
-        """Writes the C sources and the example; cross-compiles the firmware where the target has one of ours."""
-        from cactus_edge.device.firmware import build_firmware
-        from cactus_edge.formats.c.write import write_c
-
-        sample = self.program.quantize.apply(self.test.x[0])
-        c = write_c(
-            self.program.graph,
-            self.profile,
-            self.folder / "c",
-            name=self.recipe.name,
-            labels=self.dataset.labels,
-            sample=sample,
-        )
-        result: Result = {"blob": c.digest, "model": sha256(self.model_bytes), "c_sources": len(c.sources)}
-        if not self.images:
-            return result
-        o, elf = self.options, self.folder / "firmware.elf"
-        firmware = build_firmware(c.folder, self.target, elf, o.compiler, live=o.live)
-        return result | {"firmware": dataclasses.asdict(firmware) | {"elf": firmware.elf.name}}
-
-    def lowered(self, result: Result) -> str:
-        """The result of `lower` in words."""
-        firmware = result.get("firmware")
-        size = f"firmware of {firmware['flash_bytes']:,} bytes" if firmware else "no firmware of ours for this target"
-        return f"blob {result['blob'][:16]}..., {size}"
-
-    def agree(self, advance: Advance) -> Result:
-        """Compares the file in the TFLM wheel, and the compiled C, with the interpreter, bit for bit."""
-        from cactus_edge.formats.agree import agree
-        from cactus_edge.formats.c.blob import build as build_blob
-        from cactus_edge.formats.c.host import agree_c
-        from cactus_edge.formats.c.write import CSources
-
-        rng = np.random.default_rng(self.recipe.train.seed)
-        noise = rng.integers(-128, 128, (AGREE_SAMPLES // 4, *self.test.x.shape[1:])).astype(np.int8)
-        x = np.concatenate([self.program.quantize.apply(self.test.x[:AGREE_SAMPLES]), noise])
-        runtime = agree(self.model_bytes, x)
-        advance(1, 2, f"{runtime.runtime} {runtime.version}")
-        graph, folder = self.program.graph, self.folder / "c"
-        written = CSources(folder, tuple(sorted(folder.glob("*.c"))), build_blob(graph, self.profile))
-        compiled = agree_c(graph, x, self.profile, written)
-        for agreement in (runtime, compiled):
-            agreement.require()
-        return {
-            "runtimes": [
-                {"name": f"{a.runtime} {a.version}", "inputs": a.inputs, "mismatches": a.differing_inputs}
-                for a in (runtime, compiled)
-            ]
-        }
-
-    def certify(self, advance: Advance) -> Result:
-        """Certifies the file from its bytes, attacks what was not certified, and measures the float network beside it."""
-        from cactus_edge.certify.interval import certify as decide
-        from cactus_edge.verify.certificate import certify_file
-        from cactus_edge.verify.regions import box, points, region
-
-        x, y = self.test.x, self.test.y
-        eps, domain, threads = self.eps, self.dataset.domain, self.threads
-        radii = self.dataset.radii(self.recipe.certify.eps)
-        elf = self.folder / "firmware.elf"
-        certificate = certify_file(
-            self.model_bytes,
-            x,
-            y,
-            eps=eps,
-            domain=domain,
-            profile=self.profile.name,
-            form=self.form,
-            unit=self.dataset.preprocessing,
-            notes=self.notes,
-            firmware=[(self.target.name, elf.read_bytes())] if self.images else [],
-            decide=partial(decide, threads=threads, progress=lambda done: advance(done, len(y), "certified")),
-        )
-        write_atomic(self.folder / "certificate.json", certificate.to_bytes())
-        decision = certificate.decision
-        around = region(self.program, eps, domain)
-        lower_, upper = box(self.program, around, x)
-        start = points(self.program, x)
-        survived = assess.survivors(
-            self.program, lower_, upper, start, y, decision.correct, decision.certified, self.recipe.train.seed
-        )
-        samples = slice(0, assess.CURVE_SAMPLES)
-        curve = assess.curve(self.program, self.network, x[samples], y[samples], radii, domain, threads, advance)
-        return {
-            "sha256": sha256(certificate.to_bytes()),
-            "rule": certificate.record["rule"],
-            "correct": int(decision.correct.sum()),
-            "certified": int(decision.certified.sum()),
-            "attacked": survived,
-            "total": len(y),
-            "classes": assess.by_class(y, decision.correct, decision.certified),
-            "float": assess.float_scores(self.network, x, y, radii, domain),
-            "curve": curve,
-            "curve_inputs": min(len(y), assess.CURVE_SAMPLES),
-            "overflow": [fact.as_json() for fact in certificate.facts],
-            "ranges": assess.ranges(self.program, lower_, upper),
-        }
-
-    @property
-    def judged_file(self) -> tuple[str, FileFormat, str]:
-        """What transforms are judged on: a file of the folder, its format, and a profile that is one function."""
-        return self.model_name, self.form, self.profile.name
-
-    @property
-    def semantics(self) -> tuple[str, ...]:
-        """What the step `judge` writes; nothing where the recipe names no transforms."""
-        return semantic_report.files(self.recipe.certify.semantic, self.dataset.domain)
-
-    def judge(self, advance: Advance) -> Result:
-        """Judges the first listed inputs under the recipe's transforms, probabilistically and, where that is possible, exactly."""
-        asked, (name, form, profile) = self.recipe.certify, self.judged_file
-        count = asked.semantic_samples or len(self.test.y)
-        return semantic_report.judge(
-            self.folder,
-            name,
-            self.test.x[:count],
-            self.test.y[:count],
-            asked.semantic,
-            form=form,
-            profile=named_profile(profile),
-            domain=self.dataset.domain,
-            unit=self.dataset.preprocessing,
-            threads=self.threads,
-            advance=advance,
-        )
-
-    def run(self, advance: Advance) -> Result:
-        """Boots the firmware, or talks to the board at `port`, and compares every output; nothing without a board."""
-        if not self.images or not (self.target.emulated or self.options.port):
-            return {"measured": False}
-        count = min(self.options.device_inputs, len(self.test.y))
-        report = run_on_board(
-            self.program,
-            self.program.quantize.apply(self.test.x[:count]),
-            self.folder / "device",
-            self.target,
-            self.options,
-            self.folder / "firmware.elf",
-            lambda done, total: advance(done, total, "inputs"),
-        )
-        return device_result(report)
+def _train(chain: Chain, advance: Advance) -> Result:
+    """What cannot be built is not trained first. A run's network is trained already."""
+    if chain.options.trained is None:
+        rehearse(chain)
+    return chain.train(advance)
 
 
 def _trained(result: Result) -> str:

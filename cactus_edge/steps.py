@@ -19,6 +19,9 @@ from cactus_edge.resources import sha256, write_atomic
 
 Result = dict[str, Any]
 
+Advance = Callable[[int, int, str], None]
+"""Is told (how much is done, of how much, the last of it in words)."""
+
 
 @dataclass(frozen=True)
 class Done:
@@ -44,7 +47,7 @@ class Steps:
         name: str,
         inputs: Mapping[str, Any],
         outputs: Sequence[str],
-        action: Callable[[Callable[[int, int, str], None]], Result],
+        action: Callable[[Advance], Result],
         *,
         summary: Callable[[Result], str] = lambda _: "",
     ) -> Result:

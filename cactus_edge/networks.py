@@ -1,0 +1,55 @@
+"""What a recipe trains: a single network or the cards of a deck, trained, quantised and described in one way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cactus_edge.recipe import Recipe
+from cactus_edge.steps import Advance
+
+if TYPE_CHECKING:
+    from cactus_edge.ir.graph import Graph
+    from cactus_edge.train.data import Dataset
+    from cactus_edge.train.deck.cards import TrainedDeck
+    from cactus_edge.train.loop import TrainedModel
+
+
+def train(
+    recipe: Recipe, dataset: Dataset, workdir: Path, threads: int | None, advance: Advance
+) -> TrainedModel | TrainedDeck:
+    """As `loop.train` and `cards.train_deck`; from checkpoints in `workdir` where training is finished. advance: is told epochs."""
+    from cactus_edge.train.deck.cards import train_deck
+    from cactus_edge.train.loop import EpochStats, planned, train
+
+    if recipe.deck.card:
+
+        def on_card(card: int, done: int, total: int, e: EpochStats) -> None:
+            advance(done, total, f"card {card}: {e.val_clean:.1%} of validation right at full precision")
+
+        return train_deck(recipe, dataset, workdir, on_card, threads=threads)
+    plan = planned(recipe)
+
+    def on_epoch(e: EpochStats) -> None:
+        shown = f"certified {e.val_certified:.1%} of validation at full precision"
+        advance(e.number(plan), sum(plan.values()), shown)
+
+    return train(recipe, dataset, workdir, on_epoch=on_epoch, threads=threads)
+
+
+def quantised(network: TrainedModel | TrainedDeck, dataset: Dataset, recipe: Recipe) -> Graph:
+    """The integer network, calibrated on the validation split."""
+    from cactus_edge.train.calibrate import to_graph
+    from cactus_edge.train.deck.cards import TrainedDeck, deck_graph
+
+    if isinstance(network, TrainedDeck):
+        return deck_graph(network, dataset, recipe)
+    return to_graph(network, dataset, recipe)
+
+
+def described(network: TrainedModel | TrainedDeck, graph: Graph, dataset: Dataset, recipe: Recipe) -> dict[str, Any]:
+    """What a deck is, as JSON values; nothing of a single network."""
+    from cactus_edge.train.deck.cards import TrainedDeck
+    from cactus_edge.train.deck.describe import described
+
+    return {"deck": described(network, graph, dataset, recipe)} if isinstance(network, TrainedDeck) else {}
