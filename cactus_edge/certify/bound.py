@@ -15,8 +15,9 @@ from math import frexp, ldexp, prod
 import numpy as np
 import numpy.typing as npt
 
+from cactus_edge.certify.condensed import ENTRIES, chain, entries
 from cactus_edge.certify.linear import Linear
-from cactus_edge.certify.local import ENTRIES, Local, chain, entries
+from cactus_edge.certify.local import Local
 from cactus_edge.certify.slopes import Facts, Places, Searched, Twin
 from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.ops import Codes, Int64

@@ -1,7 +1,6 @@
 """The search for slopes and multipliers in one region of a chain of layers, on what is not constant there.
 
-Most rules of a trained network are constant in a region: clamped for all its inputs. What is left are a few hundred elements
-and the dense matrices between them, whatever the layers were. There the search of `slopes.Twin` is the same and much faster.
+On the dense matrices that `condensed` leaves of the layers the search of `slopes.Twin` is the same and much faster.
 
 Its gradient is written out. With respect to a value's coefficients the bound is linear, and its slope is a point of that value:
 the worst corner of the input, put through every layer and along every line that is taken. So one pass down gives the bound, and
@@ -21,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from cactus_edge.certify.condensed import Layer, Matrix, Rule, condensed
 from cactus_edge.certify.slopes import BETAS, DECAY, MULTIPLIERS, STEEPEST, Float64, Places, Searched, Twin
 from cactus_edge.certify.splits import Around
-from cactus_edge.ir.atoms import Affine, Gather, Program, ReshapeTo, Step
 from cactus_edge.ir.ops import Int64
 from cactus_edge.verify.interval import Bounds
 from cactus_edge.verify.lines import Single
@@ -34,78 +33,11 @@ if TYPE_CHECKING:
 
     Line = tuple[Tensor, Tensor, Tensor, Tensor]
 
-Layer = tuple[Step, Step | None]
-"""A layer of weights, and the rule that writes what it reads; None: it reads the input."""
-
-ROWS = 256
-"""Rows of a layer's matrix that are made at once: bounds the memory."""
-
-ENTRIES = 1 << 24
-"""Of all matrices, up to which a region has its own."""
-
 TRIED = 6
 """Splits of a row that are tried."""
 
 SECOND = 0.25
 """What a split's better side counts beside its worse one."""
-
-
-def chain(program: Program, value: int, twin: Twin) -> list[Layer] | None:
-    """The layers below the accumulators `value`, from there to the input; None where they are no chain of weights and rules."""
-    writer = {step.out: step for step in program.steps}
-
-    def source(of: int) -> int:
-        while (
-            of in writer and isinstance(atom := writer[of].atom, Gather) and isinstance(atom.rearrangement, ReshapeTo)
-        ):
-            of = writer[of].args[0]
-        return of
-
-    layers: list[Layer] = []
-    while True:
-        layer = writer.get(source(value))
-        if layer is None or not isinstance(layer.atom, Affine) or layer.out not in twin.exact.exact:
-            return None
-        read = source(layer.args[0])
-        if read == program.input:
-            return [*layers, (layer, None)]
-        rule = writer.get(read)
-        if rule is None or not isinstance(twin.exact.lines.get(read), Single):
-            return None
-        layers.append((layer, rule))
-        value = rule.args[0]
-
-
-def entries(program: Program, layers: Sequence[Layer], known: Sequence[Bounds]) -> int:
-    """Of the matrices of a `Local`."""
-    rows, total = prod(program.values[layers[0][0].out].shape), 0
-    for _, rule in layers:
-        low, high = known[program.input if rule is None else rule.out]
-        columns = int((low < high).sum())
-        rows, total = columns, total + rows * columns
-    return total
-
-
-@dataclass(frozen=True, eq=False)
-class _Rule:
-    """Of a rule's elements [K], in steps of its result: its slope m, and the constants of its lines (`lines.Single`)."""
-
-    m: Tensor
-    most: Tensor
-    least: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class _Matrix:
-    """W [K, kept inputs] and bias [K] of the kept elements of a layer, the constant inputs in it. rule: that writes the inputs,
-    kept: their flat indices, span: their place among all rules' kept elements; `lines`: what the rule's are made of."""
-
-    weight: Tensor
-    bias: Tensor
-    kept: Int64
-    rule: Step | None
-    span: slice
-    lines: _Rule | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,48 +80,13 @@ class Local:
 
     def __init__(self, twin: Twin, layers: Sequence[Layer], known: Sequence[Bounds]) -> None:
         self.twin, self.torch, self.program = twin, twin.torch, twin.program
-        self.matrices: list[_Matrix] = []
-        rows, at = np.arange(prod(self.program.values[layers[0][0].out].shape)), 0
-        for layer, rule in layers:
-            low, high = (b.reshape(-1) for b in known[self.program.input if rule is None else rule.out])
-            kept = np.flatnonzero(low < high)
-            span = slice(at, at if rule is None else at + len(kept))
-            weight, bias = self._matrix(layer, rows, kept, low)
-            self.matrices.append(
-                _Matrix(weight, bias, kept, rule, span, None if rule is None else self._rule(rule, kept))
-            )
-            rows, at = kept, span.stop
-        self.size = at
+        self.matrices = condensed(twin, layers, known)
+        self.size = self.matrices[-1].span.stop
         self._rules = [(m, m.rule, m.lines) for m in self.matrices if m.rule is not None and m.lines is not None]
         # Of each rule's kept elements in a sheet.
         self._sheet = np.concatenate(
             [np.zeros(0, np.int64), *(twin.spans[r.out].start + m.kept for m, r, _ in self._rules)]
         )
-
-    def _matrix(self, step: Step, rows: Int64, kept: Int64, fixed: Int64) -> tuple[Tensor, Tensor]:
-        """The layer's rows over its kept inputs, and their bias with what the `fixed` others add."""
-        torch, atom, twin = self.torch, step.atom, self.twin
-        assert isinstance(atom, Affine)
-        shape = self.program.values[step.out].shape
-        rest = fixed.astype(np.float64) + atom.input_offset
-        rest[kept] = atom.input_offset
-        columns, others = (torch.from_numpy(x).to(twin.device) for x in (kept, rest))
-        bias = torch.from_numpy(np.broadcast_to(atom.bias, shape).reshape(-1)[rows].astype(np.float64)).to(twin.device)
-        weight = torch.zeros(len(rows), len(kept), device=twin.device)
-        for start in range(0, len(rows), ROWS):
-            some = rows[start : start + ROWS]
-            unit = np.zeros((1, len(some), prod(shape)), np.float32)
-            unit[0, np.arange(len(some)), some] = 1
-            whole = twin.adjoints[step.out](twin.tensor(unit).reshape(1, len(some), *shape)).reshape(len(some), -1)
-            weight[start : start + ROWS] = whole[:, columns]
-            bias[start : start + ROWS] += whole.double() @ others
-        return weight, bias.float()
-
-    def _rule(self, step: Step, kept: Int64) -> _Rule:
-        rule, shape = self.twin.exact.lines[step.out], self.program.values[step.out].shape
-        assert isinstance(rule, Single)
-        constants = (np.broadcast_to(c, (1, *shape)).reshape(-1)[kept] for c in (rule.p[0], rule.most, rule.least))
-        return _Rule(*(self.twin.tensor(c / 2.0**rule.q) for c in constants))
 
     def search(
         self,
@@ -247,7 +144,7 @@ class Local:
     def _facts(self, known: Sequence[Bounds], index: Int64) -> _Facts:
         """Of each row: what its part says."""
 
-        def taken(array: Int64, matrix: _Matrix) -> Tensor:
+        def taken(array: Int64, matrix: Matrix) -> Tensor:
             return self.twin.tensor(array.reshape(len(array), -1)[:, matrix.kept][index])
 
         low, high = (taken(b, self.matrices[-1]) for b in known[self.program.input])
@@ -264,7 +161,7 @@ class Local:
             facts.above.append(above)
         return facts
 
-    def _lines(self, rule: _Rule, ends: _Ends) -> tuple[Line, Line]:
+    def _lines(self, rule: Rule, ends: _Ends) -> tuple[Line, Line]:
         """The intercepts of `verify.lines` for slopes of at most the rule's own: of its steps the first decides below, the last
         one above."""
         where, most = self.torch.where, rule.most + 1 - rule.m

@@ -7,8 +7,9 @@ import pytest
 from search_kit import network
 
 from cactus_edge.certify import local
+from cactus_edge.certify.condensed import chain, entries
 from cactus_edge.certify.linear import Linear
-from cactus_edge.certify.local import Local, chain, entries
+from cactus_edge.certify.local import Local
 from cactus_edge.certify.slopes import Twin
 from cactus_edge.ir.atoms import Program
 from cactus_edge.verify.check import Checker
