@@ -54,7 +54,7 @@ class Measurement:
     @cached_property
     def inputs(self) -> str:
         """Digest of all that decides the figures."""
-        from cactus_edge.train.loop import run_key
+        from cactus_edge.train.checkpoints import run_key
 
         recipe, group = self.case.recipe, self.group
         key = run_key(recipe, self.job.dataset, seed=self.seed)

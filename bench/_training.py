@@ -49,7 +49,7 @@ class Job:
 
     def row(self, results: Results, method: str, seed: int) -> Row:
         """The measured row of one training method and seed; stored under `method/seed`."""
-        from cactus_edge.train.loop import run_key
+        from cactus_edge.train.checkpoints import run_key
 
         key = run_key(self.recipe, self.dataset, method, seed)
         inputs = hashlib.sha256(f"{key}{self.recipe.digest('quantise', 'certify')}{self.split}".encode()).hexdigest()

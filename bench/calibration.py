@@ -34,7 +34,7 @@ CRITERIA: dict[str, dict[str, object]] = {
 
 def rows(job: Job, method: str, seed: int, results: Results) -> dict[str, Row]:
     """One row per criterion for one network, which is trained at most once."""
-    from cactus_edge.train.loop import run_key
+    from cactus_edge.train.checkpoints import run_key
 
     recipe, found = job.recipe, {}
     for name, keys in CRITERIA.items():

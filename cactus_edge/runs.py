@@ -129,8 +129,8 @@ def find_run(folder: Path) -> Run | None:
 
 def require_unchanged(run: Run, recipe: Recipe) -> None:
     """Raises InputError where the run's recipe or data are not what its network was trained with."""
+    from cactus_edge.train.checkpoints import run_key
     from cactus_edge.train.data import load_dataset
-    from cactus_edge.train.loop import run_key
 
     dataset = load_dataset(recipe.data)
     if run_key(recipe, dataset) != run.record.key:
@@ -148,8 +148,9 @@ def train_run(
 
     Raises InputError where the folder holds another run, or a recipe of the user's.
     """
+    from cactus_edge.train.checkpoints import checkpoint, run_key
     from cactus_edge.train.data import load_dataset
-    from cactus_edge.train.loop import checkpoint, planned, run_key, train
+    from cactus_edge.train.loop import planned, train
 
     dataset = load_dataset(recipe.data)
     record = Record(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,13 +19,12 @@ from torch import Tensor
 
 from cactus_edge.errors import InputError
 from cactus_edge.recipe import Recipe
-from cactus_edge.recipe_sections import CompressRecipe
 from cactus_edge.resources import write_atomic
 from cactus_edge.train.allocation import allocated, begun, keeping
 from cactus_edge.train.augment import augmented, check, views
 from cactus_edge.train.averaging import Average, nothing
 from cactus_edge.train.bounds import ball, holds, propagate
-from cactus_edge.train.build import own_start
+from cactus_edge.train.checkpoints import checkpoint, kept, run_key, shared
 from cactus_edge.train.data import Dataset, Split
 from cactus_edge.train.fakequant import Ceilings, clamp, usual_ceilings
 from cactus_edge.train.folded import Folded, fold, forward, statistics
@@ -43,8 +41,6 @@ from cactus_edge.train.updates import optimiser
 
 STATISTICS_SAMPLES = 4096
 """Training samples over which batch normalisation's running statistics are taken after each epoch."""
-
-_FORMAT = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,36 +112,6 @@ def planned(recipe: Recipe, method: str | None = None) -> dict[str, int]:
     return {stage.name: stage.schedule(recipe).epochs for stage in chosen}
 
 
-def checkpoint(
-    recipe: Recipe, dataset: Dataset, workdir: Path, method: str | None = None, seed: int | None = None
-) -> Path:
-    """Where `train` keeps what it has, in the form of torch.save for weights_only.
-
-    `network` holds parameters and statistics by name, `stage` and `epoch` are the position, `history` one record an epoch.
-    """
-    method = recipe.train.method if method is None else method
-    number = recipe.train.seed if seed is None else seed
-    return workdir / f"train-{method}-{number}-{run_key(recipe, dataset, method, seed)[:12]}.pt"
-
-
-def run_key(recipe: Recipe, dataset: Dataset, method: str | None = None, seed: int | None = None) -> str:
-    """SHA-256 (hex) of everything that decides the trained weights besides the code and the number of threads."""
-    content = [
-        _FORMAT,
-        recipe.digest("model", "train", "compress"),
-        str(recipe.certify.eps),
-        recipe.quantise.train_clip,
-        dataset.digest(),
-        recipe.train.method if method is None else method,
-        recipe.train.seed if seed is None else seed,
-    ]
-    rounded = {"quantised", "joint"} & {*recipe.train.members, *recipe.compress.members}
-    if recipe.quantise.symmetric and rounded:  # else nothing in training knows the number of levels
-        content.append(recipe.quantise.levels)
-    start = own_start(recipe.model, dataset.shape, len(dataset.labels), recipe.train.seed if seed is None else seed)
-    return hashlib.sha256(json.dumps(content + start).encode()).hexdigest()
-
-
 def to_torch(split: Split) -> tuple[Tensor, Tensor]:
     """x float32 [N, C, H, W] and y int64 [N]."""
     return torch.from_numpy(np.ascontiguousarray(split.x.transpose(0, 3, 1, 2))), torch.from_numpy(np.array(split.y))
@@ -170,7 +136,7 @@ class _Run:
         self._key = run_key(recipe, dataset, method, seed)
         self._file = checkpoint(recipe, dataset, workdir, method, seed)
         self._stages = stages(method, self._recipe)
-        self._shared = _shared(recipe, dataset, workdir, self._stages[0], seed) if self._stages[0].shared else None
+        self._shared = shared(recipe, dataset, workdir, self._stages[0], seed) if self._stages[0].shared else None
         shape, classes, compressed = dataset.shape, len(dataset.labels), self._stages[0].compressed
         # Drawn on the CPU wherever it trains, as everything random here: equal seeds begin with equal weights.
         self._network = begun(recipe, shape, classes, seed, compressed=compressed).to(device)
@@ -372,9 +338,9 @@ class _Run:
     def _restore(self) -> None:
         """Goes on from this run's own checkpoint, else from what another method left of the same first stage."""
         for file, key in [(self._file, self._key), *([self._shared] if self._shared else [])]:
-            content = self._group.told(_read(file) if self._group.first else None)
-            if content is not None:
-                self._load(file, key, content)
+            found = self._group.told(kept(file) if self._group.first else None)
+            if found is not None:
+                self._load(file, key, found)
                 return
 
     def _load(self, file: Path, key: str, content: bytes) -> None:
@@ -398,22 +364,6 @@ class _Run:
             raise InputError(
                 f"{file} is not a checkpoint of this run: {error}", hint="delete it to train anew"
             ) from error
-
-
-def _read(file: Path) -> bytes | None:
-    try:
-        return file.read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror or error}", hint="choose another folder") from error
-
-
-def _shared(recipe: Recipe, dataset: Dataset, workdir: Path, stage: Stage, seed: int) -> tuple[Path, str]:
-    """Checkpoint of a first stage that several methods share, and its key: the same whatever comes after."""
-    alone = replace(recipe, train=replace(recipe.train, method=stage.name), compress=CompressRecipe())
-    key = run_key(alone, dataset, seed=seed)
-    return workdir / f"train-{stage.name}-{seed}-{key[:12]}.pt", key
 
 
 def _epoch_seed(seed: int, stage: int, epoch: int) -> int:

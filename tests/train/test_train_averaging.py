@@ -13,9 +13,10 @@ from train_kit import CtrlC, untimed
 from cactus_edge.recipe import Recipe, _in_digest, _plain
 from cactus_edge.train import loop
 from cactus_edge.train.averaging import Average, nothing
+from cactus_edge.train.checkpoints import run_key
 from cactus_edge.train.data import Dataset
 from cactus_edge.train.folded import statistics
-from cactus_edge.train.loop import run_key, to_torch, train
+from cactus_edge.train.loop import to_torch, train
 from cactus_edge.train.models import Network
 
 Make = Callable[..., Network]

@@ -17,10 +17,11 @@ from cactus_edge.recipe import Recipe
 from cactus_edge.train import loop
 from cactus_edge.train.augment import moved
 from cactus_edge.train.bounds import ball, propagate
+from cactus_edge.train.checkpoints import run_key
 from cactus_edge.train.data import Dataset
 from cactus_edge.train.evaluate import float_attacked, float_certified, float_predict
 from cactus_edge.train.folded import fold_batch
-from cactus_edge.train.loop import EpochStats, run_key, train
+from cactus_edge.train.loop import EpochStats, train
 from cactus_edge.train.methods import METHODS, stages
 from cactus_edge.train.models import Network
 from cactus_edge.train.objectives import cactus

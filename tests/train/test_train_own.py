@@ -18,9 +18,10 @@ from cactus_edge.recipe import Recipe
 from cactus_edge.recipe_model import ModelRecipe
 from cactus_edge.train.allocation import begun
 from cactus_edge.train.build import build
+from cactus_edge.train.checkpoints import run_key
 from cactus_edge.train.data import Dataset
 from cactus_edge.train.folded import fold, forward
-from cactus_edge.train.loop import run_key, train
+from cactus_edge.train.loop import train
 from cactus_edge.train.models import Network
 from cactus_edge.train.own import fingerprint
 

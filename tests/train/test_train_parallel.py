@@ -12,8 +12,9 @@ from cactus_edge.errors import CactusError, InputError
 from cactus_edge.recipe import Recipe
 from cactus_edge.train import parallel
 from cactus_edge.train.bounds import Box
+from cactus_edge.train.checkpoints import run_key
 from cactus_edge.train.data import Dataset
-from cactus_edge.train.loop import run_key, train
+from cactus_edge.train.loop import train
 from cactus_edge.train.objectives.loss import Batch
 from cactus_edge.train.parallel import ALONE, Group, find_device, in_parts, joined, set_gradient
 
