@@ -10,7 +10,6 @@ replayed, and what is robust is attacked for long by other means (bench/_attack.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import time
 from collections import Counter
@@ -24,28 +23,17 @@ from _networks import DENSE, Network, trained
 # isort: split
 import numpy as np
 from _attack import survivors
+from _search import searched
 
-from cactus_edge.certify.complete import Budget, Complete, Effort
-from cactus_edge.certify.find import find_all
 from cactus_edge.process import settle
 from cactus_edge.verify.check import decided
-from cactus_edge.verify.regions import Region, region
-
-
-def search(network: Network, around: Region, budget: str) -> tuple[bytes, list[Effort]]:
-    """(proof, how each sample was decided), by one process."""
-    complete = Complete(network.program, Budget.parse(budget))
-    return find_all(complete, around, network.x, network.y, bytes.fromhex(network.digest))
+from cactus_edge.verify.regions import region
 
 
 def measure(network: Network, eps: str, budget: str, processes: int) -> Row:
     """One row."""
     around = region(network.program, eps, (0, 1))
-    shares = [network.part(slice(k, None, processes)) for k in range(processes)]
-    start = time.monotonic()
-    with multiprocessing.get_context("spawn").Pool(processes, initializer=settle) as pool:
-        found = pool.starmap(search, [(share, around, budget) for share in shares])
-    searching = time.monotonic() - start
+    shares, found, searching = searched(network, around, budget, processes)
     start = time.monotonic()
     robust, refuted = np.zeros((2, len(network.y)), np.bool_)
     for k, (share, (proof, _)) in enumerate(zip(shares, found, strict=True)):

@@ -14,7 +14,6 @@ A contradiction is a robust region here that was vulnerable there, or the revers
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import time
 import tomllib
@@ -30,9 +29,8 @@ from _networks import SUITES, Network
 # isort: split
 import numpy as np
 from _qnn import Array, Codes, codes, published, tflite
+from _search import searched
 
-from cactus_edge.certify.complete import Budget, Complete, Effort
-from cactus_edge.certify.find import find_all
 from cactus_edge.errors import InputError, InternalError
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.atoms import Program
@@ -44,7 +42,7 @@ from cactus_edge.resources import sha256
 from cactus_edge.train.data import load_dataset
 from cactus_edge.verify.check import decided
 from cactus_edge.verify.proof import parse
-from cactus_edge.verify.regions import Region, region
+from cactus_edge.verify.regions import region
 from cactus_edge.verify.tflite_read import read_tflite
 
 COLUMNS = ("samples", "misclassified", "robust", "vulnerable", "open", "timeouts", "timeouts_decided", "contradictions")
@@ -77,12 +75,6 @@ class Subject:
         self.right = outputs.argmax(1) == dataset.test.y
 
 
-def search(network: Network, around: Region, budget: str) -> tuple[bytes, list[Effort]]:
-    """(proof, how each sample was decided), by one process."""
-    complete = Complete(network.program, Budget.parse(budget))
-    return find_all(complete, around, network.x, network.y, bytes.fromhex(network.digest))
-
-
 def measure(subject: Subject, block: Row, budget: str, processes: int) -> Row:
     """One block: what was decided here, and how that compares."""
     first, count, eps = block["first"], block["samples"], block["eps"]
@@ -91,11 +83,7 @@ def measure(subject: Subject, block: Row, budget: str, processes: int) -> Row:
     asked = listed[subject.right[listed]]
     network = subject.network.part(asked)
     around = region(network.program, f"{eps}/256", (0, "255/256"))
-    shares = [network.part(slice(k, None, processes)) for k in range(processes)]
-    start = time.monotonic()
-    with multiprocessing.get_context("spawn").Pool(processes, initializer=settle) as pool:
-        found = pool.starmap(search, [(share, around, budget) for share in shares])
-    searching = time.monotonic() - start
+    shares, found, searching = searched(network, around, budget, processes)
     start = time.monotonic()
     robust, refuted = np.zeros((2, len(asked)), np.bool_)
     for k, (share, (proof, _)) in enumerate(zip(shares, found, strict=True)):

@@ -19,7 +19,7 @@ from cactus_edge.train.objectives import OBJECTIVES, cactus
 from cactus_edge.train.objectives.consistency import consistent
 from cactus_edge.train.objectives.ibp import warmup_regulariser
 from cactus_edge.train.objectives.loss import Batch, Loss, Step
-from cactus_edge.train.projections import Projection
+from cactus_edge.train.projections import Projection, positive_gamma
 from cactus_edge.train.prune import shrink
 from cactus_edge.train.sparsity import Sparsity, still
 from cactus_edge.train.updates import Update, clipped
@@ -248,3 +248,29 @@ def clip(recipe: Recipe) -> Update:
 def only_quantised(members: tuple[str, ...]) -> bool:
     """Whether nothing but the int8 network is trained."""
     return set(members) == {"quantised"}
+
+
+def tuned_quantised(recipe: Recipe) -> bool:
+    """Of `clamped`: fine-tuning trains nothing but the int8 network, for an epoch at least."""
+    return recipe.compress.finetune_epochs > 0 and only_quantised(recipe.compress.members)
+
+
+def shipping(enter: Enter, *, compressed: bool = True, projection: Projection = positive_gamma) -> Stage:
+    """The last stage: what `enter` leaves is fine-tuned over the members of [compress]; for 0 epochs not at all."""
+    members = over_members(lambda r: r.compress.members)
+    return Stage("compress", enter, compressed, finetuning, members, clip, projection, tuned_quantised)
+
+
+def hearing(tell: Callable[[Network, Step], None], of: Callable[[Recipe], Objective]) -> Callable[[Recipe], Objective]:
+    """The objective of a network that is told of each step before it."""
+
+    def heard(recipe: Recipe) -> Objective:
+        inner = of(recipe)
+
+        def objective(network: Network, batch: Batch, step: Step) -> Terms:
+            tell(network, step)
+            return inner(network, batch, step)
+
+        return objective
+
+    return heard

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from train_kit import CtrlC, untimed
+from train_kit import same_after_ctrl_c, untimed
 
 from cactus_edge.errors import InputError, InstallError
 from cactus_edge.formats.onnx import read_onnx
@@ -84,11 +84,7 @@ def test_another_dense_network_is_not_taken(short: Recipe, few_digits: Dataset, 
 def test_an_interrupted_run_goes_on_with_the_same_bits(
     short: Recipe, few_digits: Dataset, tmp_path: Path, method: str, after: int
 ) -> None:
-    whole = train(short, few_digits, tmp_path / "whole", method=method)
-    with pytest.raises(KeyboardInterrupt):
-        train(short, few_digits, tmp_path / "cut", CtrlC(after), method=method)
-    resumed = train(short, few_digits, tmp_path / "cut", method=method)
-    assert resumed.digest() == whole.digest() and untimed(resumed) == untimed(whole)
+    same_after_ctrl_c(short, few_digits, tmp_path, method, after)
 
 
 def test_criteria_are_what_they_are_called(make_network: Make) -> None:

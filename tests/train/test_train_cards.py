@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from train_kit import CtrlC, untimed
+from train_kit import CtrlC, same_after_ctrl_c
 
 from cactus_edge.errors import InputError
 from cactus_edge.formats.tflite import write_tflite
@@ -72,11 +72,7 @@ def test_an_interrupted_card_goes_on_with_the_same_bits(
     recipe = replace(
         card, train=replace(card.train, epochs=4), compress=replace(card.compress, finetune_epochs=1, rewind_epochs=1)
     )
-    whole = train(recipe, few_digits, tmp_path / "whole", method=method)
-    with pytest.raises(KeyboardInterrupt):
-        train(recipe, few_digits, tmp_path / "cut", CtrlC(after), method=method)
-    resumed = train(recipe, few_digits, tmp_path / "cut", method=method)
-    assert resumed.digest() == whole.digest() and untimed(resumed) == untimed(whole)
+    same_after_ctrl_c(recipe, few_digits, tmp_path, method, after)
 
 
 @pytest.mark.parametrize("after", [2, 5])

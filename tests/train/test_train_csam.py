@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from train_kit import CtrlC, untimed
+from train_kit import same_after_ctrl_c
 
 from cactus_edge.errors import DataError, InputError, InternalError
 from cactus_edge.recipe import Recipe, parse_recipe
@@ -406,11 +406,7 @@ def test_channels_are_left_as_the_recipe_keeps_them(half: Recipe, few_digits: Da
 def test_an_interrupted_run_goes_on_with_the_same_bits(
     half: Recipe, few_digits: Dataset, tmp_path: Path, method: str, after: int
 ) -> None:
-    whole = train(half, few_digits, tmp_path / "whole", method=method)
-    with pytest.raises(KeyboardInterrupt):
-        train(half, few_digits, tmp_path / "cut", CtrlC(after), method=method)
-    resumed = train(half, few_digits, tmp_path / "cut", method=method)
-    assert resumed.digest() == whole.digest() and untimed(resumed) == untimed(whole)
+    same_after_ctrl_c(half, few_digits, tmp_path, method, after)
 
 
 def test_masks_that_cannot_be_are_refused(half: Recipe, few_digits: Dataset, tmp_path: Path) -> None:

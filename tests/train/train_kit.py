@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
 import torch
 
-from cactus_edge.train.loop import EpochStats, TrainedModel
+from cactus_edge.recipe import Recipe
+from cactus_edge.train.data import Dataset
+from cactus_edge.train.loop import EpochStats, TrainedModel, train
 from cactus_edge.train.models import Network
 
 
@@ -25,6 +29,15 @@ class CtrlC:
 def untimed(model: TrainedModel) -> list[EpochStats]:
     """The history but for how long it took."""
     return [replace(s, seconds=0, cpu_seconds=0) for s in model.history]
+
+
+def same_after_ctrl_c(recipe: Recipe, dataset: Dataset, folder: Path, method: str, after: int) -> None:
+    """A run that is cut after an epoch goes on with the bits of a whole one."""
+    whole = train(recipe, dataset, folder / "whole", method=method)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, dataset, folder / "cut", CtrlC(after), method=method)
+    resumed = train(recipe, dataset, folder / "cut", method=method)
+    assert resumed.digest() == whole.digest() and untimed(resumed) == untimed(whole)
 
 
 def shaken(network: Network, seed: int) -> Network:

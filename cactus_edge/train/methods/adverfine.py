@@ -20,12 +20,10 @@ from cactus_edge.train.stages import (
     Schedule,
     Stage,
     clip,
-    finetuning,
     never,
     only_full,
-    only_quantised,
-    over_members,
     same,
+    shipping,
     training,
 )
 
@@ -35,16 +33,7 @@ def _nothing(recipe: Recipe) -> Schedule:
 
 
 def _tuned(enter: Enter, *, compressed: bool) -> Stage:
-    return Stage(
-        "compress",
-        enter,
-        compressed,
-        finetuning,
-        over_members(lambda r: r.compress.members),
-        clip,
-        unconstrained,
-        lambda r: r.compress.finetune_epochs > 0 and only_quantised(r.compress.members),
-    )
+    return shipping(enter, compressed=compressed, projection=unconstrained)
 
 
 ADVERFINE = (DENSE, _tuned(removal(lambda recipe, sample: l1), compressed=True))

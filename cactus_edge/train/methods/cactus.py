@@ -6,10 +6,10 @@ from cactus_edge.train.projections import positive_gamma
 from cactus_edge.train.stages import (
     Stage,
     clip,
-    finetuning,
     only_quantised,
     over_members,
     same,
+    shipping,
     training,
     without_channels,
 )
@@ -25,14 +25,5 @@ CACTUS = (
         positive_gamma,
         lambda r: only_quantised(r.train.members),
     ),
-    Stage(
-        "compress",
-        without_channels,
-        True,
-        finetuning,
-        over_members(lambda r: r.compress.members),
-        clip,
-        positive_gamma,
-        lambda r: r.compress.finetune_epochs > 0 and only_quantised(r.compress.members),
-    ),
+    shipping(without_channels),
 )

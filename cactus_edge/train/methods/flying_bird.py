@@ -22,7 +22,7 @@ from cactus_edge.train.models import Layers, Network
 from cactus_edge.train.objectives.loss import Batch, Step
 from cactus_edge.train.projections import positive_gamma
 from cactus_edge.train.sparsity import single_weights
-from cactus_edge.train.stages import Objective, Stage, Terms, clip, never, only_full, only_scores, training
+from cactus_edge.train.stages import Stage, clip, hearing, never, only_full, only_scores, training
 
 DEATH = 0.5
 """Share of a layer's weights that die at the first update; it falls along half a cosine."""
@@ -124,15 +124,9 @@ def _plain(network: Network, _: Recipe, __: Batch) -> Network:
     return Network(network.layers())
 
 
-def _noting(recipe: Recipe) -> Objective:
-    inner = only_scores(recipe)
-
-    def objective(network: Network, batch: Batch, step: Step) -> Terms:
-        if isinstance(network, Dynamic):
-            network.note(step.part)
-        return inner(network, batch, step)
-
-    return objective
+def _note(network: Network, step: Step) -> None:
+    if isinstance(network, Dynamic):
+        network.note(step.part)
 
 
 def _updated(network: Network) -> None:
@@ -144,6 +138,6 @@ def _updated(network: Network) -> None:
 
 
 FLYING_BIRD = (
-    Stage("sparse", _begin, False, training, _noting, clip, _updated, never),
+    Stage("sparse", _begin, False, training, hearing(_note, only_scores), clip, _updated, never),
     Stage("compress", _plain, True, refining, only_full, clip, positive_gamma, never),
 )

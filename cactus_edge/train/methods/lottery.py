@@ -24,12 +24,10 @@ from cactus_edge.train.stages import (
     Schedule,
     Stage,
     clip,
-    finetuning,
     never,
     only_full,
-    only_quantised,
-    over_members,
     same,
+    shipping,
     training,
 )
 
@@ -117,14 +115,5 @@ def _back(sparsity: Sparsity) -> Enter:
     return enter
 
 
-SHIPS = Stage(
-    "compress",
-    same,
-    True,
-    finetuning,
-    over_members(lambda r: r.compress.members),
-    clip,
-    positive_gamma,
-    lambda r: r.compress.finetune_epochs > 0 and only_quantised(r.compress.members),
-)
+SHIPS = shipping(same)
 """What is left, fine-tuned as [compress] says: with its int8 version, for 0 epochs not at all."""

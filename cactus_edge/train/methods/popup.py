@@ -28,14 +28,14 @@ from cactus_edge.train.stages import (
     Objective,
     Schedule,
     Stage,
-    Terms,
     clip,
     finetuning,
+    hearing,
     never,
-    only_quantised,
     over_members,
     same,
     training,
+    tuned_quantised,
 )
 
 
@@ -116,19 +116,12 @@ class _Chosen(torch.autograd.Function):
 
 def searching(members: Callable[[Recipe], tuple[str, ...]]) -> Callable[[Recipe], Objective]:
     """The objective of a ticket's scores, at the share of weights that the step's progress asks for."""
-    plain = over_members(members, choosing=True)
 
-    def of(recipe: Recipe) -> Objective:
-        inner = plain(recipe)
+    def tell(network: Network, step: Step) -> None:
+        if isinstance(network, Ticket):
+            network.follow(step.progress)
 
-        def objective(network: Network, batch: Batch, step: Step) -> Terms:
-            if isinstance(network, Ticket):
-                network.follow(step.progress)
-            return inner(network, batch, step)
-
-        return objective
-
-    return of
+    return hearing(tell, over_members(members, choosing=True))
 
 
 def tickets(kind: type[Ticket], method: str, recipe: Recipe) -> tuple[Stage, ...]:
@@ -146,13 +139,9 @@ def tickets(kind: type[Ticket], method: str, recipe: Recipe) -> tuple[Stage, ...
     first, rest = searching(lambda _: ("full",)), searching(lambda r: r.compress.members)
     return (
         Stage("search", enter, False, training, first, clip, unconstrained, never),
-        Stage("compress", same, False, finetuning, rest, clip, unconstrained, _clamped),
-        Stage("fix", _fixed, False, _nothing, first, clip, unconstrained, _clamped),
+        Stage("compress", same, False, finetuning, rest, clip, unconstrained, tuned_quantised),
+        Stage("fix", _fixed, False, _nothing, first, clip, unconstrained, tuned_quantised),
     )
-
-
-def _clamped(recipe: Recipe) -> bool:
-    return recipe.compress.finetune_epochs > 0 and only_quantised(recipe.compress.members)
 
 
 def _fixed(network: Network, _: Recipe, __: Batch) -> Network:
