@@ -31,6 +31,9 @@ CURVE_SAMPLES = 500
 CHUNK = 128
 """Samples bounded together. It changes no result."""
 
+ATTACKED = 128
+"""Samples attacked together, between two words of progress."""
+
 
 def survivors(
     program: Program,
@@ -41,6 +44,7 @@ def survivors(
     correct: Bools,
     certified: Bools,
     seed: int,
+    advance: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> int:
     """How many samples survive the attack on the integer program.
 
@@ -51,11 +55,17 @@ def survivors(
 
     checked = np.flatnonzero(certified)[: len(certified) // 10]
     chosen = np.concatenate([checked, np.flatnonzero(correct & ~certified)])
-    found = attack(program, lower[chosen], upper[chosen], labels[chosen], start=start[chosen], seed=seed).found
-    if found[: len(checked)].any():
-        sample = int(checked[found[: len(checked)]][0])
-        raise InternalError(f"sample {sample} was certified, and an attack turned it", hint="please report this model")
-    return int(correct.sum() - found.sum())
+    survived = int(correct.sum())
+    for at in range(0, len(chosen), ATTACKED):
+        part = chosen[at : at + ATTACKED]
+        found = attack(program, lower[part], upper[part], labels[part], start=start[part], seed=seed).found
+        if (fallen := part[found & certified[part]]).size:
+            raise InternalError(
+                f"sample {fallen[0]} was certified, and an attack turned it", hint="please report this model"
+            )
+        survived -= int(found.sum())
+        advance(at + len(part), len(chosen), "attacked")
+    return survived
 
 
 def float_scores(

@@ -287,19 +287,18 @@ class Chain:
         around = region(self.program, eps, domain)
         lower_, upper = box(self.program, around, x)
         start = points(self.program, x)
-        survived = assess.survivors(
-            self.program, lower_, upper, start, y, decision.correct, decision.certified, self.recipe.train.seed
-        )
+        correct, certified, seed = decision.correct, decision.certified, self.recipe.train.seed
+        survived = assess.survivors(self.program, lower_, upper, start, y, correct, certified, seed, advance)
         samples = slice(0, assess.CURVE_SAMPLES)
         curve = assess.curve(self.program, self.network, x[samples], y[samples], radii, domain, threads, advance)
         return {
             "sha256": sha256(certificate.to_bytes()),
             "rule": certificate.record["rule"],
-            "correct": int(decision.correct.sum()),
-            "certified": int(decision.certified.sum()),
+            "correct": int(correct.sum()),
+            "certified": int(certified.sum()),
             "attacked": survived,
             "total": len(y),
-            "classes": assess.by_class(y, decision.correct, decision.certified),
+            "classes": assess.by_class(y, correct, certified),
             "float": assess.float_scores(self.network, x, y, radii, domain),
             "curve": curve,
             "curve_inputs": min(len(y), assess.CURVE_SAMPLES),
