@@ -4,8 +4,8 @@
     python bench/pi_emulator.py [--graphs 40] [--inputs 100] [--build build] [--fresh]
     python bench/pi_emulator.py --record           write tests/formats/vectors/xnnpack_arm64.npz anew
 
-Networks: `--graphs` of each op with scales whose products tie, and 3 times as many of several ops; chains for ONNX. They run in one
-emulated process a board. Files: each build/*/model.tflite and the ONNX made of it, over ssh, as `cactus-edge bench` does it. Under
+Networks: `--graphs` of each op with scales whose products tie, and 3 times as many of several ops; chains and branches for ONNX. They run
+in one emulated process a board. Files: each build/*/model.tflite and the ONNX made of it, over ssh, as `cactus-edge bench` does it. Under
 emulation nothing is timed. Writes bench/results/pi_emulator.json. Exit code 1 where an output differs.
 """
 
@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import pi_kit
 import strategies
-from onnx_kit import chain, real_inputs
+from onnx_kit import chain, live, real_inputs
 from ssh_kit import Behaviour, Server
 from strategies import MIDDLE, random_graph, random_inputs
 
@@ -42,7 +42,7 @@ from cactus_edge.computer import Host, channel_first, run_on_computer
 from cactus_edge.device.targets import SshTarget, load_target
 from cactus_edge.errors import InputError, UnsupportedError
 from cactus_edge.formats.onnx import write_onnx
-from cactus_edge.formats.read import read_model
+from cactus_edge.formats.read import read_for, read_model
 from cactus_edge.formats.tflite import write_tflite
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import profile
@@ -55,6 +55,7 @@ Case = tuple[str, bytes, Array, Array]
 """A name, the file, its inputs and what must come out, all as the file itself has them."""
 
 VECTORS = ROOT / "tests" / "formats" / "vectors" / "xnnpack_arm64.npz"
+JOINED = ("conv2d", "depthwise_conv2d", "dense", "max_pool", "concat", "concat", "avg_pool", "mean")
 RECORDED = 60
 PER_NETWORK = 6
 
@@ -78,6 +79,7 @@ def cases(form: str, count: int) -> Iterator[Case]:
                 yield label, data, x, evaluate(graph, x, rules)
             else:
                 data, values = write_onnx(graph), real_inputs(graph, x)
+                read_for(data, rules)
                 values[::3] += np.float32(graph.input.scale / 2)
                 yield label, data, channel_first(values), channel_first(evaluate(read_model(data).graph, values, rules))
         except UnsupportedError:
@@ -94,8 +96,13 @@ def tflite_networks(count: int) -> Iterator[tuple[str, Graph]]:
 
 
 def onnx_networks(count: int) -> Iterator[tuple[str, Graph]]:
+    """Chains of int8 codes, and branches that join, which `write_onnx` gives uint8 codes."""
     for seed in range(count):
         yield f"chain {seed}", chain(np.random.default_rng(seed))
+    for seed in range(count):
+        with strategies.ties() if seed % 2 else contextlib.nullcontext():
+            made = random_graph(np.random.default_rng(seed), 6, JOINED, ends=("",))
+        yield f"branches {seed}", live(made)
 
 
 def emulated(board: str, listed: list[Case], form: str) -> list[Array]:

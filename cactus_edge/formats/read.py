@@ -29,7 +29,18 @@ def graph_for(model: AnyModel, profile: Profile) -> Graph:
     """The graph of a file of the profile's format. Raises UnsupportedError where its runtime was not shown to read that from it."""
     if isinstance(model, Model):
         return read.graph_for(model, profile)
-    if UINT8 not in profile.rules and (model.unsigned or model.shifted):
-        what = "activations are uint8" if model.unsigned else "weights are uint8, or around a zero point"
-        raise UnsupportedError(f"the file's {what}, which were not shown equal to {profile.runtime}")
+    rule, *alone = profile.rules.get(UINT8, ("",))
+    for refused, what in (
+        (model.unsigned and not rule, "activations are uint8"),
+        (model.shifted and rule != "copy", "weights are uint8, or around a zero point"),
+        (model.unsigned and rule == "alone" and model.signed, "activations are int8 and uint8"),
+    ):
+        if refused:
+            raise UnsupportedError(f"the file's {what}, which were not shown equal to {profile.runtime}")
+    for index, node in enumerate(model.graph.nodes if model.signed else ()):
+        if type(node.op).__name__ in alone:
+            raise UnsupportedError(
+                f"{model.graph.label(index)}: on int8 codes it was not shown equal to {profile.runtime}",
+                hint="quantise activations to uint8",
+            )
     return model.graph

@@ -98,7 +98,8 @@ def of_type(kind: str, x: Tensor) -> str:
 
 
 UINT8 = "uint8"
-"""The kind under which a row says that its runtime computes uint8 codes as it does int8 ones, 128 below."""
+"""The kind under which a row says that its runtime computes uint8 codes as it does int8 ones, 128 below; behind "alone" stand the
+kinds that were shown on uint8 codes and not on int8 ones, and then the codes of a file are of one type."""
 
 STORED = "Stored"
 """The kind under which a row says that its runtime takes shapes and buffers as the file's tables store them, and finds out none."""

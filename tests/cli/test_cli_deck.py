@@ -73,7 +73,7 @@ def test_other_targets(deck_bundle: Path, deck_recipe: Path, target: str, tmp_pa
     shown = capsys.readouterr().out
     assert "2 cards in one file" in shown
     if target == "raspberry-pi":
-        assert "no certificate: the file's activations are uint8" in shown
+        assert "under profile ort-arm64: certificate-ort-arm64.json" in shown
 
 
 def test_a_run_is_one_network(deck_recipe: Path, tmp_path: Path, capsys: Shown) -> None:

@@ -36,7 +36,7 @@ def board(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def network(end: str) -> Graph:
-    """Convolution with many channels, mean or flattening, dense layer; scales whose products tie."""
+    """Convolution with many channels; mean, flattening, or two branches that join; dense layer; scales whose products tie."""
     rng = np.random.default_rng(5)
     b = GraphBuilder()
     x = b.input(Tensor("x", (6, 6, 2), "int8", 0.5, 3))
@@ -44,9 +44,14 @@ def network(end: str) -> Graph:
     scale = ops.freeze(rng.choice([0.0078125, 0.01171875, 0.01], 21), np.float32)
     conv = ops.Conv2d(weight, ops.freeze(rng.integers(-900, 900, 21), np.int32), scale, activation=ops.Activation.RELU)
     x = b.node(conv, [x], Tensor("conv", (4, 4, 21), "int8", 0.25, -128))
+    if end == "joined":
+        pool = b.node(ops.AvgPool((2, 2), (1, 1)), [x], Tensor("pool", (3, 3, 21), "int8", 0.25, -128))
+        whole = b.node(ops.AvgPool((3, 3), (3, 3)), [pool], Tensor("whole", (1, 1, 21), "int8", 0.25, -128))
+        first = b.node(ops.MaxPool((4, 4), (4, 4)), [x], Tensor("first", (1, 1, 21), "int8", 0.25, -128))
+        x = b.node(ops.Concat(2), [first, whole], Tensor("both", (1, 1, 42), "int8", 0.25, -128))
     if end == "mean":
         x = b.node(ops.Mean((0, 1), False), [x], Tensor("mean", (21,), "int8", float(np.float32(0.07)), -100))
-    columns = 21 if end == "mean" else 336
+    columns = {"mean": 21, "flat": 336, "joined": 42}[end]
     weight = ops.freeze(rng.integers(-127, 128, (10, columns)), np.int8)
     dense = ops.Dense(weight, ops.freeze(rng.integers(-99, 99, 10), np.int32), ops.freeze([0.0078125], np.float32))
     x = b.node(dense, [x], Tensor("logits", (10,), "int8", 0.5 if end == "mean" else 8.0, 4))
@@ -55,14 +60,21 @@ def network(end: str) -> Graph:
     return b.finish(x)
 
 
-@pytest.mark.parametrize("form", ["tflite", "onnx"])
+@pytest.mark.parametrize(
+    ("form", "end"),
+    [
+        pytest.param("tflite", "mean", id="tflite"),
+        pytest.param("onnx", "flat", id="onnx"),
+        pytest.param("onnx", "joined", id="onnx_uint8"),
+    ],
+)
 def test_outputs_are_equal_on_the_emulated_board(
-    board: tuple[str, Server], form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    board: tuple[str, Server], form: str, end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, server = board
     monkeypatch.setenv("HOME", str(server.home))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
-    graph = network("mean") if form == "tflite" else network("flat")
+    graph = network(end)
     x = np.random.default_rng(6).integers(-128, 128, (40, 6, 6, 2)).astype(np.int8)
     data = write_tflite(graph) if form == "tflite" else write_onnx(graph)
     target = load_target("raspberry-pi")

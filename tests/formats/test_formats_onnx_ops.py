@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from cactus_edge.formats.agree import agree
 from cactus_edge.formats.onnx import onnx_form, read_onnx, write_onnx
 from cactus_edge.formats.onnx.runtime import OrtSession
 from cactus_edge.formats.onnx.tensorrt import read_tensorrt
-from cactus_edge.formats.read import read_for
+from cactus_edge.formats.read import graph_for, read_for
 from cactus_edge.ir import ops
 from cactus_edge.ir import rules as rules_module
 from cactus_edge.ir.arithmetic import profile
@@ -28,6 +29,8 @@ from cactus_edge.ir.binary import FusedAddRule
 from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.evaluate import evaluate, trace
 from cactus_edge.ir.graph import Graph, Tensor
+from cactus_edge.ir.lowering import lower
+from cactus_edge.ir.profile import UINT8
 
 
 @vnni
@@ -254,10 +257,46 @@ def test_an_int8_sum_in_qoperator_form_is_refused(tmp_path: Path) -> None:
 
 
 def test_uint8_codes_are_refused_where_nothing_was_shown(tmp_path: Path) -> None:
-    data = residual(tmp_path, "QDQ", "QUInt8", join=False)
-    assert read_for(data, profile("ort-x86")).input.dtype == "float32"
+    data, arm = residual(tmp_path, "QDQ", "QUInt8", join=False), profile("ort-arm64")
+    assert read_for(data, profile("ort-x86")).digest() == read_for(data, arm).digest()
     with pytest.raises(UnsupportedError, match="activations are uint8"):
-        read_for(data, profile("ort-arm64"))
+        read_for(data, replace(arm, rules={k: v for k, v in arm.rules.items() if k != UINT8}))
+
+
+def joined(mean: bool) -> Graph:
+    """Two layers on one input that join, and an average of the whole; or their mean alone, of one of them."""
+    b = GraphBuilder()
+    x = b.input(Tensor("x", (2, 2, 3), "int8", 0.5, 3))
+    ends = []
+    for i in range(1 if mean else 2):
+        weight = ops.freeze(np.arange(-6, 6).reshape(4, 1, 1, 3) * (i + 1), np.int8)
+        conv = ops.Conv2d(weight, ops.freeze(np.arange(4), np.int32), ops.freeze([0.01] * 4, np.float32))
+        ends.append(b.node(conv, [x], Tensor(f"c{i}", (2, 2, 4), "int8", 0.25, -5)))
+    if mean:
+        return b.finish(b.node(ops.Mean((0, 1), True), ends, Tensor("y", (1, 1, 4), "int8", 0.25, -5)))
+    both = b.node(ops.Concat(2), ends, Tensor("both", (2, 2, 8), "int8", 0.25, -5))
+    return b.finish(b.node(ops.AvgPool((2, 2), (2, 2)), [both], Tensor("y", (1, 1, 8), "int8", 0.25, -5)))
+
+
+def test_what_was_shown_on_uint8_codes_is_refused_on_int8_ones() -> None:
+    """On aarch64, where int8 codes stay what they are; on x86-64 ONNX Runtime moves them itself."""
+    arm, data = profile("ort-arm64"), write_onnx(joined(False))
+    assert read_onnx(data).unsigned and not read_onnx(data).signed
+    lower(read_for(data, arm), arm)
+    data = write_onnx(joined(True))
+    assert read_onnx(data).signed and not read_onnx(data).unsigned
+    assert read_for(data, profile("ort-x86")).digest() == read_onnx(data).graph.digest()
+    with pytest.raises(UnsupportedError, match="Mean -> 'y': on int8 codes it was not shown equal") as refused:
+        read_for(data, arm)
+    assert "uint8" in refused.value.hint
+
+
+def test_codes_of_both_signs_are_refused_where_each_was_shown_alone() -> None:
+    model, arm = read_onnx(write_onnx(joined(False))), profile("ort-arm64")
+    mixed = replace(model, uint8=model.uint8 - {max(model.uint8)})
+    assert graph_for(mixed, profile("ort-x86")) is model.graph
+    with pytest.raises(UnsupportedError, match="activations are int8 and uint8"):
+        graph_for(mixed, arm)
 
 
 @vnni

@@ -49,6 +49,12 @@ class OnnxModel:
         return bool(self.uint8)
 
     @property
+    def signed(self) -> bool:
+        """Whether any of the file's codes are int8."""
+        named = (i for i, name in enumerate(self.names) if name and self.graph.tensors[i].dtype == "int8")
+        return not self.uint8.issuperset(named)
+
+    @property
     def file_tensors(self) -> tuple[int, ...]:
         """The index under which a session knows each graph tensor: its own."""
         return tuple(range(len(self.names)))
