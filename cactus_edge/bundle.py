@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from cactus_edge.catalogue import trained_by
 from cactus_edge.errors import MismatchError
+from cactus_edge.formats.nibbles import weight_bytes
 from cactus_edge.formats.zeros import zeros
 from cactus_edge.gains import gains
 from cactus_edge.ir import ops
@@ -260,7 +261,7 @@ def _layers(chain: Chain, found: Found) -> tuple[r.Layer, ...]:
                 None if weight is None else next(before, int(weight.size)),  # a deck's gate and means are not trained
                 None if weight is None else int(weight.size),
                 # Weights, and an int32 bias, multiplier and shift per channel.
-                0 if weight is None else int(weight.size) + 12 * out.shape[-1],
+                0 if weight is None else weight_bytes(node.op) + 12 * out.shape[-1],
                 out.scale,
                 out.zero_point,
                 low,

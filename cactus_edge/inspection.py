@@ -18,9 +18,10 @@ from cactus_edge.errors import InstallError, ModelError
 from cactus_edge.formats.agree import RUNTIMES, Runtime
 from cactus_edge.formats.c.blob import build
 from cactus_edge.formats.c.plan import plan
+from cactus_edge.formats.nibbles import weight_bytes
 from cactus_edge.formats.onnx.tensorrt import read_tensorrt
 from cactus_edge.formats.read import AnyModel, graph_for, read_model
-from cactus_edge.formats.zeros import Zeros, narrow, zeros
+from cactus_edge.formats.zeros import Zeros, narrow, stored_bits, zeros
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import PROFILES, profile
 from cactus_edge.ir.graph import Graph, Node, Tensor
@@ -41,8 +42,8 @@ NAME = 38
 class OpFacts:
     """One op. `reads`: the ops whose outputs it reads, -1 for the model's input.
 
-    macs: multiply-accumulates of one inference, taps that fall outside the image included. constant_bytes: weights int8 and
-    bias int32 or int64 as the file stores them. bound: no integer quantity of the op exceeds it in magnitude, for any input, under
+    macs: multiply-accumulates of one inference, taps that fall outside the image included. constant_bytes: weights and bias as the
+    file stores them, two weights of 4 bits to a byte. bound: no integer quantity of the op exceeds it in magnitude, for any input, under
     any profile that can run the file; None where no profile can. zeros: among its weights, None where it has none.
     """
 
@@ -153,7 +154,8 @@ class Inspection:
         return f"{zero:,} of {weights:,} weights; " + (f"2:4 holds in {sparse}" if sparse else "2:4 holds in no op")
 
     def _bits(self) -> str:
-        return narrow([op.zeros for op in self.ops if op.zeros is not None]) or "8 in every op"
+        found = [op.zeros for op in self.ops if op.zeros is not None]
+        return narrow(found) or stored_bits(found)
 
     def op_table(self, *, wide: bool) -> Table:
         """Heading and rows, one an op; `wide` adds zeros, the bound on its int32 quantities, whole scales and its output's name."""
@@ -233,7 +235,7 @@ def _op(
         tuple(writers.get(i, -1) for i in node.inputs),
         out,
         macs(node, out),
-        sum(array.nbytes for name, array in ops.constants(node.op).items() if name in ("weight", "bias")),
+        weight_bytes(node.op) + sum(array.nbytes for name, array in ops.constants(node.op).items() if name == "bias"),
         max(bounds, default=0) if facts else None,
         sparse,
     )

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.errors import InstallError, UnsupportedError
+from cactus_edge.formats.nibbles import pack_nibbles
 from cactus_edge.formats.tflite_form import Builtin, explicit_padding, operator_for, padding_name, transposed_padding
 from cactus_edge.ir import ops
 from cactus_edge.ir.graph import Graph, Node, Tensor
@@ -151,7 +152,12 @@ class _Writer:
         """The tensors of weight and bias; S_bias = float32(S_in * S_w)."""
         x, out = self.graph.tensors[node.inputs[0]], self.graph.tensors[node.output]
         depthwise = isinstance(op, ops.DepthwiseConv2d)
-        weight = self._constant(f"{out.name}/weight", op.weight[np.newaxis] if depthwise else op.weight)
+        name, codes = f"{out.name}/weight", op.weight[np.newaxis] if depthwise else op.weight
+        if not isinstance(op, ops.TransposeConv2d) and op.weight_bits == 4:
+            self._tensor(name, codes.shape, "INT4", pack_nibbles(codes.reshape(-1)).tobytes())
+            weight = len(self.tensors) - 1
+        else:
+            weight = self._constant(name, codes)
         self.tensors[weight].quantization = self._quantization(op.weight_scale, 0, 3 if depthwise else 0)
         bias = self._constant(f"{out.name}/bias", op.bias)
         product, limits = x.scale * op.weight_scale.astype(np.float64), np.finfo(np.float32)

@@ -37,9 +37,19 @@ INT16_VERSIONS: Mapping[str, tuple[int, tuple[int, int, int]]] = {
 """The oldest versions for int16 codes, and the runtimes that have them, of operators for which int8 needs older ones."""
 
 
+INT4_VERSIONS: Mapping[str, tuple[int, tuple[int, int, int]]] = {
+    **dict.fromkeys(("CONV_2D", "DEPTHWISE_CONV_2D"), (7, (2, 11, 0))),
+    "FULLY_CONNECTED": (10, (2, 11, 0)),
+}
+"""The same for weights of 4 bits."""
+
+
 def operator_for(graph: Graph, node: Node) -> Builtin:
     """The operator that means `node`, in the version that its integers need."""
     found = _int8_builtin(graph, node)
+    if getattr(node.op, "weight_bits", 8) == 4:
+        version, runtime = INT4_VERSIONS[found.name]
+        found = replace(found, version=max(version, found.version), runtime=max(runtime, found.runtime))
     version, runtime = INT16_VERSIONS.get(found.name, (1, (1, 5, 0)))
     if all(t.dtype != "int16" for t in graph.tensors):
         return found

@@ -21,7 +21,7 @@ class Zeros:
     """One op with weights. index: of the node; name: of its output; row: weights that a kernel sums up in a row.
 
     most: largest number of weights other than 0 in 4 consecutive ones of a row, None where rows are no multiples of 4. codes:
-    how many different integers other than 0 there are.
+    how many different integers other than 0 there are. stored: bits that the file has for each weight.
     """
 
     index: int
@@ -32,10 +32,11 @@ class Zeros:
     row: int
     most: int | None
     codes: int
+    stored: int = 8
 
     @property
     def bits(self) -> int:
-        """Bits that would tell a weight other than 0 from its like in this op; every file here stores 8."""
+        """Bits that would tell a weight other than 0 from its like in this op."""
         return max(self.codes - 1, 0).bit_length()
 
     @property
@@ -63,7 +64,9 @@ def zeros(graph: Graph) -> tuple[Zeros, ...]:
             most = int(np.count_nonzero(rows.reshape(-1, 4), axis=1).max(initial=0))
         name = graph.tensors[node.output].name
         count = int(weight.size - np.count_nonzero(weight))
-        found.append(Zeros(index, name, type(node.op).__name__, int(weight.size), count, row, most, _codes(weight)))
+        stored = getattr(node.op, "weight_bits", 8)
+        kind = type(node.op).__name__
+        found.append(Zeros(index, name, kind, int(weight.size), count, row, most, _codes(weight), stored))
     return tuple(found)
 
 
@@ -72,13 +75,23 @@ def _codes(weight: ops.Int8) -> int:
 
 
 def narrow(found: Sequence[Zeros]) -> str:
-    """Which ops would need fewer than 8 bits for each weight other than 0, in words; "" for none."""
+    """Which ops would need fewer bits than the file stores for each weight other than 0, in words; "" for none."""
     by_bits: dict[int, list[Zeros]] = {}
     for z in found:
-        if z.zeros < z.weights and z.bits < 8:
+        if z.zeros < z.weights and z.bits < z.stored:
             by_bits.setdefault(z.bits, []).append(z)
     each = [f"{bits} in {', '.join(f'#{z.index}' for z in ops)}" for bits, ops in sorted(by_bits.items())]
-    return f"bits that would tell the rest apart: {'; '.join(each)}; the file stores 8" if each else ""
+    return (
+        f"bits that would tell the rest apart: {'; '.join(each)}; the file stores {stored_bits(found)}" if each else ""
+    )
+
+
+def stored_bits(found: Sequence[Zeros]) -> str:
+    """The bits that a weight takes, and in which ops where they differ."""
+    widths = sorted({z.stored for z in found})
+    if len(widths) < 2:
+        return f"{widths[0] if widths else 8} in every op"
+    return ", ".join(f"{bits} in {', '.join(f'#{z.index}' for z in found if z.stored == bits)}" for bits in widths)
 
 
 def _rows(graph: Graph, node: Node) -> ops.Int8 | None:

@@ -15,8 +15,20 @@ import json
 from collections.abc import Mapping
 
 from cactus_edge.errors import InputError
+from cactus_edge.ir.int4 import CONVOLUTIONS, packed
 from cactus_edge.ir.int16 import INT16_OPTIMISED, INT16_REFERENCE, INT16_TFLM
-from cactus_edge.ir.profile import BLOCKS, DELEGATE, DISTINCT, NARROW, OVERLAPPING, SIXTEEN_BITS, STORED, UINT8, Profile
+from cactus_edge.ir.profile import (
+    BLOCKS,
+    DELEGATE,
+    DISTINCT,
+    EVEN,
+    NARROW,
+    OVERLAPPING,
+    SIXTEEN_BITS,
+    STORED,
+    UINT8,
+    Profile,
+)
 from cactus_edge.ir.tensorrt import TENSORRT
 
 Rules = Mapping[str, tuple[str, ...]]
@@ -173,12 +185,45 @@ XNNPACK_ARM64: Rules = {
 """The same on aarch64: MEAN and SUM are fused, LiteRT's softmax is in integers, and a weight of -128 wraps in the kernels for
 processors without dot products and in the depthwise ones."""
 
+OPTIMISED: Rules = {
+    **COPIES,
+    **MOVES,
+    **EXTREMES,
+    **LITERT,
+    **INT16_OPTIMISED,
+    "Conv2d": ("H", "double"),
+    "GroupedConv2d": ("D", "double"),
+    "TransposeConv2d": ("HD8", "double"),
+    "ResizeBilinear": ("fixed10",),
+    "DenseRows": ("rows",),
+    "DepthwiseConv2d": ("HD8", "double"),
+    "Dense": ("H", "float32_product"),
+    "DensePerChannel": ("H", "double"),
+    "Add": ("vector20", BLOCKS),
+    "Mul": ("D", "float32", SIXTEEN_BITS),
+    "AvgPool": ("half_away",),
+    "Mean": ("D", "float32_image"),
+    "Requantize": ("H", "double", BLOCKS),
+    "Quantize": ("half_even_product", BLOCKS),
+    "Softmax": ("float32_table",),
+}
+"""LiteRT's optimised kernels on x86-64."""
+
+REFERENCE: Rules = {
+    **GEMMLOWP,
+    **LITERT,
+    **INT16_REFERENCE,
+    "Dense": ("E", "double"),
+    "DensePerChannel": ("E", "double"),
+}
+"""LiteRT's reference kernels."""
+
 PROFILES: Mapping[str, Profile] = {
     "tflm": Profile(
         name="tflm",
         runtime="TensorFlow Lite for Microcontrollers, reference and CMSIS-NN kernels (and the C that cactus-edge writes)",
         versions="0.5 (2021) to 2026-10 (wheel 0.dev20261023182759); SUB, RELU and LEAKY_RELU as in the wheel, whose multipliers are "
-        "formed in double (sources up to 2026-08: float32)",
+        "formed in double (sources up to 2026-08: float32); weights of 4 bits as in the wheel and in CMSIS-NN 99f736a (2026-07)",
         cpu="any; integer only, built without TFLITE_SINGLE_ROUNDING",
         reads="tflite",
         rules={
@@ -186,6 +231,9 @@ PROFILES: Mapping[str, Profile] = {
             **INT16_TFLM,
             "Relu": ("D", "double"),
             "Sum": ("D", "folded_count"),
+            # FULLY_CONNECTED takes 4 bits with one scale only. CMSIS-NN takes no groups, and goes wrong on odd channels.
+            **packed(GEMMLOWP, "Conv2d", "Dense"),
+            **packed(GEMMLOWP, "DepthwiseConv2d", mark=EVEN),
             STORED: ("copy",),
         },
         source="tensorflow/lite/micro/kernels, tensorflow/lite/kernels/internal/reference; vectors in tests/formats and tests/ir",
@@ -206,13 +254,8 @@ PROFILES: Mapping[str, Profile] = {
         versions="2.3 (wheel ai-edge-litert 2.3.0)",
         cpu="x86-64",
         reads="tflite",
-        rules={
-            **GEMMLOWP,
-            **LITERT,
-            **INT16_REFERENCE,
-            "Dense": ("E", "double"),
-            "DensePerChannel": ("E", "double"),
-        },
+        # DEPTHWISE_CONV_2D is not registered in the version for 4 bits.
+        rules={**REFERENCE, **packed(REFERENCE, "Conv2d", "GroupedConv2d", "Dense", "DensePerChannel")},
         source="tflite/kernels and tflite/kernels/internal/reference of LiteRT; vectors in tests/formats",
     ),
     "litert-builtin": Profile(
@@ -221,28 +264,7 @@ PROFILES: Mapping[str, Profile] = {
         versions="2.3 (wheel ai-edge-litert 2.3.0)",
         cpu="x86-64, one thread; on aarch64 softmax, depthwise convolution, HARD_SWISH and scalar tails differ",
         reads="tflite",
-        rules={
-            **COPIES,
-            **MOVES,
-            **EXTREMES,
-            **LITERT,
-            **INT16_OPTIMISED,
-            "Conv2d": ("H", "double"),
-            "GroupedConv2d": ("D", "double"),
-            "TransposeConv2d": ("HD8", "double"),
-            "ResizeBilinear": ("fixed10",),
-            "DenseRows": ("rows",),
-            "DepthwiseConv2d": ("HD8", "double"),
-            "Dense": ("H", "float32_product"),
-            "DensePerChannel": ("H", "double"),
-            "Add": ("vector20", BLOCKS),
-            "Mul": ("D", "float32", SIXTEEN_BITS),
-            "AvgPool": ("half_away",),
-            "Mean": ("D", "float32_image"),
-            "Requantize": ("H", "double", BLOCKS),
-            "Quantize": ("half_even_product", BLOCKS),
-            "Softmax": ("float32_table",),
-        },
+        rules={**OPTIMISED, **packed(OPTIMISED, *CONVOLUTIONS, "Dense", "DensePerChannel")},
         source="tflite/kernels/internal/optimized of LiteRT, ruy; vectors in tests/formats",
     ),
     "litert-xnnpack": Profile(
@@ -251,7 +273,13 @@ PROFILES: Mapping[str, Profile] = {
         versions="2.3 (wheel ai-edge-litert 2.3.0)",
         cpu="x86-64",
         reads="tflite",
-        rules={**XNNPACK_X86, **INT16_OPTIMISED},
+        rules={
+            **XNNPACK_X86,
+            **INT16_OPTIMISED,
+            # XNNPACK leaves convolutions of 4 bits, and dense layers of odd rows.
+            **packed(OPTIMISED, *CONVOLUTIONS),
+            **packed(XNNPACK_X86, "Dense", "DensePerChannel", mark=EVEN),
+        },
         source="XNNPACK src/{operators,microparams-init.c,qs8-*}, LiteRT tflite/delegates/xnnpack; vectors in tests/formats",
     ),
     "litert-xnnpack-arm64": Profile(

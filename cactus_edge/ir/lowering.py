@@ -34,7 +34,7 @@ from cactus_edge.ir.atoms import (
 from cactus_edge.ir.binary import Extreme
 from cactus_edge.ir.graph import Graph, Node, Tensor
 from cactus_edge.ir.linear import Linear
-from cactus_edge.ir.profile import Profile, of_type
+from cactus_edge.ir.profile import PACKED, Profile, of_type
 from cactus_edge.ir.rules import (
     Clamp,
     Elementwise,
@@ -188,11 +188,11 @@ def _expand(b: _Builder, index: int, node: Node) -> None:
 
 def _affine(at: _At, op: ops.Conv2d | ops.DepthwiseConv2d | ops.TransposeConv2d | ops.Dense) -> None:
     profile, kind, x, out = at.profile, at.kind, at.x, at.out
-    profile.check_weight(kind, op.weight)
+    profile.check_weight(kind, op.weight, op.weight.shape[1] if isinstance(op, ops.Dense) else x.shape[2])
     if isinstance(op, ops.TransposeConv2d):
         profile.check_stride(kind, op.weight.shape[1:3], op.stride)
     if isinstance(op, ops.Dense) and op.weight.shape[1] != x.size:
-        profile.rule(of_type("DenseRows", x))
+        profile.rule(of_type("DenseRows", x) + PACKED * (op.weight_bits == 4))
     clamp = profile.clamp(kind, op.activation, out)
     rule = profile.requantise(kind, x.scale, op.weight_scale, out.scale, out.zero_point, clamp)
     limit = INT32_MAX if op.bias.dtype == np.int32 else WIDE_MAX

@@ -7,6 +7,7 @@ axis, in the order height, width, channel. Every array is read-only.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any
@@ -20,6 +21,10 @@ Codes = npt.NDArray[np.signedinteger[Any]]
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
+
+
+WEIGHT_RANGES: Mapping[int, tuple[int, int]] = {4: (-8, 7), 8: (-128, 127)}
+"""Bits that a stored weight takes, and the integers that fit."""
 
 
 class Activation(Enum):
@@ -66,7 +71,8 @@ class Conv2d:
     """acc[o] = sum_{kh,kw,i} weight[o,kh,kw,i] * (x[h*sh+kh*dh-top, w*sw+kw*dw-left, g*I+i] - z_in) + bias[o], then requantised.
 
     weight int8 [O, KH, KW, I] symmetric, bias int32 [O], weight_scale float32 [O]. Groups = C_in / I. For int16 tensors the
-    bias may be int64, and with it the runtime's accumulator.
+    bias may be int64, and with it the runtime's accumulator. weight_bits: how wide each weight is stored, one of
+    WEIGHT_RANGES; it says nothing about what is computed.
     """
 
     weight: Int8
@@ -76,13 +82,14 @@ class Conv2d:
     padding: Padding2d = NO_PADDING
     dilation: tuple[int, int] = (1, 1)
     activation: Activation = Activation.NONE
+    weight_bits: int = 8
 
 
 @dataclass(frozen=True, eq=False)
 class DepthwiseConv2d:
     """As Conv2d with one input channel per output channel: output o reads channel o // (O / C_in).
 
-    weight int8 [KH, KW, O], bias int32 (int64) [O], weight_scale float32 [O].
+    weight int8 [KH, KW, O], bias int32 (int64) [O], weight_scale float32 [O]. weight_bits as in Conv2d.
     """
 
     weight: Int8
@@ -92,6 +99,7 @@ class DepthwiseConv2d:
     padding: Padding2d = NO_PADDING
     dilation: tuple[int, int] = (1, 1)
     activation: Activation = Activation.NONE
+    weight_bits: int = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,13 +123,15 @@ class Dense:
     """acc[o] = sum_i weight[o,i] * (x[i] - z_in) + bias[o] over the flattened input, then requantised; output shape (O,).
 
     An input [..., I] of several rows gives an output [..., O], row by row.
-    weight int8 [O, I], bias int32 (int64) [O], weight_scale float32 [1] (per tensor) or [O] (per channel).
+    weight int8 [O, I], bias int32 (int64) [O], weight_scale float32 [1] (per tensor) or [O] (per channel). weight_bits as in
+    Conv2d.
     """
 
     weight: Int8
     bias: Int32 | Int64
     weight_scale: Float32
     activation: Activation = Activation.NONE
+    weight_bits: int = 8
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,9 @@ SIXTEEN_BITS = "sixteen_bits"
 OVERLAPPING = "strides within the kernel"
 """Marks a transposed convolution that other kernels compute where a stride is larger than the kernel."""
 
+EVEN = "even channels"
+"""Marks a rule for weights of 4 bits that holds for even numbers of input channels only: elsewhere rows begin inside a byte."""
+
 SHOWN_ACTIVATIONS: Mapping[str, tuple[Activation, ...]] = {
     "relu": (Activation.NONE, Activation.RELU),
     "relu_only": (Activation.RELU,),
@@ -96,6 +99,11 @@ def of_type(kind: str, x: Tensor) -> str:
     """The op kind `kind` on the codes of x."""
     return kind if x.dtype == "int8" else f"{kind}.{x.dtype}"
 
+
+PACKED = ".weights4"
+"""Ends the kind of an op whose weights the file stores in 4 bits."""
+
+WIDER = "store these weights in 8 bits, or name a profile that reads 4"
 
 UINT8 = "uint8"
 """The kind under which a row says that its runtime computes uint8 codes as it does int8 ones, 128 below; behind "alone" stand the
@@ -139,14 +147,14 @@ class Profile:
         try:
             return self.rules[kind]
         except KeyError:
-            raise UnsupportedError(
-                f"profile {self.name!r} has no rule for {kind}: it was not shown equal to {self.runtime}"
-            ) from None
+            why = f"profile {self.name!r} has no rule for {kind}: it was not shown equal to {self.runtime}"
+            raise UnsupportedError(why, hint=WIDER if kind.removesuffix(PACKED) in self.rules else "") from None
 
     def kind(self, op: Op, x: Tensor) -> str:
         """The op kind under which `rules` has `op` on x: weights per channel, groups and int16 codes take rules of their own.
 
-        int16: ".int16" behind the kind for int8, and ".bias32" behind that where a bias of 32 bits keeps the sum in 32.
+        int16: ".int16" behind the kind for int8, and ".bias32" behind that where a bias of 32 bits keeps the sum in 32. PACKED ends
+        that of weights in 4 bits.
         """
         name = type(op).__name__
         if isinstance(op, Dense) and op.weight_scale.size > 1:
@@ -154,7 +162,8 @@ class Profile:
         if isinstance(op, Conv2d) and op.weight.shape[3] != x.shape[2]:
             name = "GroupedConv2d"
         narrow = hasattr(op, "bias") and op.bias.dtype == np.int32
-        return of_type(name, x) + (".bias32" if narrow and x.dtype == "int16" else "")
+        packed = PACKED * (getattr(op, "weight_bits", 8) == 4)
+        return of_type(name, x) + ".bias32" * (narrow and x.dtype == "int16") + packed
 
     def clamp(self, kind: str, activation: Activation, out: Tensor) -> tuple[int, int]:
         """[lo, hi] of an activation fused into op kind `kind` that writes `out`; half_away where the profile has no entry for it.
@@ -192,8 +201,14 @@ class Profile:
                 f"{kind} with stride {stride} beyond its kernel {kernel} was not shown equal to {self.runtime}"
             )
 
-    def check_weight(self, kind: str, weight: Int8) -> None:
-        """Raises UnsupportedError where `kind` has a kernel that wraps, and these weights could make it."""
+    def check_weight(self, kind: str, weight: Int8, channels: int) -> None:
+        """Raises UnsupportedError where `kind` has a kernel that wraps, and these weights could make it, or that unpacks them wrongly.
+
+        channels: those of the input; of a dense layer its inputs.
+        """
+        if EVEN in self.rule(kind) and channels % 2:
+            why = f"{kind} of {channels} input channels, an odd number, was not shown equal to {self.runtime}"
+            raise UnsupportedError(why, hint=WIDER)
         if NARROW in self.rule(kind) and weight.min(initial=0) == -128:
             raise UnsupportedError(
                 f"{kind} with a weight of -128: {self.runtime} adds pairs of products in 16 bits, where two of them wrap",

@@ -266,6 +266,10 @@ def _check_affine(
         raise ModelError(
             f"weight {op.weight.dtype} with bias {op.bias.dtype} {op.bias.shape}, expected int8 and {' or '.join(biases)} ({o},)"
         )
+    bits, found = getattr(op, "weight_bits", 8), (int(op.weight.min()), int(op.weight.max()))
+    least, most = ops.WEIGHT_RANGES.get(bits, (0, -1))
+    if found[0] < least or found[1] > most:
+        raise ModelError(f"weights in {list(found)} of {bits} bits, expected 4 for [-8, 7] or 8")
     # Beyond it the 64-bit sums themselves would wrap somewhere, and ours with them.
     if max(-int(op.bias.min()), int(op.bias.max())) > WIDE_MAX:
         raise ModelError(

@@ -34,15 +34,16 @@ QUANTIZED_BIAS_TYPE = {
 
 def _conv(o: Operator) -> ops.Op:
     f = fb.Conv2DOptions
-    weight, bias, scale = _affine(o, rank=4, axis=0)
+    weight, bias, scale, bits = _affine(o, rank=4, axis=0)
     stride, dilation = o.pair(f.STRIDE_H, f.STRIDE_W), o.pair(f.DILATION_H, f.DILATION_W, 1)
     padding = o.padding(f.PADDING, o.x(), (weight.shape[1], weight.shape[2]), stride, dilation)
-    return ops.Conv2d(weight, bias, _per_channel(scale, bias), stride, padding, dilation, o.activation(f.ACTIVATION))
+    geometry = stride, padding, dilation
+    return ops.Conv2d(weight, bias, _per_channel(scale, bias), *geometry, o.activation(f.ACTIVATION), bits)
 
 
 def _depthwise(o: Operator) -> ops.Op:
     f = fb.DepthwiseConv2DOptions
-    weight, bias, scale = _affine(o, rank=4, axis=3)
+    weight, bias, scale, bits = _affine(o, rank=4, axis=3)
     if weight.shape[0] != 1:
         raise o.malformed("a weight of shape [1, height, width, channels]", weight.shape)
     stride, dilation = o.pair(f.STRIDE_H, f.STRIDE_W), o.pair(f.DILATION_H, f.DILATION_W, 1)
@@ -54,12 +55,14 @@ def _depthwise(o: Operator) -> ops.Op:
         )
     activation = o.activation(f.ACTIVATION)
     kernel = ops.freeze(weight[0], np.int8)
-    return ops.DepthwiseConv2d(kernel, bias, _per_channel(scale, bias), stride, padding, dilation, activation)
+    return ops.DepthwiseConv2d(kernel, bias, _per_channel(scale, bias), stride, padding, dilation, activation, bits)
 
 
 def _transpose_conv(o: Operator) -> ops.Op:
     f = fb.TransposeConvOptions
-    weight, bias, scale = _affine(o, rank=4, axis=0, bias_index=3)
+    weight, bias, scale, bits = _affine(o, rank=4, axis=0, bias_index=3)
+    if bits != 8:
+        raise o.unsupported(f"a transposed convolution with weights of {bits} bits")
     stride, image = o.pair(f.STRIDE_H, f.STRIDE_W), o.output()
     if o.vector(0) != [1, *image.shape]:
         raise o.malformed(f"the output's shape {(1, *image.shape)}", o.vector(0)[:8])
@@ -79,7 +82,7 @@ def _dense(o: Operator) -> ops.Op:
     f = fb.FullyConnectedOptions
     if o.option(f.WEIGHTS_FORMAT, "b"):
         raise o.unsupported("a shuffled weight format")
-    weight, bias, scale = _affine(o, rank=2, axis=0)
+    weight, bias, scale, bits = _affine(o, rank=2, axis=0)
     x, outputs, inputs = o.x(), *weight.shape
     if x.size % max(inputs, 1):
         raise o.malformed(f"an input of a multiple of {inputs} elements", x.size)
@@ -90,14 +93,18 @@ def _dense(o: Operator) -> ops.Op:
         o.shape = (x.size // inputs, outputs)
         if o.shape[0] > 1 and len(x.shape) != 2:
             o.sources = (o.step(ops.Reshape(), o.sources, (o.shape[0], inputs)),)
-    return ops.Dense(weight, bias, scale, o.activation(f.ACTIVATION))
+    return ops.Dense(weight, bias, scale, o.activation(f.ACTIVATION), bits)
 
 
 def _affine(
     o: Operator, rank: int, axis: int, bias_index: int = 2
-) -> tuple[ops.Int8, ops.Int32 | ops.Int64, ops.Float32]:
-    """(weight int8, bias int32 or int64 [O], weight scale float32 [1] or [O]); output channels lie along `axis` of the weight."""
-    weight, table = o.constant(1, "INT8")
+) -> tuple[ops.Int8, ops.Int32 | ops.Int64, ops.Float32, int]:
+    """(weight int8, bias int32 or int64 [O], weight scale float32 [1] or [O], the bits that each weight takes in the file).
+
+    Output channels lie along `axis` of the weight.
+    """
+    bits = 4 if o.tensors.type_name(o.inputs[1]) == "INT4" else 8
+    weight, table = o.constant(1, f"INT{bits}")
     if weight.ndim != rank:
         raise o.malformed(f"a weight of {rank} axes", weight.shape)
     channels = weight.shape[axis]
@@ -111,12 +118,12 @@ def _affine(
     scale = ops.freeze(q.scale, np.float32)
     bias_type = _bias_type(o, bias_index)
     if len(o.inputs) <= bias_index or o.inputs[bias_index] == -1:
-        return ops.freeze(weight, np.int8), ops.freeze(np.zeros(channels), bias_type.lower()), scale
+        return ops.freeze(weight, np.int8), ops.freeze(np.zeros(channels), bias_type.lower()), scale, bits
     bias, table = o.constant(bias_index, bias_type)
     if bias.shape != (channels,):
         raise o.malformed(f"a bias of shape {(channels,)}", bias.shape)
     _check_bias_scale(o, scale, table, channels)
-    return ops.freeze(weight, np.int8), ops.freeze(bias, bias.dtype.name), scale
+    return ops.freeze(weight, np.int8), ops.freeze(bias, bias.dtype.name), scale, bits
 
 
 def _bias_type(o: Operator, index: int) -> str:

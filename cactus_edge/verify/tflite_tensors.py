@@ -212,15 +212,24 @@ class Tensors:
         if index in self.folded:
             return self.folded[index], table
         data = self.buffer(table.number(fb.Tensor.BUFFER, "I", 0))
-        dtype = np.dtype(fb.DTYPES[type_name])
         if not len(data):
             raise UnsupportedError(f"{role}, {table.what}, is not a constant of the file")
-        if len(data) != math.prod(shape) * dtype.itemsize:
+        count, packed = math.prod(shape), type_name == "INT4"
+        expected = -(-count // 2) if packed else count * np.dtype(fb.DTYPES[type_name]).itemsize
+        if len(data) != expected:
             raise ModelError(
-                f"malformed .tflite: {role}, {table.what}: expected {math.prod(shape) * dtype.itemsize} bytes for "
-                f"{type_name} {shape}, got {len(data)}"
+                f"malformed .tflite: {role}, {table.what}: expected {expected} bytes for {type_name} {shape}, got {len(data)}"
             )
-        return data.view(dtype).reshape(shape), table
+        return (unpack_nibbles(data, count) if packed else data.view(fb.DTYPES[type_name])).reshape(shape), table
+
+
+def unpack_nibbles(data: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.int8]:
+    """The int4 elements of INT4 data as int8 [count]: element 2k is the low half of byte k, 2k + 1 the high half, two's complement.
+
+    Where `count` is odd the last high half is no element. Source: kernels/internal/portable_tensor_utils.cc, UnpackPackedIntToInt8.
+    """
+    halves = np.stack([data << 4, data & 0xF0], -1).view(np.int8)
+    return np.asarray((halves >> 4).reshape(-1)[:count])
 
 
 def refuse(table: Table, *fields: IntEnum) -> None:

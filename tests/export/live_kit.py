@@ -16,12 +16,15 @@ from cactus_edge.formats.c.live import live_boxes, live_decider
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.atoms import Program
+from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.evaluate import quantised, run
-from cactus_edge.ir.graph import Graph
+from cactus_edge.ir.graph import Graph, Tensor
 from cactus_edge.ir.lowering import lower
 
 TFLM = profile("tflm")
 NO_RULE = -3
+
+ENDINGS = ("logits", "softmax", "requantised")
 
 Answer = Callable[[Blob, np.ndarray, np.ndarray, tuple[int, int], np.ndarray], Any]
 """(blob, inputs [N, *input], radii, (least, most code), labels [N]) -> int32 [N, 3]: status, certified, margin."""
@@ -88,3 +91,28 @@ def corpus(
 def _chained(graph: Graph) -> Iterator[tuple[Any, Any]]:
     writer = {node.output: node for node in graph.nodes}
     return ((writer[i], node) for node in graph.nodes for i in node.inputs if i in writer)
+
+
+def classifier(rng: np.random.Generator, per_channel: bool, ending: str) -> Graph:
+    """8 codes -> 16 -> 4 logits. The classes' weights have most in common, so that their differences vary less than they do."""
+    b = GraphBuilder()
+    x = b.input(Tensor("x", (8,), scale=0.0625, zero_point=-5))
+    hidden = ops.Dense(
+        rng.integers(-127, 128, (16, 8), dtype=np.int8),
+        rng.integers(-900, 900, 16, dtype=np.int32),
+        np.full(1, 2.0**-8, np.float32),
+        activation=ops.Activation.RELU,
+    )
+    x = b.node(hidden, [x], Tensor("hidden", (16,), scale=0.109375, zero_point=-128))
+    weight = np.clip(rng.normal(0, 40, 16) + rng.normal(0, 25, (4, 16)), -127, 127).astype(np.int8)
+    # Before a softmax, steps so small that one alone does not separate its outputs.
+    unit = 1 / 16 if ending == "softmax" else 1
+    steps = (unit * 2.0 ** rng.uniform(-9, -8.5, 4 if per_channel else 1)).astype(np.float32)
+    dense = ops.Dense(weight, rng.integers(-900, 900, 4, dtype=np.int32), steps)
+    x = b.node(dense, [x], Tensor("logits", (4,), scale=unit * 0.09375, zero_point=-9))
+    if ending == "softmax":
+        x = b.node(ops.Softmax(), [x], Tensor("p", (4,), scale=1 / 256, zero_point=-128))
+    if ending == "requantised":
+        x = b.node(ops.Requantize(), [x], Tensor("coarser", (4,), scale=0.140625, zero_point=3))
+        x = b.node(ops.Relu(), [x], Tensor("relu", (4,), scale=0.125, zero_point=-100))
+    return b.finish(x)

@@ -20,6 +20,7 @@ from cactus_edge.formats.c.blob_format import (
     HEADER,
     HEADER_WORDS,
     MAGIC,
+    PACKED,
     RECORDS,
     VERSION,
     Kind,
@@ -62,6 +63,7 @@ def structs() -> dict[str, list[str]]:
 def test_the_c_header_says_the_same() -> None:
     c = structs()
     same = {Kind.DEPTHWISE_CONV2D: "conv2d", Kind.AVG_POOL: "pool", Kind.MAX_POOL: "pool"}
+    same |= {packed: same.get(kind, kind.name.lower()) for kind, packed in PACKED.items()}
     assert c["ce_blob_header"] == list(HEADER)
     assert c["ce_record"] == list(COMMON)
     for kind in Kind:

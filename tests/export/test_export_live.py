@@ -11,46 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 from cortex_m import CortexM
-from live_kit import NO_RULE, Questions, asked, corpus
+from live_kit import ENDINGS, NO_RULE, Questions, asked, classifier, corpus
 
 from cactus_edge.device.toolchain import GCC, CompilerName, compiler
 from cactus_edge.formats.c.host import HostRuntime
-from cactus_edge.ir import ops
-from cactus_edge.ir.builder import GraphBuilder
-from cactus_edge.ir.graph import Graph, Tensor
 from cactus_edge.resources import data_path
 
 
 def on_host(runtime: HostRuntime) -> Callable[..., Any]:
     return lambda blob, *question: runtime.open(blob).certify(*question)
-
-
-ENDINGS = ("logits", "softmax", "requantised")
-
-
-def classifier(rng: np.random.Generator, per_channel: bool, ending: str) -> Graph:
-    """8 codes -> 16 -> 4 logits. The classes' weights have most in common, so that their differences vary less than they do."""
-    b = GraphBuilder()
-    x = b.input(Tensor("x", (8,), scale=0.0625, zero_point=-5))
-    hidden = ops.Dense(
-        rng.integers(-127, 128, (16, 8), dtype=np.int8),
-        rng.integers(-900, 900, 16, dtype=np.int32),
-        np.full(1, 2.0**-8, np.float32),
-        activation=ops.Activation.RELU,
-    )
-    x = b.node(hidden, [x], Tensor("hidden", (16,), scale=0.109375, zero_point=-128))
-    weight = np.clip(rng.normal(0, 40, 16) + rng.normal(0, 25, (4, 16)), -127, 127).astype(np.int8)
-    # Before a softmax, steps so small that one alone does not separate its outputs.
-    unit = 1 / 16 if ending == "softmax" else 1
-    steps = (unit * 2.0 ** rng.uniform(-9, -8.5, 4 if per_channel else 1)).astype(np.float32)
-    dense = ops.Dense(weight, rng.integers(-900, 900, 4, dtype=np.int32), steps)
-    x = b.node(dense, [x], Tensor("logits", (4,), scale=unit * 0.09375, zero_point=-9))
-    if ending == "softmax":
-        x = b.node(ops.Softmax(), [x], Tensor("p", (4,), scale=1 / 256, zero_point=-128))
-    if ending == "requantised":
-        x = b.node(ops.Requantize(), [x], Tensor("coarser", (4,), scale=0.140625, zero_point=3))
-        x = b.node(ops.Relu(), [x], Tensor("relu", (4,), scale=0.125, zero_point=-100))
-    return b.finish(x)
 
 
 def classified(seed: int, count: int = 40) -> list[Questions]:
@@ -133,7 +102,7 @@ FAULTS = [
     ("ce_certify.c", "c->model->kernels[r->kind](e->blob, record, high);", ""),
     ("ce_certify.c", "low[r->out + i] = INT8_MIN;", "low[r->out + i] = INT8_MAX;"),
     ("ce_certify.c", "e->count - 1; k >= 0; k--", "0; k < e->count; k++"),
-    ("ce_certify.c", "own * wy[i] - other * wj[i]", "wy[i] - wj[i]"),
+    ("ce_certify.c", "own * wy - other * wj", "wy - wj"),
     ("ce_certify.c", "(w < 0 ? high[i] : low[i])", "(w < 0 ? low[i] : high[i])"),
     ("ce_certify.c", "ce_logit(e, j, middle) >= level", "ce_logit(e, j, middle) > level"),
     ("ce_certify.c", "level < last; level++", "level < first; level++"),

@@ -88,7 +88,7 @@ def test_bits_that_would_tell_weights_apart() -> None:
     one, each, other = zeros(graph(freeze(conv, np.int8), freeze(dense, np.int8)))
     assert [(z.codes, z.bits) for z in (one, each, other)] == [(2, 1), (7, 3), (127, 7)]
     assert narrow([one, each, other]) == (
-        "bits that would tell the rest apart: 1 in #0; 3 in #1; 7 in #2; the file stores 8"
+        "bits that would tell the rest apart: 1 in #0; 3 in #1; 7 in #2; the file stores 8 in every op"
     )
     every = np.concatenate([np.arange(-127, 128)] * 2)[:288].astype(np.int8)
     wide = zeros(graph(freeze(every.reshape(8, 3, 3, 4), np.int8), freeze(dense, np.int8)))[0]

@@ -179,7 +179,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "custom_quantisation": (_custom_quantisation, "custom quantisation"),
     "uint8_activation": (_set(lambda m: tensor(m, "t3"), type=schema.TensorType.UINT8), "'t3' is UINT8; expected INT8"),
     "int16_activation": (_set(lambda m: tensor(m, "t3"), type=schema.TensorType.INT16), "mixes int16 and int8"),
-    "int4_weight": (_set(lambda m: operand(m, "CONV_2D", 1), type=schema.TensorType.INT4), "is INT4; expected INT8"),
+    "int2_weight": (_set(lambda m: operand(m, "CONV_2D", 1), type=schema.TensorType.INT2), "is INT2; expected INT8"),
     "int64_bias": (_set(lambda m: operand(m, "CONV_2D", 2), type=schema.TensorType.INT64), "is INT64; expected INT32"),
     "weight_zero_point": (
         _set(lambda m: operand(m, "CONV_2D", 1).quantization, zeroPoint=np.int64([0, 0, 1, 0])),

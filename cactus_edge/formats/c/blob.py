@@ -28,6 +28,7 @@ from cactus_edge.formats.c.blob_format import (
     MAGIC,
     MAX_BYTES,
     MAX_SOFTMAX_DEPTH,
+    PACKED,
     RECORDS,
     VERSION,
     Blob,
@@ -35,6 +36,7 @@ from cactus_edge.formats.c.blob_format import (
     parse,
 )
 from cactus_edge.formats.c.plan import Plan, plan
+from cactus_edge.formats.nibbles import pack_nibbles
 from cactus_edge.ir import ops
 from cactus_edge.ir.arith import INT8_MAX, INT8_MIN, INT32_MAX
 from cactus_edge.ir.atoms import Affine, Atom, Isotone, Monotone, Program, Softmax
@@ -253,10 +255,10 @@ def _affine(
     bias = affine.bias - x.zero_point * weight.sum(axes)
     rule = _family_d(_monotone(last, Requantise), np.abs(bias) + 128 * np.abs(weight).sum(axes))
     clamp = {"zero_out": rule.zero_point, "lo": rule.lo, "hi": rule.hi}
-    constants = (op.weight, bias.astype(np.int32), rule.multiplier.astype(np.int32), rule.shift.astype(np.int8))
+    constants = (_stored(op), bias.astype(np.int32), rule.multiplier.astype(np.int32), rule.shift.astype(np.int8))
     if isinstance(op, ops.Dense):
         sizes = {"in_n": op.weight.shape[1], "out_n": op.weight.shape[0], "per_channel": int(rule.multiplier.size > 1)}
-        return _Draft(Kind.DENSE, common | sizes | clamp, constants)
+        return _Draft(_kind(Kind.DENSE, op), common | sizes | clamp, constants)
     depthwise = isinstance(op, ops.DepthwiseConv2d)
     kernel = op.weight.shape[0:2] if depthwise else op.weight.shape[1:3]
     group_in = 1 if depthwise else op.weight.shape[3]
@@ -274,7 +276,19 @@ def _affine(
         "zero_in": x.zero_point,
     }
     kind = Kind.DEPTHWISE_CONV2D if depthwise else Kind.CONV2D
-    return _Draft(kind, common | fields | clamp, constants)
+    return _Draft(_kind(kind, op), common | fields | clamp, constants)
+
+
+def _kind(kind: Kind, op: ops.Conv2d | ops.DepthwiseConv2d | ops.Dense) -> Kind:
+    return PACKED[kind] if op.weight_bits == 4 else kind
+
+
+def _stored(op: ops.Conv2d | ops.DepthwiseConv2d | ops.Dense) -> npt.NDArray[Any]:
+    """The weight as the blob has it."""
+    if op.weight_bits == 8:
+        return op.weight
+    row = op.weight.shape[-1] if isinstance(op, ops.DepthwiseConv2d) else op.weight[0].size
+    return pack_nibbles(op.weight.reshape(-1, row))
 
 
 def _sizes(x: Tensor, out: Tensor) -> dict[str, int]:

@@ -54,6 +54,18 @@ class Kind(IntEnum):
     CONCAT = 9
     REQUANTIZE = 10
     SOFTMAX = 11
+    CONV2D_S4 = 12
+    DEPTHWISE_CONV2D_S4 = 13
+    DENSE_S4 = 14
+
+
+PACKED: Mapping[Kind, Kind] = {
+    Kind.CONV2D: Kind.CONV2D_S4,
+    Kind.DEPTHWISE_CONV2D: Kind.DEPTHWISE_CONV2D_S4,
+    Kind.DENSE: Kind.DENSE_S4,
+}
+"""Kinds with weights of 4 bits, two to a byte in rows that each begin at a byte (`nibbles.pack_nibbles`): the taps of an output, of a
+dense layer its inputs, of a depthwise convolution the outputs of a tap."""
 
 
 # fmt: off
@@ -81,7 +93,7 @@ _POOL = (
     "in_h", "in_w", "channels", "out_h", "out_w", "kernel_h", "kernel_w", "stride_h", "stride_w",
     "pad_top", "pad_left", "lo", "hi",
 )
-RECORDS: Mapping[Kind, tuple[str, ...]] = {
+_BYTES: Mapping[Kind, tuple[str, ...]] = {
     Kind.CONV2D: _CONV,
     Kind.DEPTHWISE_CONV2D: _CONV,
     Kind.DENSE: ("in_n", "out_n", "per_channel", "zero_out", "lo", "hi", "weight", "bias", "multiplier", "shift"),
@@ -99,6 +111,7 @@ RECORDS: Mapping[Kind, tuple[str, ...]] = {
     Kind.REQUANTIZE: ("zero_in", "multiplier", "shift", "zero_out", "lo", "hi"),
     Kind.SOFTMAX: ("rows", "depth", "entries", "table"),
 }
+RECORDS: Mapping[Kind, tuple[str, ...]] = {**_BYTES, **{packed: _BYTES[kind] for kind, packed in PACKED.items()}}
 # fmt: on
 HEADER_WORDS = len(HEADER)
 
@@ -107,6 +120,7 @@ CONSTANTS = {
     Kind.DEPTHWISE_CONV2D: ("weight", "bias", "multiplier", "shift"),
     Kind.DENSE: ("weight", "bias", "multiplier", "shift"),
     Kind.SOFTMAX: ("table",),
+    **dict.fromkeys(PACKED.values(), ("weight", "bias", "multiplier", "shift")),
 }
 """The fields that are word offsets of constants, in the order in which the constants lie in the blob."""
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from cactus_edge.errors import InputError
 from cactus_edge.formats.c.blob import build
-from cactus_edge.formats.c.blob_format import Blob, Kind
+from cactus_edge.formats.c.blob_format import PACKED, Blob, Kind
 from cactus_edge.ir.evaluate import quantised, run
 from cactus_edge.ir.graph import Graph
 from cactus_edge.ir.lowering import lower
@@ -28,10 +28,12 @@ from cactus_edge.ir.ops import Int8
 from cactus_edge.ir.profile import Profile
 from cactus_edge.resources import data_path, write_atomic
 
-KERNELS = {kind: f"ce_{kind.name.lower()}_s8" for kind in Kind}
+KERNELS = {kind: f"ce_{kind.name.lower()}_s8" for kind in Kind} | {
+    packed: f"ce_{packed.name.lower()}" for packed in PACKED.values()
+}
 """The C function, and the file without its ending, of each op kind."""
 
-BOUNDS = {kind: f"ce_{kind.name.lower()}_bounds_s8" for kind in (Kind.CONV2D, Kind.DEPTHWISE_CONV2D, Kind.DENSE)}
+BOUNDS = {either: f"ce_{kind.name.lower()}_bounds_s8" for kind, packed in PACKED.items() for either in (kind, packed)}
 """The same of the kinds that bound a box otherwise than by the plain kernel at each end."""
 
 SUPPORT = ("ce_model_run", "ce_certify", "ce_sha256", "ce_crc32")
@@ -78,7 +80,8 @@ def write_c(
     given = np.full(shape, blob.header["in_zero"], np.int8) if sample is None else sample
     x = quantised(program, given[np.newaxis])
     used = sorted({record.kind for record in blob.records})
-    files = [*(table[kind] for table in (KERNELS, BOUNDS) for kind in used if kind in table), *SUPPORT]
+    kernels = [table[kind] for table in (KERNELS, BOUNDS) for kind in used if kind in table]
+    files = [*dict.fromkeys(kernels), *SUPPORT]
     for file in files:
         write_atomic(folder / f"{file}.c", data_path("export", "c", "src", f"{file}.c").read_bytes())
     for header in sorted(data_path("export", "c", "include").glob("*.h")):

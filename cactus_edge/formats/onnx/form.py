@@ -81,6 +81,7 @@ class _Form:
             check_scales(out.scale, where)
         if isinstance(op, ops.Conv2d | ops.DepthwiseConv2d | ops.Dense):
             check_scales(op.weight_scale, f"{where}: weight")
+            op = replace(op, weight_bits=8)
         match op:
             case ops.Conv2d(weight=weight) if weight.shape[3] == 1 and x.shape[2] > 1:
                 op = ops.DepthwiseConv2d(

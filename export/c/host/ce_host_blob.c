@@ -17,12 +17,18 @@ static const ce_kernel ALL[CE_KINDS] = {
     [CE_CONCAT] = ce_concat_s8,
     [CE_REQUANTIZE] = ce_requantize_s8,
     [CE_SOFTMAX] = ce_softmax_s8,
+    [CE_CONV2D_S4] = ce_conv2d_s4,
+    [CE_DEPTHWISE_CONV2D_S4] = ce_depthwise_conv2d_s4,
+    [CE_DENSE_S4] = ce_dense_s4,
 };
 
 static const ce_bounds_kernel BOUNDS[CE_KINDS] = {
     [CE_CONV2D] = ce_conv2d_bounds_s8,
     [CE_DEPTHWISE_CONV2D] = ce_depthwise_conv2d_bounds_s8,
     [CE_DENSE] = ce_dense_bounds_s8,
+    [CE_CONV2D_S4] = ce_conv2d_bounds_s8,
+    [CE_DEPTHWISE_CONV2D_S4] = ce_depthwise_conv2d_bounds_s8,
+    [CE_DENSE_S4] = ce_dense_bounds_s8,
 };
 
 const ce_model *ce_host_model(const char *argument)

@@ -39,7 +39,10 @@ enum {
     CE_CONCAT = 9,
     CE_REQUANTIZE = 10,
     CE_SOFTMAX = 11,
-    CE_KINDS = 12
+    CE_CONV2D_S4 = 12,
+    CE_DEPTHWISE_CONV2D_S4 = 13,
+    CE_DENSE_S4 = 14,
+    CE_KINDS = 15
 };
 
 typedef struct {
@@ -60,6 +63,11 @@ typedef struct {
     int32_t constants; /* word where the constants begin */
     int32_t reserved;  /* 0 */
 } ce_blob_header;
+
+/* Weights of the kinds that end in _S4 are int4, two to a byte, in rows that each begin at a byte: the taps of one output
+ * (CE_CONV2D_S4), its inputs (CE_DENSE_S4), or the outputs of one tap (CE_DEPTHWISE_CONV2D_S4). Weight 2k of a row is the
+ * low half of its byte k, weight 2k + 1 the high half, two's complement; the last half of an odd row is 0. All else is as
+ * in the kind without _S4, whose record they have. */
 
 /* What every record begins with. */
 typedef struct {

@@ -8,6 +8,7 @@
 
 #include "ce_blob.h"
 #include "ce_dot.h"
+#include "ce_nibble.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -17,6 +18,7 @@ extern "C" {
  * an output is attained in the box of the inputs. */
 typedef void (*ce_bounds_kernel)(const int32_t *blob, const int32_t *record, int8_t *low, int8_t *high);
 
+/* For weights of 8 and of 4 bits. */
 void ce_conv2d_bounds_s8(const int32_t *blob, const int32_t *record, int8_t *low, int8_t *high);
 void ce_depthwise_conv2d_bounds_s8(const int32_t *blob, const int32_t *record, int8_t *low, int8_t *high);
 void ce_dense_bounds_s8(const int32_t *blob, const int32_t *record, int8_t *low, int8_t *high);
@@ -61,10 +63,33 @@ static inline ce_range ce_dot_box(const int8_t *w, const int8_t *low, const int8
     return acc;
 }
 
+/* The same for a row of int4 weights. */
+static inline ce_range ce_dot_box_nibbles(const uint8_t *w, const int8_t *low, const int8_t *high, int32_t n, int32_t bias)
+{
+    ce_range acc = {bias, bias};
+    for (int32_t i = 0; i < n; i++) {
+        acc = ce_range_add(acc, ce_nibble(w, i), low[i], high[i]);
+    }
+    return acc;
+}
+
+/* Weight i of output o of a dense layer. */
+static inline int32_t ce_dense_weight(const int32_t *blob, const ce_dense_record *r, int32_t o, int32_t i)
+{
+    if (r->kind == CE_DENSE_S4) {
+        return ce_nibble((const uint8_t *)(blob + r->weight) + o * ce_nibble_row(r->in_n), i);
+    }
+    return ((const int8_t *)(blob + r->weight))[o * r->in_n + i];
+}
+
 /* Bounds of accumulator `o` of a dense layer. */
 static inline ce_range ce_dense_range(const int32_t *blob, const ce_dense_record *r, int32_t o, const int8_t *low,
                                       const int8_t *high)
 {
+    if (r->kind == CE_DENSE_S4) {
+        const uint8_t *const packed = (const uint8_t *)(blob + r->weight) + o * ce_nibble_row(r->in_n);
+        return ce_dot_box_nibbles(packed, low + r->in, high + r->in, r->in_n, blob[r->bias + o]);
+    }
     const int8_t *const weight = (const int8_t *)(blob + r->weight) + o * r->in_n;
     return ce_dot_box(weight, low + r->in, high + r->in, r->in_n, blob[r->bias + o]);
 }

@@ -30,6 +30,11 @@ void ce_concat_s8(const int32_t *blob, const int32_t *record, int8_t *arena);
 void ce_requantize_s8(const int32_t *blob, const int32_t *record, int8_t *arena);
 void ce_softmax_s8(const int32_t *blob, const int32_t *record, int8_t *arena);
 
+/* With weights of 4 bits. */
+void ce_conv2d_s4(const int32_t *blob, const int32_t *record, int8_t *arena);
+void ce_depthwise_conv2d_s4(const int32_t *blob, const int32_t *record, int8_t *arena);
+void ce_dense_s4(const int32_t *blob, const int32_t *record, int8_t *arena);
+
 #ifdef __cplusplus
 }
 #endif

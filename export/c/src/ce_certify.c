@@ -49,7 +49,7 @@ static ce_end ce_find_end(const ce_certifier *c)
         e.behind[e.count++] = (const ce_requantize_record *)(const void *)writer;
         writer = ce_writer(e.blob, writer, e.behind[e.count - 1]->in);
     }
-    if (writer && *writer == CE_DENSE) {
+    if (writer && (*writer == CE_DENSE || *writer == CE_DENSE_S4)) {
         e.dense = (const ce_dense_record *)(const void *)writer;
         e.stop = writer;
         e.logits = e.dense->out;
@@ -165,12 +165,11 @@ static void ce_factors(const ce_end *e, int32_t label, int32_t j, int32_t *own, 
 static int64_t ce_difference(const ce_end *e, int32_t y, int32_t j, int32_t own, int32_t other)
 {
     const ce_dense_record *const d = e->dense;
-    const int8_t *const weight = (const int8_t *)(e->blob + d->weight);
-    const int8_t *const wy = weight + y * d->in_n, *const wj = weight + j * d->in_n;
     const int8_t *const low = e->low + d->in, *const high = e->high + d->in;
     int64_t least = (int64_t)own * e->blob[d->bias + y] - (int64_t)other * e->blob[d->bias + j];
     for (int32_t i = 0; i < d->in_n; i++) {
-        const int32_t w = own * wy[i] - other * wj[i]; /* below 2^20 */
+        const int32_t wy = ce_dense_weight(e->blob, d, y, i), wj = ce_dense_weight(e->blob, d, j, i);
+        const int32_t w = own * wy - other * wj; /* below 2^20 */
         least += w * (w < 0 ? high[i] : low[i]);
     }
     return least;

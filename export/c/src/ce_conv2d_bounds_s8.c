@@ -11,7 +11,8 @@ void ce_conv2d_bounds_s8(const int32_t *blob, const int32_t *record, int8_t *low
     const int32_t *const bias = blob + r.bias;                      /* [out_c] */
     const int32_t *const multiplier = blob + r.multiplier;          /* [out_c] */
     const int8_t *const shift = (const int8_t *)(blob + r.shift);   /* [out_c] */
-    const int32_t n = r.kernel_h * r.kernel_w * r.group_in;
+    const uint8_t *const packed = (const uint8_t *)weight;          /* [out_c] rows of n (CE_CONV2D_S4) */
+    const int32_t n = r.kernel_h * r.kernel_w * r.group_in, row = ce_nibble_row(n);
     int32_t at = r.out; /* of [out_h][out_w][out_c] */
 
     for (int32_t oy = 0, iy = -r.pad_top; oy < r.out_h; oy++, iy += r.stride_h) {
@@ -21,7 +22,8 @@ void ce_conv2d_bounds_s8(const int32_t *blob, const int32_t *record, int8_t *low
                 const int8_t *const l = ce_conv2d_patch(&r, low + channel, iy, ix, low + r.scratch);
                 const int8_t *const h = ce_conv2d_patch(&r, high + channel, iy, ix, high + r.scratch);
                 for (const int32_t end = o + r.group_out; o < end; o++, at++) {
-                    const ce_range acc = ce_dot_box(weight + o * n, l, h, n, bias[o]);
+                    const ce_range acc = r.kind == CE_CONV2D_S4 ? ce_dot_box_nibbles(packed + o * row, l, h, n, bias[o])
+                                                                : ce_dot_box(weight + o * n, l, h, n, bias[o]);
                     low[at] = ce_output(acc.least, multiplier[o], shift[o], r.zero_out, r.lo, r.hi);
                     high[at] = ce_output(acc.most, multiplier[o], shift[o], r.zero_out, r.lo, r.hi);
                 }

@@ -8,6 +8,7 @@ void ce_depthwise_conv2d_bounds_s8(const int32_t *blob, const int32_t *record, i
 {
     const ce_conv2d_record r = *(const ce_conv2d_record *)(const void *)record;
     const int8_t *const weight = (const int8_t *)(blob + r.weight); /* [kernel_h][kernel_w][out_c] */
+    const uint8_t *const packed = (const uint8_t *)weight; /* [kernel_h][kernel_w] rows of out_c (CE_DEPTHWISE_CONV2D_S4) */
     const int32_t *const bias = blob + r.bias;                      /* [out_c] */
     const int32_t *const multiplier = blob + r.multiplier;          /* [out_c] */
     const int8_t *const shift = (const int8_t *)(blob + r.shift);   /* [out_c] */
@@ -26,11 +27,13 @@ void ce_depthwise_conv2d_bounds_s8(const int32_t *blob, const int32_t *record, i
                 ce_gather(&r, high + r.in, iy, ix, r.in_c, high + r.scratch);
             }
             for (int32_t o = 0; o < r.out_c; o++, at++) {
-                const int8_t *w = weight + o;
                 ce_range acc = {bias[o], bias[o]};
-                for (int32_t kh = 0, line = first + o / r.group_out; kh < r.kernel_h; kh++, line += row) {
-                    for (int32_t kw = 0, tap = line; kw < r.kernel_w; kw++, tap += step, w += r.out_c) {
-                        acc = ce_range_add(acc, *w, low[tap], high[tap]);
+                for (int32_t kh = 0, k = 0, line = first + o / r.group_out; kh < r.kernel_h; kh++, line += row) {
+                    for (int32_t kw = 0, tap = line; kw < r.kernel_w; kw++, k++, tap += step) {
+                        const int32_t w = r.kind == CE_DEPTHWISE_CONV2D_S4
+                                              ? ce_nibble(packed + k * ce_nibble_row(r.out_c), o)
+                                              : weight[k * r.out_c + o];
+                        acc = ce_range_add(acc, w, low[tap], high[tap]);
                     }
                 }
                 low[at] = ce_output(acc.least, multiplier[o], shift[o], r.zero_out, r.lo, r.hi);

@@ -71,7 +71,7 @@ typedef struct {
     int32_t output;
     ce_activation activation;
     ce_window window;
-    /* int8 as in the file: [O, KH, KW, I], depthwise [KH, KW, O], dense [O, I]; I is `inner`, O `outer`. */
+    /* int8: [O, KH, KW, I], depthwise [KH, KW, O], dense [O, I]; I is `inner`, O `outer`. */
     const uint8_t *weight;
     int64_t outer, inner;
     const uint8_t *bias; /* int32 [O], NULL: zeros */

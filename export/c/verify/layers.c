@@ -3,13 +3,29 @@
 #include "real.h"
 #include "say.h"
 
+/* The weight as int8, int4 ones unpacked: element 2k is the low half of byte k, 2k + 1 the high half, two's complement. */
+static const uint8_t *weight_codes(ce_operator *o, ce_shape *shape, ce_quantisation *q)
+{
+    o->packed = ce_type_of(o->file, o->inputs[1]) == CE_INT4;
+    const uint8_t *const stored = ce_constant(o->file, o->inputs[1], o->packed ? CE_INT4 : CE_INT8, shape, q).at;
+    if (!o->packed) {
+        return stored;
+    }
+    uint8_t *const codes = ce_memory((size_t)shape->count, 1);
+    for (int64_t i = 0; i < shape->count; i++) {
+        const unsigned half = (unsigned)stored[i / 2] >> (i % 2 ? 4 : 0) & 15u;
+        codes[i] = (uint8_t)(half < 8 ? half : half | 0xF0u);
+    }
+    return codes;
+}
+
 /* Weight [outer.., inner] of `rank` axes, whose output channels lie along `axis`, and the bias. */
 static ce_shape weights(ce_operator *o, int rank, int axis)
 {
     ce_node *node = o->node;
     ce_shape shape;
     ce_quantisation q;
-    node->weight = ce_constant(o->file, o->inputs[1], CE_INT8, &shape, &q).at;
+    node->weight = weight_codes(o, &shape, &q);
     if (shape.rank != rank || q.scales.count == 0 || q.shifted) {
         ce_refuse("the model is malformed: a weight of %d axes, expected %d, with scales and zero points of 0", shape.rank,
                   rank);
@@ -74,6 +90,9 @@ void ce_read_conv(ce_operator *o)
     if (c % node->inner || node->outer % (c / node->inner)) {
         ce_refuse("the model is malformed: %lld channels do not fit the weight", (long long)c);
     }
+    if (o->packed && c != node->inner) {
+        ce_refuse("a grouped convolution with weights of 4 bits is none that TFLM was shown to run");
+    }
     fan_in(node->window.kernel[0] * node->window.kernel[1] * node->inner);
     const ce_shape out = ce_slid(o, node->outer);
     ce_result(o, &out, NULL);
@@ -96,6 +115,9 @@ void ce_read_depthwise(ce_operator *o)
     if (shape.size[0] != 1 || ce_option(o, 3, 4, 0) * c != node->outer) {
         ce_refuse("the model is malformed: %lld channels do not fit the depthwise weight", (long long)c);
     }
+    if (o->packed && c % 2) {
+        ce_refuse("a depthwise convolution of an odd number of channels with weights of 4 bits is none that TFLM was shown to run");
+    }
     fan_in(node->window.kernel[0] * node->window.kernel[1]);
     const ce_shape out = ce_slid(o, node->outer);
     ce_result(o, &out, NULL);
@@ -111,6 +133,9 @@ void ce_read_dense(ce_operator *o)
     const ce_shape shape = weights(o, 2, 0);
     node->inner = shape.size[1];
     ce_fuse(o, 0);
+    if (o->packed && node->scales.count != 1) {
+        ce_refuse("a dense layer of weights of 4 bits with a scale for each output is none that TFLM runs");
+    }
     fan_in(node->inner);
     if (o->x->shape.count != node->inner) {
         ce_refuse("a dense layer of several rows, or of another length than its input, is not supported");

@@ -14,6 +14,7 @@ typedef struct {
     int64_t inputs[CE_OPERANDS], outputs[CE_OPERANDS];
     int input_count, output_count;
     const ce_tensor *x; /* the first activation */
+    bool packed;        /* its weights take 4 bits each */
 } ce_operator;
 
 /* A signed option of 1 or 4 bytes, the schema's default `otherwise` where it is absent. */

@@ -324,7 +324,7 @@ static void check_types(const ce_operator *o, const kind_t *kind, int index)
 void ce_read_operator(ce_file *file, int index)
 {
     ce_graph *graph = file->graph;
-    ce_operator o = {file, &graph->nodes[graph->node_count], {{NULL, 0}, "", 0, 0, 0, 0}, false, {0}, {0}, 0, 0, NULL};
+    ce_operator o = {file, &graph->nodes[graph->node_count], {{NULL, 0}, "", 0, 0, 0, 0}, false, {0}, {0}, 0, 0, NULL, false};
     const ce_table table = ce_element(&file->subgraph, file->operators, index, OPERATOR_FIELDS, "operator");
     const kind_t *kind = kind_of(&o, &table, index);
     o.input_count = ce_indices(&table, INPUTS, o.inputs);

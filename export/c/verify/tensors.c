@@ -204,13 +204,13 @@ ce_vector ce_constant(const ce_file *file, int64_t tensor, ce_type type, ce_shap
 {
     const ce_table table = tensor_table(file, tensor);
     const ce_shape found = shape_of(&table);
-    const unsigned width = type == CE_INT8 ? 1 : 4;
+    const int64_t bytes = type == CE_INT32 ? 4 * found.count : type == CE_INT4 ? (found.count + 1) / 2 : found.count;
     if (type_of(&table) != type) {
         ce_refuse("constant %lld has type code %d, expected %d", (long long)tensor, (int)type_of(&table), (int)type);
     }
     const ce_vector data = data_of(file, &table);
-    if ((int64_t)data.count != found.count * width) {
-        ce_refuse("constant %lld: expected %lld bytes, got %lu", (long long)tensor, (long long)(found.count * width),
+    if ((int64_t)data.count != bytes) {
+        ce_refuse("constant %lld: expected %lld bytes, got %lu", (long long)tensor, (long long)bytes,
                   (unsigned long)data.count);
     }
     if (shape != NULL) {

@@ -5,7 +5,15 @@
 
 #include "graph.h"
 
-typedef enum { CE_FLOAT32 = 0, CE_FLOAT16 = 1, CE_INT32 = 2, CE_INT8 = 9, CE_FLOAT64 = 10, CE_BFLOAT16 = 18 } ce_type;
+typedef enum {
+    CE_FLOAT32 = 0,
+    CE_FLOAT16 = 1,
+    CE_INT32 = 2,
+    CE_INT8 = 9,
+    CE_FLOAT64 = 10,
+    CE_INT4 = 17,
+    CE_BFLOAT16 = 18
+} ce_type;
 
 typedef struct {
     ce_table model, subgraph;
@@ -42,7 +50,8 @@ int32_t ce_define(ce_file *file, int64_t tensor, const ce_shape *runs);
 /* The graph's number of an activation that was written before. */
 int32_t ce_use(const ce_file *file, int64_t tensor);
 
-/* A constant's elements (`width` bytes each), its stored shape and its quantisation (either may be NULL). */
+/* A constant's elements (int32 4 bytes each, int8 one, int4 half of one), its stored shape and its quantisation (either may be
+ * NULL). */
 ce_vector ce_constant(const ce_file *file, int64_t tensor, ce_type type, ce_shape *shape, ce_quantisation *quantisation);
 
 #endif
