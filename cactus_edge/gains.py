@@ -1,6 +1,6 @@
 """What a target gains from what a recipe compresses: refused before training where it is nothing, stated with the file after it.
 
-Weights of fewer bits than 8 gain where the target's kernels read them packed (`kernels.weight_bits`). No kernel here does.
+Weights of fewer bits than 8 gain where the target's kernels read them packed (`kernels.weight_bits`).
 Channels that are removed are gone everywhere. Zeros among the weights are stored and computed like any weight, unless the
 target's kernels skip their pattern (`kernels.sparse` of its target.toml).
 """
@@ -89,6 +89,11 @@ def gains(recipe: Recipe, target: AnyTarget, graph: Graph, before: int) -> tuple
         rows.append(
             Row("Channels", f"{1 - after / before:.0%} of the weights removed, in bytes and work, anywhere; {fit}")
         )
+    packed = [z for z in found if z.stored < 8]
+    if packed:
+        saved = sum(z.weights * (8 - z.stored) // 8 for z in packed)
+        names = ", ".join(z.name for z in packed)
+        rows.append(Row("Weights of 4 bits", f"{names}: about {saved:,} bytes less, read two to a byte by the kernels"))
     if recipe.compress.sparsity != "none":
         rows.append(Row(f"Zeros, {recipe.compress.sparsity}", _zeros(recipe, target, graph, found)))
     return tuple(rows)

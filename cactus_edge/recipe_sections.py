@@ -214,8 +214,9 @@ class QuantiseRecipe:
     correct samples of the integer network, from `clips` of the largest clean activations on; what it chooses certifies no
     fewer of those samples than any other criterion. "min-max": the largest values; "percentile": those up to which
     `percentile` per cent of all lie; "entropy": least KL divergence; "mse": least mean squared error.
-    weight_bits: one width for all layers, or one for each. Refused where the target's kernels do not read that width: such
-    weights would be stored and multiplied as int8, with fewer values.
+    weight_bits: one width for all layers with weights, or one for each, 8 or 4: members "quantised", "joint" and "perturbed" learn
+    with it, the file stores two weights of 4 bits to a byte. Refused where the target's kernels do not read that width: such weights
+    would be stored and multiplied as int8, with fewer values.
     input_steps: steps of the int8 input tensor from 0 to 1. With 255 it is the byte of an 8-bit sensor less 128; where
     eps * input_steps is a whole number, rounding the input does not widen the region.
     symmetric: zero points of 0 everywhere, as TensorRT takes them; target "jetson" asks for it. The input then has its own steps.

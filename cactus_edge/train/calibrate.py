@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cactus_edge.errors import ModelError, UnsupportedError
+from cactus_edge.errors import ModelError
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.graph import Graph
 from cactus_edge.ir.lowering import lower
 from cactus_edge.recipe import Recipe
 from cactus_edge.train.data import Dataset, Split
-from cactus_edge.train.fakequant import Ceilings, ceilings_of, clamp, fake_quantise
+from cactus_edge.train.fakequant import Ceilings, ceilings_of, clamp, fake_quantise, narrowed
 from cactus_edge.train.folded import SIGNED_LEVELS, Folded
 from cactus_edge.train.grids import Calibration, clip_weights, input_steps, shift_biases
 from cactus_edge.train.loop import TrainedModel, to_torch
@@ -53,7 +53,7 @@ Runtimes differ in the last bit of a rounding: which candidate wins hardly depen
 
 def to_graph(trained: TrainedModel, dataset: Dataset, recipe: Recipe) -> Graph:
     """The integer network: calibrated on the validation split, int8 in and out, one scale for all logits."""
-    net = trained.folded()
+    net = narrowed(trained.folded(), recipe.quantise.weight_bits)
     return export(net, calibrate(net, dataset, recipe), dataset.shape)
 
 
@@ -65,13 +65,9 @@ def calibrate(net: Folded, dataset: Dataset, recipe: Recipe) -> Calibration:
     layer, and then lets `verify` decide: among the candidates that certify at least as many samples as every other criterion
     does, the one with most certified and correct samples, counted together. A network that was trained inside its ranges is
     observed inside them, and keeps them unless another criterion certifies more: a search over few samples only loses what it
-    learned. Raises ModelError where the network's integers leave their types whatever the candidate, UnsupportedError for weights
-    of fewer bits than 8, which no format and runtime here keeps packed.
+    learned. Weights are rounded to the widths that `net` says. Raises ModelError where the network's integers leave their types
+    whatever the candidate, with what the last one said.
     """
-    if set(recipe.quantise.weight_bits) != {8}:
-        raise UnsupportedError(
-            f"[quantise] weight_bits = {list(recipe.quantise.weight_bits)}: the file has weights of 8 bits"
-        )
     with torch.no_grad():
         bench = _Bench(net, dataset, recipe)
         wanted = recipe.quantise.calibration
@@ -82,7 +78,9 @@ def calibrate(net: Folded, dataset: Dataset, recipe: Recipe) -> Calibration:
         others = bench.possible(map(bench.usual, bench.criteria))
         candidates = [*bench.possible(bench.proposed()), *others]
     if not candidates:
-        raise ModelError("no candidate of the calibration makes a network whose integers fit their types")
+        raise ModelError(
+            f"no candidate of the calibration makes a network whose integers fit their types; the last: {bench.refusal}"
+        )
     return chosen(candidates, others)
 
 
@@ -130,6 +128,7 @@ class _Bench:
             **{f"percentile {p:g}": percentile(p) for p in percents},
         }
         self.scores: dict[_Choice, float] = {}
+        self.refusal = "none"
         self.ranges: dict[str, tuple[float, ...]] = {}
 
     @cached_property
@@ -228,8 +227,8 @@ class _Bench:
         for candidate in candidates:
             try:
                 found.append(self.decided(candidate))
-            except ModelError:  # a bias or a sum leaves int32: another candidate's may not
-                continue
+            except ModelError as error:  # a bias or a sum leaves int32: another candidate's may not
+                self.refusal = error.message
         return found
 
     def decided(self, candidate: Calibration) -> Calibration:

@@ -43,6 +43,10 @@ def run_key(recipe: Recipe, dataset: Dataset, method: str | None = None, seed: i
     rounded = {"quantised", "joint"} & {*recipe.train.members, *recipe.compress.members}
     if recipe.quantise.symmetric and rounded:  # else nothing in training knows the number of levels
         content.append(recipe.quantise.levels)
+    if recipe.quantise.weight_bits != (8,) and rounded | (
+        {"perturbed"} & {*recipe.train.members, *recipe.compress.members}
+    ):
+        content.append(list(recipe.quantise.weight_bits))
     start = own_start(recipe.model, dataset.shape, len(dataset.labels), recipe.train.seed if seed is None else seed)
     return hashlib.sha256(json.dumps(content + start).encode()).hexdigest()
 

@@ -28,7 +28,8 @@ class Affine:
     float32 scalar; the output is then clamped to [0, ceiling] and rounded to multiples of ceiling / levels with straight-through
     gradients; without ReLU it is the largest magnitude, and the steps are ceiling / SIGNED_LEVELS. levels = 0 clamps only. None
     leaves it real. sum_ceiling: likewise of weight * pool(x) + bias before `other` is added, without ReLU. read_step: step of the
-    value that is read, to which its means are rounded (None: they are real).
+    value that is read, to which its means are rounded (None: they are real). weight_bits: width of the integers that the weights are
+    rounded to, where they are.
     """
 
     layer: Layer
@@ -38,6 +39,7 @@ class Affine:
     levels: int = 255
     sum_ceiling: Tensor | None = None
     read_step: Tensor | None = None
+    weight_bits: int = 8
 
     def read(self, x: Tensor) -> Tensor:
         """What the weights see of x [N, I, H, W]: itself, or its means over windows, on its own grid. Non-decreasing."""

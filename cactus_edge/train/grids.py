@@ -10,7 +10,7 @@ from fractions import Fraction
 import torch
 
 from cactus_edge.recipe import Recipe
-from cactus_edge.train.fakequant import WEIGHT_MAX, weight_scales
+from cactus_edge.train.fakequant import weight_max, weight_scales
 from cactus_edge.train.folded import Affine, Folded
 
 LEVELS, SYMMETRIC_LEVELS = 255, 127
@@ -67,7 +67,8 @@ def clip_weights(net: Folded, parts: tuple[float, ...]) -> Folded:
 
 
 def _clipped(affine: Affine, part: float) -> Affine:
-    top = part * WEIGHT_MAX * weight_scales(affine.weight, per_channel=not affine.layer.dense)[:, None, None, None]
+    scales = weight_scales(affine.weight, per_channel=not affine.layer.dense, bits=affine.weight_bits)
+    top = part * weight_max(affine.weight_bits) * scales[:, None, None, None]
     return replace(affine, weight=torch.minimum(torch.maximum(affine.weight, -top), top))
 
 

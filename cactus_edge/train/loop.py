@@ -26,7 +26,7 @@ from cactus_edge.train.averaging import Average, nothing
 from cactus_edge.train.bounds import ball, holds, propagate
 from cactus_edge.train.checkpoints import checkpoint, kept, run_key, shared
 from cactus_edge.train.data import Dataset, Split
-from cactus_edge.train.fakequant import Ceilings, clamp, usual_ceilings
+from cactus_edge.train.fakequant import Ceilings, clamp, layer_bits, usual_ceilings
 from cactus_edge.train.folded import Folded, fold, forward, statistics
 from cactus_edge.train.history import EpochStats as EpochStats
 from cactus_edge.train.methods import stages
@@ -140,6 +140,7 @@ class _Run:
         shape, classes, compressed = dataset.shape, len(dataset.labels), self._stages[0].compressed
         # Drawn on the CPU wherever it trains, as everything random here: equal seeds begin with equal weights.
         self._network = begun(recipe, shape, classes, seed, compressed=compressed).to(device)
+        layer_bits(recipe.quantise.weight_bits, len(self._network.layers()))
         self._widths_before, self._weights_before = self._network.widths(), self._network.weights()
         self._history: list[EpochStats] = []
         self._stage, self._epoch = 0, 0

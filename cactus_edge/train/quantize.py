@@ -12,7 +12,7 @@ from cactus_edge.ir.arith import LARGEST_FLOAT_BIAS
 from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.graph import Graph, Tensor
 from cactus_edge.ir.ops import Activation, Add, AvgPool, Conv2d, Dense, DepthwiseConv2d, Float32, Int8, Int32, freeze
-from cactus_edge.train.fakequant import WEIGHT_MAX, Ceilings, fake_quantise, weight_scales
+from cactus_edge.train.fakequant import Ceilings, fake_quantise, weight_max, weight_scales
 from cactus_edge.train.folded import SIGNED_LEVELS, Affine, Folded, plan
 from cactus_edge.train.grids import Calibration, adjusted
 from cactus_edge.train.models import walk
@@ -67,12 +67,13 @@ _LARGEST = 2**31 - 1
 def _op(affine: Affine, s_in: float, label: str, most: int, activation: Activation) -> Conv2d | DepthwiseConv2d | Dense:
     layer = affine.layer
     weight, bias, scales = integers(affine, s_in, label, most)
+    bits = affine.weight_bits
     if layer.dense:
-        return Dense(weight.reshape(weight.shape[0], -1), bias, scales, activation)
+        return Dense(weight.reshape(weight.shape[0], -1), bias, scales, activation, bits)
     if layer.depthwise:
         flat = freeze(weight[..., 0].transpose(1, 2, 0), np.int8)
-        return DepthwiseConv2d(flat, bias, scales, layer.stride, layer.padding, activation=activation)
-    return Conv2d(weight, bias, scales, layer.stride, layer.padding, activation=activation)
+        return DepthwiseConv2d(flat, bias, scales, layer.stride, layer.padding, activation=activation, weight_bits=bits)
+    return Conv2d(weight, bias, scales, layer.stride, layer.padding, activation=activation, weight_bits=bits)
 
 
 def integers(affine: Affine, s_in: float, label: str, most: int = _LARGEST) -> tuple[Int8, Int32, Float32]:
@@ -81,14 +82,15 @@ def integers(affine: Affine, s_in: float, label: str, most: int = _LARGEST) -> t
     most: largest bias of the format that the network is for, a power of two where int32 is not the limit. A channel of tiny
     weights, which is little more than its bias, gets coarser steps where it would leave it. ModelError where a bias leaves int32.
     """
-    scales = weight_scales(affine.weight, per_channel=not affine.layer.dense).numpy().astype(np.float32)
+    bits = affine.weight_bits
+    scales = weight_scales(affine.weight, per_channel=not affine.layer.dense, bits=bits).numpy().astype(np.float32)
     offset = affine.bias.detach().numpy().astype(np.float64)
     if most < _LARGEST:
         least = np.abs(offset) / (s_in * (most - 1))
         scales = np.maximum(scales, (least.max(keepdims=True) if affine.layer.dense else least).astype(np.float32))
     spread = scales.astype(np.float64)
     real = affine.weight.detach().numpy().astype(np.float64).transpose(0, 2, 3, 1)
-    weight = np.clip(np.rint(real / spread[:, None, None, None]), -WEIGHT_MAX, WEIGHT_MAX)
+    weight = np.clip(np.rint(real / spread[:, None, None, None]), -weight_max(bits), weight_max(bits))
     bias = np.rint(offset / (s_in * spread))
     if np.abs(bias).max(initial=0) > _LARGEST:
         raise ModelError(f"{label}: a bias of {np.abs(bias).max():.3g} accumulator steps does not fit int32")

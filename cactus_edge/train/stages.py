@@ -126,7 +126,7 @@ def over_layers(
         rank = partial(scores, criterion=recipe.compress.importance)
 
         def objective(layers: Layers, widths: tuple[int, ...], batch: Batch, step: Step) -> Terms:
-            ships = cactus.Ships(widths, rank, sparsity, clip, levels)
+            ships = cactus.Ships(widths, rank, sparsity, clip, levels, recipe.quantise.weight_bits)
             found, clean, aimed = cactus.members(layers, batch, names, certified_loss, step, ships)
             loss = torch.stack([m.loss for m in found.values()]).mean()
             first = next(iter(found.values()))

@@ -79,8 +79,8 @@ SINS = {
     "misspelt_table": ("[memory]", "[memry]", "unknown key 'memry' in the top level", "memory"),
     "no_multiple": ("channel_multiple = 4", "channel_multiple = 0", "channel_multiple = 0: expected 1 to 256", "4"),
     "no_pattern": ('sparse = ""', 'sparse = "half"', "sparse = 'half': expected .n:m. or", "2:4"),
-    "bits_of_nothing": ("weight_bits = [8]", "weight_bits = []", "weight_bits = .*: expected 2 to 8", "[8]"),
-    "bits_in_words": ("weight_bits = [8]", 'weight_bits = ["8"]', "expected a list of integers", "change it"),
+    "bits_of_nothing": ("weight_bits = [4, 8]", "weight_bits = []", "weight_bits = .*: expected 2 to 8", "[8]"),
+    "bits_in_words": ("weight_bits = [4, 8]", 'weight_bits = ["8"]', "expected a list of integers", "change it"),
     "key_without_unit": (
         "core_clock_hz =",
         "core_clock =",

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from cactus_edge.errors import InputError, InternalError, ModelError, UnsupportedError
+from cactus_edge.errors import InputError, InternalError, ModelError
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.lowering import lower
 from cactus_edge.recipe import BUILT_IN, Recipe, parse_recipe
@@ -274,11 +274,6 @@ def test_integers_that_fit_no_type_are_refused(tiny: Recipe, few_digits: Dataset
     broken = (replace(trained[0], bias=trained[0].bias + 1e12), *trained[1:])
     with pytest.raises(ModelError):
         calibrate(broken, few_digits, _by(tiny, "min-max"))
-
-
-def test_narrow_weights_are_refused(tiny: Recipe, few_digits: Dataset, trained: Folded) -> None:
-    with pytest.raises(UnsupportedError, match=r"weight_bits = \[4\]: the file has weights of 8 bits"):
-        calibrate(trained, few_digits, replace(tiny, quantise=replace(tiny.quantise, weight_bits=(4,))))
 
 
 def test_an_unknown_criterion_is_refused_with_its_line() -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cactus_edge.errors import InternalError
-from cactus_edge.train.fakequant import Ceilings, fake_quantise, weight_scales
+from cactus_edge.train.fakequant import Ceilings, fake_quantise, narrowed, weight_scales
 from cactus_edge.train.folded import Folded, Pass, fold_batch
 from cactus_edge.train.models import Layers
 from cactus_edge.train.objectives.loss import Batch, Loss, Member, MemberLoss, Step
@@ -34,7 +34,7 @@ class Ships:
     """What compression makes of a network. Channels and weights are chosen anew at each step.
 
     widths: channels that stay of each hidden layer, the first by `rank`. sparsity: of what is left, None for none. clip: the int8
-    range of an activation as a part of the batch's largest, in `levels` steps.
+    range of an activation as a part of the batch's largest, in `levels` steps. bits: of the weights, as `narrowed` takes them.
     """
 
     widths: tuple[int, ...]
@@ -42,6 +42,7 @@ class Ships:
     sparsity: Sparsity | None = None
     clip: float = 1.0
     levels: int = 255
+    bits: tuple[int, ...] = (8,)
 
     def taken(self, layers: Layers) -> Layers:
         """Without the channels that go."""
@@ -52,8 +53,8 @@ class Ships:
         return layers if self.sparsity is None else sparse(layers, self.sparsity)
 
     def rounded(self, clean: Pass) -> Member:
-        """In fake int8."""
-        return quantised(clean.net, tuple(self.clip * peak for peak in clean.peaks), self.levels)
+        """In fake integers."""
+        return quantised(narrowed(clean.net, self.bits), tuple(self.clip * peak for peak in clean.peaks), self.levels)
 
 
 def quantised(net: Folded, ceilings: Ceilings, levels: int = 255) -> Member:
@@ -62,7 +63,7 @@ def quantised(net: Folded, ceilings: Ceilings, levels: int = 255) -> Member:
 
 
 def perturbed(net: Folded, loss: Loss, batch: Batch, step: Step) -> Member:
-    """The folded network at the weights W + eta * sign(dL/dW): one ascent step in the l-inf ball of half an int8 step.
+    """The folded network at the weights W + eta * sign(dL/dW): one ascent step in the l-inf ball of half a step.
 
     eta is half the channel's (tensor's) quantisation step, so the ball holds every rounding, and 0 for a weight of 0, which
     rounding leaves alone. One step approximates the maximiser, hence this is a reason to train so, not a bound.
@@ -71,7 +72,8 @@ def perturbed(net: Folded, loss: Loss, batch: Batch, step: Step) -> Member:
     gradients = torch.autograd.grad(loss.of(Member(probe), batch, step).loss, [a.weight for a in probe])
     moved = []
     for affine, gradient in zip(net, gradients, strict=True):
-        eta = weight_scales(affine.weight, per_channel=not affine.layer.dense)[:, None, None, None] / 2
+        scales = weight_scales(affine.weight, per_channel=not affine.layer.dense, bits=affine.weight_bits)
+        eta = scales[:, None, None, None] / 2
         moved.append(replace(affine, weight=affine.weight + eta * gradient.sign() * (affine.weight != 0)))
     return Member(tuple(moved))
 
@@ -100,7 +102,7 @@ def members(
             case "quantised":
                 member = ships.rounded(clean)
             case "perturbed":
-                member = perturbed(clean.net, loss, batch, step)
+                member = perturbed(narrowed(clean.net, ships.bits), loss, batch, step)
             case "sparse":
                 member = full(fold_batch(ships.thinned(layers), batch.x))
             case "joint":
