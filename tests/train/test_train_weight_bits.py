@@ -18,10 +18,11 @@ from cactus_edge.ir.evaluate import evaluate
 from cactus_edge.ir.graph import Tensor
 from cactus_edge.recipe import Recipe
 from cactus_edge.train.calibrate import calibrate, to_graph
+from cactus_edge.train.checkpoints import run_key
 from cactus_edge.train.data import Dataset
 from cactus_edge.train.fakequant import layer_bits, narrowed, quantise_weight, weight_scales
 from cactus_edge.train.folded import Folded, detach, fold, forward
-from cactus_edge.train.loop import run_key, to_torch, train
+from cactus_edge.train.loop import to_torch, train
 from cactus_edge.train.models import Network
 from cactus_edge.train.quantize import export, quantised
 
