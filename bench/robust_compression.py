@@ -48,7 +48,7 @@ def _pca(rows: list[Row], _: Case) -> str:
 
 
 def _transforms(rows: list[Row], _: Case) -> str:
-    by_name = {name: median([row["pca"] for row in rows], name) for name in rows[0].get("pca", {})}
+    by_name = {name: median([row["pca"] for row in rows], name) for name in sorted(rows[0].get("pca", {}))}
     return ", ".join(f"{name} {percent(share)}" for name, share in by_name.items())
 
 
