@@ -264,7 +264,9 @@ def robust_compression(rows: Values) -> Iterator[Line]:
                 said = [f"clean {share(seeds, 'clean')} %"]
                 said += [f"{key} {share(seeds, key)} %" for key in ("robust", "corrupted") if key in seeds[0]]
                 if "pca" in seeds[0]:
-                    parts = (f"{of} {100 * median([r['pca'] for r in seeds], of):.1f}" for of in sorted(seeds[0]["pca"]))
+                    parts = (
+                        f"{of} {100 * median([r['pca'] for r in seeds], of):.1f}" for of in sorted(seeds[0]["pca"])
+                    )
                     said.append(f"CC-Cert {mean_pca(seeds)[1]} % ({', '.join(parts)})")
                 count = f", {len(seeds)} seeds" if len(seeds) > 1 else ""
                 yield f"{name}{count}", f"{', '.join(said)}, {max(r['bytes'] for r in seeds):,} bytes", ""
