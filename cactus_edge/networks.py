@@ -31,7 +31,7 @@ def train(
     plan = planned(recipe)
 
     def on_epoch(e: EpochStats) -> None:
-        shown = f"certified {e.val_certified:.1%} of validation at full precision"
+        shown = f"{e.val_clean:.1%} of validation right, {e.val_certified:.1%} certified, at full precision"
         advance(e.number(plan), sum(plan.values()), shown)
 
     return train(recipe, dataset, workdir, on_epoch=on_epoch, threads=threads)
