@@ -68,9 +68,9 @@ class Built:
             ("clean", f"{html.score(a.int8_clean)} (float network: {html.score(a.float_clean)})"),
             ("attacked", f"{html.score(a.int8_attacked)} survive the attack"),
             ("certified", f"{html.score(a.int8_certified)} within {self.results.region.words}"),
+            ("", f"(float network: {html.score(a.float_certified)}, measured, not proved)"),
             ("balanced", self._balanced()),
             ("profile", self.results.certificate.profile),
-            ("", f"(float network: {html.score(a.float_certified)}, measured, not proved)"),
             ("file", f"{self.results.model.path}, {self.results.model.bytes:,} bytes, sha256 {self.results.model.sha256[:16]}..."),
         ]  # fmt: skip
         if condition := self.results.certificate.conditional_on:
