@@ -60,7 +60,8 @@ def _train(chain: Chain, advance: Advance) -> Result:
 def _trained(result: Result) -> str:
     last = result["epochs"][-1]
     before, after = sum(result["weights_before"]), sum(result["weights_after"])
-    return f"{len(result['epochs'])} epochs, validation {last['val_clean']:.1%} right, {last['val_certified']:.1%} certified; weights {before:,} -> {after:,}"
+    right, certified = last["val_clean"], last["val_certified"]
+    return f"{len(result['epochs'])} epochs, validation {right:.1%} right, {certified:.1%} certified; weights {before:,} -> {after:,}"
 
 
 def _compressed(name: str, result: Result) -> str:
