@@ -84,6 +84,15 @@ def calibration(rows: Values) -> Iterator[Line]:
             yield what, " against ".join(found), "no less certified"
 
 
+def weight_bits(rows: Values) -> Iterator[Line]:
+    whole = rows["digits/8/0"]
+    for key, row in rows.items():
+        name = key.split("/")[1]
+        of = "" if row is whole else f", {100 * row['blob_bytes'] / whole['blob_bytes']:.0f} % of the blob in 8 bits"
+        found = f"{share([row], 'clean')} / {share([row], 'certified')} %, {row['bytes']:,} bytes{of}"
+        yield f"digits, weights of {name} bits, seed {key.rpartition('/')[2]}: clean / certified", found, ""
+
+
 def train_speed(rows: Values) -> Iterator[Line]:
     for key, row in rows.items():
         network, step, threads = key.split("/")
@@ -294,6 +303,7 @@ SECTIONS: dict[str, Callable[[Values], Iterator[Line]]] = {
     "robust_compression": robust_compression,
     "train_speed": train_speed,
     "calibration": calibration,
+    "weight_bits": weight_bits,
     "soundness": soundness,
     "completeness": completeness,
     "qnn_robustness": qnn_robustness,
