@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from certificate_kit import GRAPH, MODEL, TFLM, X, Y
 
-from cactus_edge.certify import crew as crew_module
 from cactus_edge.certify.crew import Intervals, finder
 from cactus_edge.certify.spread import Answer, Crew, Question, Slice, answer
 from cactus_edge.errors import InputError
@@ -24,12 +23,6 @@ PROGRAM = lower(GRAPH, TFLM)
 REGION = region(PROGRAM, "1/64", (0, 1))
 MANY, LABELS = np.tile(X, (4, 1)), np.tile(Y, 4)
 WORK, DIGEST = Intervals(37), b"m" * 32
-
-
-def shorten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More slices than workers, of unequal length."""
-    monkeypatch.setattr(crew_module, "INTERVAL_SLICE", 37)
-    monkeypatch.setattr(crew_module, "PROOF_SLICE", 37)
 
 
 @dataclass

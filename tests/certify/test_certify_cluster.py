@@ -19,7 +19,6 @@ from spread_kit import (
     files,
     proof,
     serial,
-    shorten,
     without_time,
 )
 
@@ -34,9 +33,7 @@ from cactus_edge.errors import InputError, InstallError
 dask = pytest.importorskip("distributed", reason="no distributed")
 
 
-@pytest.fixture(autouse=True)
-def short_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    shorten(monkeypatch)
+pytestmark = pytest.mark.usefixtures("short_slices")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,6 @@ from spread_kit import (
     equal,
     proof,
     serial,
-    shorten,
 )
 
 from cactus_edge.certify import spread
@@ -35,10 +34,7 @@ from cactus_edge.verify.families import tone
 from cactus_edge.verify.regions import region
 from cactus_edge.verify.runtimes import TFLITE, runtimes
 
-
-@pytest.fixture(autouse=True)
-def short_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    shorten(monkeypatch)
+pytestmark = pytest.mark.usefixtures("short_slices")
 
 
 ORDERS: dict[str, Callable[[Sequence[Slice]], Sequence[Slice]]] = {

@@ -23,7 +23,6 @@ from spread_kit import (
     files,
     proof,
     serial,
-    shorten,
     without_time,
 )
 
@@ -36,10 +35,7 @@ from cactus_edge.certify.spread import Alone, Question, Slice, cut
 from cactus_edge.cli import main
 from cactus_edge.errors import DataError, InputError
 
-
-@pytest.fixture(autouse=True)
-def short_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    shorten(monkeypatch)
+pytestmark = pytest.mark.usefixtures("short_slices")
 
 
 def test_processes_are_a_serial_run() -> None:

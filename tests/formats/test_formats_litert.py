@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import strategies
-from strategies import MIDDLE, random_graph, random_inputs
+from agree_kit import admitted, seeded
+from strategies import MIDDLE, random_graph
 
 from cactus_edge.errors import MismatchError, ModelError, UnsupportedError
 from cactus_edge.formats.agree import RUNTIMES, agree
@@ -34,16 +35,7 @@ def ties() -> Iterator[None]:
 
 def agreed(name: str, make: Callable[[int], Graph], count: int) -> int:
     """Networks, out of `count`, that the profile admits; requires that the wheel computes each bit for bit."""
-    admitted = 0
-    for seed in range(count):
-        graph = make(seed)
-        try:
-            found = agree(write_tflite(graph), random_inputs(np.random.default_rng(seed), graph, 6), name)
-        except UnsupportedError:
-            continue
-        found.require()
-        admitted += 1
-    return admitted
+    return admitted(seeded(make, count, 6), name)
 
 
 @pytest.mark.parametrize("name", LITERT)
@@ -58,8 +50,8 @@ def test_each_op_agrees(kind: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", LITERT)
 def test_random_networks_agree(name: str) -> None:
-    admitted = agreed(name, lambda seed: random_graph(np.random.default_rng(1000 + seed), 6), 120)
-    assert admitted >= (15 if name == "litert-builtin" else 90)
+    found = agreed(name, lambda seed: random_graph(np.random.default_rng(1000 + seed), 6), 120)
+    assert found >= (15 if name == "litert-builtin" else 90)
 
 
 def vectors(op: str, seed: int) -> Graph:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytest
+from agree_kit import admitted
 
 from cactus_edge.errors import MismatchError, UnsupportedError
 from cactus_edge.formats.agree import agree
@@ -56,23 +56,10 @@ def lookup(kind: str, rng: np.random.Generator, count: int) -> Iterator[Graph]:
                 yield unary(ops.LeakyRelu(alpha), (s_in, z_in), (s_out, z_out))
 
 
-def admitted(graphs: Iterator[Graph], name: str, codes: Any) -> int:
-    """How many of the networks the profile admits; requires that the runtime computes each bit for bit."""
-    count = 0
-    for graph in graphs:
-        try:
-            found = agree(write_tflite(graph), codes, name)
-        except UnsupportedError:
-            continue
-        found.require()
-        count += 1
-    return count
-
-
 @pytest.mark.parametrize("name", RUNTIMES)
 @pytest.mark.parametrize("kind", ["logistic", "tanh", "hard_swish", "leaky_relu"])
 def test_every_code_agrees(kind: str, name: str) -> None:
-    assert admitted(lookup(kind, np.random.default_rng(5), 120), name, CODES[np.newaxis]) >= 80
+    assert admitted(((graph, CODES[np.newaxis]) for graph in lookup(kind, np.random.default_rng(5), 120)), name) >= 80
 
 
 @pytest.mark.parametrize(
@@ -91,13 +78,13 @@ def test_another_runtime_s_table_is_told_apart(
     op = {"logistic": "Logistic", "tanh": "Tanh", "leaky_relu": "LeakyRelu"}[kind]
     monkeypatch.setitem(PROFILES[name].rules, op, rule)  # type: ignore[index]
     with pytest.raises(MismatchError):
-        admitted(lookup(kind, np.random.default_rng(5), 2000), name, CODES[np.newaxis])
+        admitted(((graph, CODES[np.newaxis]) for graph in lookup(kind, np.random.default_rng(5), 2000)), name)
 
 
 def test_a_rounding_shift_of_hard_swish_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "rdp", lambda x, e: (x + ((1 << e) >> 1)) >> e)
     with pytest.raises(MismatchError):
-        admitted(lookup("hard_swish", np.random.default_rng(5), 200), "tflm", CODES[np.newaxis])
+        admitted(((graph, CODES[np.newaxis]) for graph in lookup("hard_swish", np.random.default_rng(5), 200)), "tflm")
 
 
 def every_pair(kind: type[ops.Op], rng: np.random.Generator, count: int) -> Iterator[Graph]:
@@ -124,7 +111,7 @@ def every_pair(kind: type[ops.Op], rng: np.random.Generator, count: int) -> Iter
 def test_every_pair_of_codes_agrees(kind: type[ops.Op], name: str) -> None:
     codes = CODES.repeat(16).reshape(1, 256, 1, 16)
     least = 3 if (kind, name) == (ops.Add, "litert-builtin") else 8
-    assert admitted(every_pair(kind, np.random.default_rng(11), 16), name, codes) >= least
+    assert admitted(((graph, codes) for graph in every_pair(kind, np.random.default_rng(11), 16)), name) >= least
 
 
 def square(reshape: bool) -> Graph:

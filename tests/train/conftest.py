@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from train_kit import shaken
+from train_kit import MUTATIONS, shaken
 
 from cactus_edge.recipe import Recipe, parse_recipe
 from cactus_edge.train.build import build
@@ -87,3 +87,13 @@ def make_network() -> Callable[..., Network]:
         return shaken(build(replace(model, layer=layers), (7, 6, 2), 4, seed), seed)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def half(tiny: Recipe) -> Recipe:
+    """Half of the weights go; the samples are mutated."""
+    train_ = replace(tiny.train, epochs=2, ramp_epochs=0, warmup_epochs=0, members=("full",))
+    train_ = replace(train_, objective="semantic", mutations=MUTATIONS, robust_weight=0.5)
+    compress = replace(tiny.compress, finetune_epochs=3, sparsity=0.5, learning_rate=0.01)
+    layers = tuple(replace(layer, kept=0) for layer in tiny.model.layer)
+    return replace(tiny, model=replace(tiny.model, layer=layers), train=train_, compress=compress)

@@ -9,9 +9,19 @@ import pytest
 import torch
 
 from cactus_edge.recipe import Recipe
+from cactus_edge.train.bounds import ball
 from cactus_edge.train.data import Dataset
 from cactus_edge.train.loop import EpochStats, TrainedModel, train
 from cactus_edge.train.models import Network
+from cactus_edge.train.objectives.loss import Batch
+
+MUTATIONS = "brightness=0.2,contrast=0.2,rotation=10,translation=2,blur=1"
+
+
+def sample(count: int = 12) -> Batch:
+    """Random samples of four classes, at a radius of 0."""
+    x = torch.rand((count, 2, 7, 6), generator=torch.Generator().manual_seed(0))
+    return Batch(x, torch.arange(count) % 4, ball(x, 0.0, None), seed=5)
 
 
 class CtrlC:
