@@ -1,7 +1,8 @@
 """Rows of profiles for weights that the file stores in 4 bits: unpacked, runtimes compute them as they do int8 ones, or refuse them.
 
 Which kernels have them differs: a runtime hands such a layer to other kernels than the same layer in 8 bits, and the shapes
-that those get right are fewer. Facts: the wheels, and CMSIS-NN's plain C (commit 99f736a) on x86-64, bit for bit (tests/formats).
+that those get right are fewer. Facts, bit for bit on x86-64: the wheels (tests/formats), and the plain C
+of CMSIS-NN at commit 99f736a, compared by hand.
 """
 
 from __future__ import annotations
