@@ -50,7 +50,7 @@ class DataRecipe:
     validation_samples are taken from the training samples. test_samples are split off only where the set brings no test
     samples of its own. Both splits follow from split_seed and stay the same over training seeds. validation_groups: instead of
     validation_samples, whose samples validate, where each belongs to somebody: persons of har, records of ecg.
-    train_samples: so many of what is left train (0: all).
+    train_samples: so many of what is left train (0: all). centre: what every sample is less, x' = x - centre, in the data's unit.
     size: rows and columns that the images of a folder are brought to. classes: of ecg, the AAMI letters of each class.
     channels: of har, the sensors that are used. channel: one table for each channel of `file`.
     """
@@ -69,6 +69,7 @@ class DataRecipe:
     classes: Annotated[tuple[str, ...], takes.list_of(takes.text, at_least=2)] = field(default=(), metadata=_LATER)
     channels: Annotated[tuple[str, ...], takes.list_of(takes.text)] = field(default=(), metadata=_LATER)
     channel: tuple[ChannelRecipe, ...] = field(default=(), metadata=_LATER)
+    centre: Annotated[Fraction, takes.rational(-1, 1)] = field(default=Fraction(0), metadata=_LATER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,11 +219,15 @@ class QuantiseRecipe:
     with it, the file stores two weights of 4 bits to a byte. Refused where the target's kernels do not read that width: such weights
     would be stored and multiplied as int8, with fewer values.
     input_steps: steps of the int8 input tensor from 0 to 1. With 255 it is the byte of an 8-bit sensor less 128; where
-    eps * input_steps is a whole number, rounding the input does not widen the region.
-    symmetric: zero points of 0 everywhere, as TensorRT takes them; target "jetson" asks for it. The input then has its own steps.
+    eps * input_steps is a whole number, rounding the input does not widen the region. Steps so many that int8 does not hold the
+    sensor's range make the input saturate, around 0 where the data go below it (`[data] centre`): the file then tells nothing
+    apart beyond its ends, training sees it so, and regions shrink where they lie there. With centre = "1/2" and 620 steps an input
+    saturates at 0.294 and 0.705: black and white pixels stay what they are within a radius of 0.294.
+    symmetric: zero points of 0 everywhere, as TensorRT takes them; target "jetson" asks for it. An input that is never negative
+    then has its own steps.
     """
 
-    input_steps: Annotated[int, takes.integer(1, 255)] = 255
+    input_steps: Annotated[int, takes.integer(1, 32_767)] = 255
 
     clips: Annotated[tuple[float, ...], takes.list_of(takes.number(0.05, 4))] = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
     train_clip: Annotated[float, takes.number(0.05, 4)] = 0.9

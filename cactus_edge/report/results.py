@@ -100,6 +100,13 @@ class Region:
         return float(Fraction(self.eps))
 
     @property
+    def reach(self) -> tuple[float, float] | None:
+        """Where the file's int8 input saturates, if that is more than a step inside the sensor's domain."""
+        least, most = (self.input_scale * (code - self.input_zero_point) for code in (-128, 127))
+        inside = least > self.low + self.input_scale or most < self.high - self.input_scale
+        return (least, most) if inside else None
+
+    @property
     def words(self) -> str:
         """The radius in the user's own words."""
         if self.unit.startswith("times "):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cactus_edge.train.bounds import Box, Radius, ball, over_channels
+from cactus_edge.train.bounds import Box, Radius, ball, over_channels, visible
 from cactus_edge.train.folded import Folded, detach, forward
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -71,7 +71,8 @@ def apgd(
     Each restart begins at random points with steps of 2 eps. A sample's step is halved, and its climb goes on from the point of
     highest score, after a window in which too few steps rose, or in which, with the step as it was, nothing higher was met.
     """
-    net, region = detach(net), ball(x, eps, domain)
+    net = detach(net)
+    region = visible(net, ball(x, eps, domain))
     reach = torch.zeros_like(x) + over_channels(eps, x)
     generator = torch.Generator().manual_seed(seed)
     best, most = x, torch.full((len(y),), -torch.inf).to(x)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cactus_edge.train.bounds import Box, Radius, ball, over_channels
+from cactus_edge.train.bounds import Box, Radius, ball, box, over_channels, visible
 from cactus_edge.train.folded import Folded, detach, forward
 
 
@@ -26,10 +26,11 @@ def pgd(
 ) -> Tensor:
     """Samples [N, C, H, W] in the ball around x that maximise the cross-entropy: x' = P(x + a * sign(grad)), random start.
 
-    The step a is 2.5 * eps / steps. Samples that were broken once are kept. Source: Madry et al. 2018, arXiv 1706.06083.
+    The step a is 2.5 * eps / steps. Samples that were broken once are kept. Points are those that the
+    network sees (`visible`). Source: Madry et al. 2018, arXiv 1706.06083.
     """
-    region = ball(x, eps, domain)
     net = detach(net)
+    region = visible(net, ball(x, eps, domain))
     generator = torch.Generator().manual_seed(seed)
     best = x.clone()
     broken = forward(net, x).argmax(1) != y
@@ -81,7 +82,10 @@ def climb(
     A step moves each element by its size times reach * radius and is projected back. origin: where an attack without random
     starts begins, in the region (default: its centre). Source: Madry et al. 2018, arXiv 1706.06083.
     """
-    net, bound = detach(net), reach * region.radius
+    net, region = detach(net), visible(net, region)
+    if origin is not None:
+        origin = visible(net, box(origin, origin)).centre
+    bound = reach * region.radius
     generator = torch.Generator().manual_seed(seed)
     best, worst = region.centre, torch.full((len(y),), -torch.inf, device=y.device)
     for _ in range(attack.restarts):

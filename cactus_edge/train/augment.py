@@ -17,15 +17,23 @@ NOISE = 0.1
 """Standard deviation of Gaussian augmentation, in widths of the domain."""
 
 
-def augmented(x: Tensor, train: TrainRecipe, domain: tuple[Fraction, Fraction], generator: torch.Generator) -> Tensor:
+def augmented(
+    x: Tensor,
+    train: TrainRecipe,
+    domain: tuple[Fraction, Fraction],
+    generator: torch.Generator,
+    zero: float = 0.0,
+) -> Tensor:
     """x [N, C, H, W] as the recipe changes training samples: moved, cropped, mirrored, amplified, augmented; inside the domain.
 
     What the recipe leaves at 0 draws no number from the generator. With a consistency the samples stay clean: `views` has the rest.
+    zero: the sensor's 0 in the unit of x, which lies outside of what is moved, and around which a gain amplifies.
     """
-    x = moved(x, generator, shift_pixels=train.shift_pixels, rotate_degrees=train.rotate_degrees, zoom=train.zoom)
+    shift, angle = train.shift_pixels, train.rotate_degrees
+    x = moved(x, generator, shift_pixels=shift, rotate_degrees=angle, zoom=train.zoom, zero=zero)
     x = cropped(x, generator, train.crop)
     x = mirrored(x, generator) if train.mirror else x
-    x = amplified(x, generator, train.gain, domain)
+    x = amplified(x, generator, train.gain, domain, zero)
     return x if train.consistency > 0 else _varied(x, train, domain, generator)
 
 
@@ -88,20 +96,28 @@ def mirrored(x: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(flip[:, None, None, None], x.flip(3), x)
 
 
-def amplified(x: Tensor, generator: torch.Generator, gain: float, domain: tuple[Fraction, Fraction]) -> Tensor:
-    """Each sample times 1 +- gain, uniformly at random, cut off at the domain's ends."""
+def amplified(
+    x: Tensor, generator: torch.Generator, gain: float, domain: tuple[Fraction, Fraction], zero: float = 0.0
+) -> Tensor:
+    """Each sample, as it stands above `zero`, times 1 +- gain, uniformly at random, cut off at the domain's ends."""
     if gain == 0:
         return x
     factor = 1 + gain * (2 * torch.rand(len(x), generator=generator).to(x.device) - 1)
-    return (x * factor[:, None, None, None]).clamp(float(domain[0]), float(domain[1]))
+    return (zero + (x - zero) * factor[:, None, None, None]).clamp(float(domain[0]), float(domain[1]))
 
 
 def moved(
-    x: Tensor, generator: torch.Generator, *, shift_pixels: float = 0.0, rotate_degrees: float = 0.0, zoom: float = 0.0
+    x: Tensor,
+    generator: torch.Generator,
+    *,
+    shift_pixels: float = 0.0,
+    rotate_degrees: float = 0.0,
+    zoom: float = 0.0,
+    zero: float = 0.0,
 ) -> Tensor:
-    """Each sample of x [N, C, H, W] rotated, scaled by 1 +- zoom and shifted, each uniformly at random; zeros outside.
+    """Each sample of x [N, C, H, W] rotated, scaled by 1 +- zoom and shifted, each uniformly at random; `zero` outside.
 
-    Bilinear, so that values stay inside the range of the sample and zero. Without any movement x itself, and no number is
+    Bilinear, so that values stay inside the range of the sample and `zero`. Without any movement x itself, and no number is
     drawn from the generator.
     """
     if shift_pixels == 0 and rotate_degrees == 0 and zoom == 0:
@@ -114,4 +130,4 @@ def moved(
     right, down = draw[:, 2] * shift_pixels * 2 / w, draw[:, 3] * shift_pixels * 2 / h
     matrix = torch.stack([cos, -sin * h / w, right, sin * w / h, cos, down], 1).view(n, 2, 3)
     grid = F.affine_grid(matrix, list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return zero + F.grid_sample(x - zero, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cactus_edge.train.folded import Affine, Folded, plan
-from cactus_edge.train.models import linear, walk
+from cactus_edge.train.models import input_window, linear, walk
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,20 @@ def through(affine: Affine, region: Box) -> Box:
 
 
 def read(affine: Affine, region: Box) -> Box:
-    """Box of what the layer's weights see of `region`: itself, or that of its means, which do not decrease in any element."""
-    return region if affine.layer.pool is None else box(affine.read(region.lower), affine.read(region.upper))
+    """Box of what the layer's weights see of `region`: itself, or that of its cut values or means, which do not decrease."""
+    if affine.layer.pool is None and affine.layer.window is None:
+        return region
+    return box(affine.read(region.lower), affine.read(region.upper))
+
+
+def visible(net: Folded, region: Box) -> Box:
+    """What the network tells apart of a region of its inputs: the region cut at its window, beyond which gradients are 0."""
+    return cut(region, input_window(plan(net)))
+
+
+def cut(region: Box, window: tuple[float, float] | None) -> Box:
+    """The region with both ends brought into the window, if there is one."""
+    return region if window is None else box(region.lower.clamp(*window), region.upper.clamp(*window))
 
 
 def join(affine: Affine, pre: Box, other: Box | None) -> Box:
@@ -194,6 +206,7 @@ __all__ = [
     "activate",
     "ball",
     "box",
+    "cut",
     "holds",
     "join",
     "logits",
@@ -202,4 +215,5 @@ __all__ = [
     "propagate",
     "read",
     "through",
+    "visible",
 ]

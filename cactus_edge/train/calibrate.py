@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +22,7 @@ from cactus_edge.recipe import Recipe
 from cactus_edge.train.data import Dataset, Split
 from cactus_edge.train.fakequant import Ceilings, ceilings_of, clamp, fake_quantise, narrowed
 from cactus_edge.train.folded import SIGNED_LEVELS, Folded
-from cactus_edge.train.grids import Calibration, clip_weights, input_steps, shift_biases
+from cactus_edge.train.grids import Calibration, clip_weights, input_grid, shift_biases
 from cactus_edge.train.loop import TrainedModel, to_torch
 from cactus_edge.train.observe import bias_shifts, observe
 from cactus_edge.train.quantize import export
@@ -206,11 +205,10 @@ class _Bench:
 
     def _calibration(self, name: str, ends: tuple[float, ...], grid: OutputGrid) -> Calibration:
         clips = tuple(end / peak for end, peak in zip(ends, self.peaks, strict=True))
-        steps = input_steps(self.recipe, self.dataset.radii(self.recipe.certify.eps))
         return Calibration(
             ends,
             clips,
-            float(np.float32(1 / steps)),
+            input_grid(self.recipe, self.dataset).scale,
             grid.scale,
             grid.zero_point,
             certified=0,

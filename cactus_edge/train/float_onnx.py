@@ -20,6 +20,7 @@ OPSET, IR = 17, 8
 def float_onnx(net: Folded, shape: tuple[int, int, int]) -> Any:
     """An onnx.ModelProto of samples float32 [N, C, H, W] of `shape` (height, width, channels) -> logits [N, classes].
 
+    Samples of a network with a window are cut at it before: no node does.
     Raises InstallError without the onnx package.
     """
     try:

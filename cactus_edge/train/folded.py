@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cactus_edge.train.models import NORM_EPSILON, Layer, Layers, linear, per_channel, pooled, walk
+from cactus_edge.train.models import NORM_EPSILON, Layer, Layers, linear, per_channel, seen, walk
 
 SIGNED_LEVELS = 127
 """Steps between 0 and the ceiling of a value that may be negative; its least is one step below -ceiling."""
@@ -42,11 +42,9 @@ class Affine:
     weight_bits: int = 8
 
     def read(self, x: Tensor) -> Tensor:
-        """What the weights see of x [N, I, H, W]: itself, or its means over windows, on its own grid. Non-decreasing."""
-        if self.layer.pool is None:
-            return x
-        mean = pooled(x, self.layer)
-        return mean if self.read_step is None else _to_multiples(mean, self.read_step)
+        """What the weights see of x [N, I, H, W]: `models.seen`, means on the grid of x. Non-decreasing."""
+        found = seen(x, self.layer)
+        return found if self.read_step is None else _to_multiples(found, self.read_step)
 
     def map(self, x: Tensor) -> Tensor:
         """weight * x + bias of x that was `read`. [N, I, H, W] -> [N, O, H', W']."""
@@ -160,7 +158,7 @@ def fold_batch(layers: Layers, x: Tensor) -> Pass:
             net.append(_fold(layer, None))
             z = net[-1].pre(read)
         else:
-            raw = linear(pooled(read, layer), layer.weight, layer, layer.bias)
+            raw = linear(seen(read, layer), layer.weight, layer, layer.bias)
             mean, var = moments(raw)
             net.append(_fold(layer, (mean, var)))
             scale = layer.norm.gamma * torch.rsqrt(var + NORM_EPSILON)
@@ -214,7 +212,7 @@ def statistics(layers: Layers, x: Tensor) -> tuple[tuple[Tensor, Tensor] | None,
 
     def step(i: int, read: Tensor, other: Tensor | None) -> Tensor:
         layer = layers[i]
-        z = linear(pooled(read, layer), layer.weight, layer, layer.bias)
+        z = linear(seen(read, layer), layer.weight, layer, layer.bias)
         found.append(None if layer.norm is None else moments(z))
         return _fold(layer, found[-1]).apply(read, other)
 

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+import numpy as np
 import torch
 
 from cactus_edge.recipe import Recipe
+from cactus_edge.train.data import Dataset
 from cactus_edge.train.fakequant import weight_max, weight_scales
 from cactus_edge.train.folded import Affine, Folded
 
@@ -79,9 +81,39 @@ def shift_biases(net: Folded, shifts: tuple[torch.Tensor, ...]) -> Folded:
     return tuple(replace(a, bias=a.bias - shift) for a, shift in zip(net, shifts, strict=True))
 
 
-def input_steps(recipe: Recipe, eps: Sequence[Fraction]) -> int:
-    """Steps of the int8 input from 0 to 1: the recipe's, or those of a symmetric network. eps: of the certificate, per channel."""
-    return symmetric_steps(eps) if recipe.quantise.symmetric else recipe.quantise.input_steps
+@dataclass(frozen=True)
+class InputGrid:
+    """The int8 input tensor: real = (code - zero_point) / steps, in the unit of the data. reach: least and largest real value."""
+
+    steps: int
+    zero_point: int
+
+    @property
+    def scale(self) -> float:
+        """1 / steps as the file has it, a float32."""
+        return float(np.float32(1 / self.steps))
+
+    @property
+    def reach(self) -> tuple[Fraction, Fraction]:
+        """The range of what it tells apart: what lies beyond is stored as its end."""
+        return Fraction(-128 - self.zero_point, self.steps), Fraction(127 - self.zero_point, self.steps)
+
+    def window(self, domain: tuple[Fraction, Fraction]) -> tuple[float, float] | None:
+        """The reach, where that leaves out some of the sensor's range `domain`; None where it covers all but the last step of it."""
+        (least, most), step = self.reach, Fraction(1, self.steps)
+        covered = least <= domain[0] + step and domain[1] - step <= most
+        return None if covered else (float(least), float(most))
+
+
+def input_grid(recipe: Recipe, dataset: Dataset) -> InputGrid:
+    """The recipe's grid for these data: with a zero point of 0 where they go below zero or the network is symmetric, else of -128.
+
+    A symmetric network of data that never do has steps of its own (`symmetric_steps`); its negative codes stay unused.
+    """
+    signed, quantise = dataset.domain[0] < 0, recipe.quantise
+    if quantise.symmetric and not signed:
+        return InputGrid(symmetric_steps(dataset.radii(recipe.certify.eps)), 0)
+    return InputGrid(quantise.input_steps, 0 if signed else -128)
 
 
 def symmetric_steps(eps: Sequence[Fraction]) -> int:

@@ -23,14 +23,15 @@ from cactus_edge.resources import write_atomic
 from cactus_edge.train.allocation import allocated, begun, keeping
 from cactus_edge.train.augment import augmented, check, views
 from cactus_edge.train.averaging import Average, nothing
-from cactus_edge.train.bounds import ball, holds, propagate
+from cactus_edge.train.bounds import Box, ball, cut, holds, propagate
 from cactus_edge.train.checkpoints import checkpoint, kept, run_key, shared
 from cactus_edge.train.data import Dataset, Split
 from cactus_edge.train.fakequant import Ceilings, clamp, layer_bits, usual_ceilings
 from cactus_edge.train.folded import Folded, fold, forward, statistics
+from cactus_edge.train.grids import input_grid
 from cactus_edge.train.history import EpochStats as EpochStats
 from cactus_edge.train.methods import stages
-from cactus_edge.train.models import Network
+from cactus_edge.train.models import Network, windowed
 from cactus_edge.train.objectives.loss import Batch, Step
 from cactus_edge.train.parallel import ALONE, Group, in_parts, set_gradient, settled
 from cactus_edge.train.projections import unconstrained
@@ -128,6 +129,7 @@ class _Run:
         self._eps, whole = dataset.radii(recipe.certify.eps), float(recipe.train.eps)
         self._reach = [float(r) / whole if whole else 0.0 for r in dataset.radii(recipe.train.eps)]
         self._group, device = group, group.device
+        self._window, self._zero = input_grid(recipe, dataset).window(dataset.domain), float(dataset.zero)
         check(recipe.train, dataset.shape)
         self._x, self._y = (t.to(device) for t in to_torch(dataset.train))
         rows = typical(self._y, STATISTICS_SAMPLES, recipe.train.class_balance)
@@ -139,7 +141,8 @@ class _Run:
         self._shared = shared(recipe, dataset, workdir, self._stages[0], seed) if self._stages[0].shared else None
         shape, classes, compressed = dataset.shape, len(dataset.labels), self._stages[0].compressed
         # Drawn on the CPU wherever it trains, as everything random here: equal seeds begin with equal weights.
-        self._network = begun(recipe, shape, classes, seed, compressed=compressed).to(device)
+        start = begun(recipe, shape, classes, seed, compressed=compressed)
+        self._network = Network(windowed(start.layers(), self._window)).to(device)
         layer_bits(recipe.quantise.weight_bits, len(self._network.layers()))
         self._widths_before, self._weights_before = self._network.widths(), self._network.weights()
         self._history: list[EpochStats] = []
@@ -222,8 +225,8 @@ class _Run:
             step = Step(progress, eps, weight, at / schedule.epochs)
             for group in optimizer.param_groups:
                 group["lr"] = schedule.rate(at)
-            x = augmented(self._x[index], recipe, self._domain, generator)
-            region = ball(x, [step.eps * part for part in self._reach], domain)
+            x = augmented(self._x[index], recipe, self._domain, generator, self._zero)
+            region = self._seen(ball(x, [step.eps * part for part in self._reach], domain))
             shown = views(x, recipe, self._domain, generator)
             batch = Batch(x, self._y[index], region, seed=seed + 1 + i, domain=ends, views=shown)
             parts = self._group.share(in_parts(batch, recipe.parts))
@@ -267,7 +270,11 @@ class _Run:
     def _held_out(self) -> Batch:
         """What layers are measured on: validation samples, their regions those to be certified."""
         x, y = (t[:STATISTICS_SAMPLES] for t in self._validation)
-        return Batch(x, y, ball(x, self._eps, self._domain))
+        return Batch(x, y, self._seen(ball(x, self._eps, self._domain)))
+
+    def _seen(self, region: Box) -> Box:
+        """What the network tells apart of a region of inputs."""
+        return cut(region, self._window)
 
     def _handed_on(self) -> Network:
         """The network that the next stage gets: the average where one has begun, with its own statistics."""
@@ -312,7 +319,7 @@ class _Run:
     def _sample(self) -> Batch:
         """What a stage may look at on its way in: typical training samples, their regions of the whole radius."""
         x = self._typical
-        region = ball(x, [float(self._recipe.train.eps) * part for part in self._reach], self._domain)
+        region = self._seen(ball(x, [float(self._recipe.train.eps) * part for part in self._reach], self._domain))
         ends = float(self._domain[0]), float(self._domain[1])
         return Batch(x, self._typical_y, region, seed=_epoch_seed(self._seed, self._stage, -1), domain=ends)
 

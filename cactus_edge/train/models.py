@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cactus_edge.errors import InternalError
+from cactus_edge.errors import InputError, InternalError
 from cactus_edge.ir.ops import Padding2d
 
 NORM_EPSILON = 1e-5
@@ -46,7 +46,8 @@ class Layer:
     in_size is the (H, W) of the map that it reads, before `pool`: the mean over windows of that size side by side, a rest at the
     right or the bottom left out. For a dense layer (KH, KW) is the map after pooling, and the output map is 1 x 1. stride: (down,
     right). reads, adds: index of an earlier layer whose output that is, INPUT for the network's input; reads = None is the layer
-    before. kept: channels that stay when the network is compressed (0: all).
+    before. kept: channels that stay when the network is compressed (0: all). window: of a layer that reads the network's input, the
+    range in which it tells values apart, as the int8 input saturates at its ends; None where that covers the sensor's.
     """
 
     weight: Tensor
@@ -62,6 +63,7 @@ class Layer:
     adds: int | None = None
     pool: tuple[int, int] | None = None
     kept: int = 0
+    window: tuple[float, float] | None = None
 
     @property
     def map_size(self) -> tuple[int, int]:
@@ -131,9 +133,32 @@ def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def pooled(x: Tensor, layer: Layer) -> Tensor:
-    """The map that the layer's weights see: x [N, I, H, W], or its means over the layer's windows."""
+def seen(x: Tensor, layer: Layer) -> Tensor:
+    """The map that the layer's weights see of x [N, I, H, W]: cut at its window, or its means over what it pools. Non-decreasing."""
+    if layer.window is not None:
+        return x.clamp(*layer.window)
     return x if layer.pool is None else F.avg_pool2d(x, layer.pool)
+
+
+def input_window(layers: Layers) -> tuple[float, float] | None:
+    """The window of the layers that read the network's input, which have one in common; None if they have none."""
+    return next((layer.window for layer in layers if layer.window is not None), None)
+
+
+def windowed(layers: Layers, window: tuple[float, float] | None) -> Layers:
+    """The same layers, of which those that read the network's input tell values in the window apart.
+
+    Raises InputError for a sum with the input itself, which is not cut on its way.
+    """
+    if window is None:
+        return layers
+    if any(adds == INPUT for _, adds in sources(layers)):
+        raise InputError(
+            f"a sum adds the network's input, whose int8 tensor saturates at {window[0]:.4g} and {window[1]:.4g}",
+            hint="fewer [quantise] input_steps, which cover the sensor's range",
+        )
+    found = zip(layers, sources(layers), strict=True)
+    return tuple(replace(layer, window=window) if reads == INPUT else layer for layer, (reads, _) in found)
 
 
 def per_channel(v: Tensor) -> Tensor:
@@ -157,6 +182,8 @@ def check(layers: Layers) -> None:
             raise InternalError(f"layer {i} of {made} adds {maps.get(adds)}")
         if layer.dense and tuple(layer.weight.shape[2:]) != layer.map_size:
             raise InternalError(f"layer {i}: dense weights {tuple(layer.weight.shape)} on a map of {layer.map_size}")
+        if layer.window is not None and reads != INPUT:
+            raise InternalError(f"layer {i} has a window and does not read the network's input")
         if layer.pool is not None and reads == INPUT:
             raise InternalError(f"layer {i} pools the network's input, whose steps are not known here")
     if not last.dense or last.relu or last.adds is not None or last.reads not in (None, len(layers) - 2):

@@ -58,8 +58,8 @@ def fingerprint(network: Network) -> str:
     """SHA-256 (hex) of the layers' geometry and of all parameters and statistics."""
     h = hashlib.sha256()
     for layer in network.layers():
-        tensors = ("weight", "bias", "norm")
-        plain = {k: v if k != "padding" else asdict(layer.padding) for k, v in vars(layer).items() if k not in tensors}
+        others = ("weight", "bias", "norm", "window")
+        plain = {k: v if k != "padding" else asdict(layer.padding) for k, v in vars(layer).items() if k not in others}
         h.update(repr(sorted(plain.items())).encode())
     for name, tensor in network.state_dict().items():
         h.update(f"{name}{tuple(tensor.shape)}".encode())

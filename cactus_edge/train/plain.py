@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cactus_edge.train.models import NORM_EPSILON, Layer, Layers, pooled, walk
+from cactus_edge.train.models import NORM_EPSILON, Layer, Layers, seen, walk
 
 
 class Plain(nn.Module):
@@ -24,7 +24,7 @@ class Plain(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         def step(i: int, read: Tensor, other: Tensor | None) -> Tensor:
-            layer, read = self._plan[i], pooled(read, self._plan[i])
+            layer, read = self._plan[i], seen(read, self._plan[i])
             z: Tensor = self.norms[i](self.linears[i](read.flatten(1) if layer.dense else _padded(read, layer)))
             z = z if other is None else z + other
             return F.relu(z) if layer.relu else z

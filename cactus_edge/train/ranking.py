@@ -17,7 +17,7 @@ from cactus_edge.recipe import Recipe
 from cactus_edge.train.bounds import Box, ball, box, logits
 from cactus_edge.train.data import Dataset, Split
 from cactus_edge.train.folded import Folded, forward
-from cactus_edge.train.grids import LEVELS, input_steps
+from cactus_edge.train.grids import LEVELS, InputGrid, input_grid
 from cactus_edge.train.loop import to_torch
 
 ROUNDING_SLACK = 1.02
@@ -65,14 +65,10 @@ class Ranking:
     """The regions of some samples, as the integer network's input sees them. x float32 [N, C, H, W]: the samples themselves."""
 
     def __init__(self, split: Split, dataset: Dataset, recipe: Recipe) -> None:
-        eps = dataset.radii(recipe.certify.eps)
-        steps = input_steps(recipe, eps)
-        zero = 0 if recipe.quantise.symmetric or dataset.domain[0] < 0 else -128
+        eps, grid = dataset.radii(recipe.certify.eps), input_grid(recipe, dataset)
         self.x, self.y = to_torch(split)
         parts = zip(torch.split(self.x, BATCH), torch.split(self.y, BATCH), strict=True)
-        self._regions = [
-            (_rounded(ball(a, eps, dataset.domain), steps, zero), _rounded(box(a, a), steps, zero), b) for a, b in parts
-        ]
+        self._regions = [(_rounded(ball(a, eps, dataset.domain), grid), _rounded(box(a, a), grid), b) for a, b in parts]
 
     def margins(self, net: Folded) -> Margins:
         """Of the network `net`."""
@@ -80,11 +76,11 @@ class Ranking:
         return Margins(*(torch.cat(column) for column in zip(*columns, strict=True)))
 
 
-def _rounded(region: Box, steps: int, zero_point: int) -> Box:
-    """The region after input quantisation to steps of 1 / steps: ends to the nearest, ties outward as for real ends."""
-    least, most = -128 - zero_point, 127 - zero_point
-    lower = (region.lower * steps + (0.5 - _TIE)).floor().clamp(least, most) / steps
-    upper = (region.upper * steps + (0.5 + _TIE)).floor().clamp(least, most) / steps
+def _rounded(region: Box, grid: InputGrid) -> Box:
+    """The region after input quantisation: ends to the nearest step, ties outward as for real ends."""
+    least, most = -128 - grid.zero_point, 127 - grid.zero_point
+    lower = (region.lower * grid.steps + (0.5 - _TIE)).floor().clamp(least, most) / grid.steps
+    upper = (region.upper * grid.steps + (0.5 + _TIE)).floor().clamp(least, most) / grid.steps
     return box(lower, upper)
 
 

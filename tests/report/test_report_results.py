@@ -136,6 +136,22 @@ def test_a_region_in_the_units_of_its_sensors(eps: str, unit: str, words: str, a
     assert (region.words, region.axis) == (words, axis)
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "scale", "zero_point", "reach"),
+    [
+        (0, 1, 1 / 255, -128, None),
+        (-0.5, 0.5, 1 / 254, 0, None),
+        (-1, 1, 1 / 125, 0, None),
+        (-0.5, 0.5, 1 / 640, 0, (-0.2, 127 / 640)),
+        (0, 1, 1 / 510, -128, (0, 0.5)),
+    ],
+)
+def test_where_an_input_saturates(
+    low: float, high: float, scale: float, zero_point: int, reach: tuple[float, float] | None
+) -> None:
+    assert Region("1/10", low, high, "of a range", scale, zero_point).reach == (reach and pytest.approx(reach))
+
+
 def test_balanced_figures_are_means_over_classes(results: BuildResults) -> None:
     assert results.balanced("clean") == pytest.approx(355 / 360)
     first = dataclasses.replace(results.classes[0], clean=Score(35, 72), certified=Score(31, 72))

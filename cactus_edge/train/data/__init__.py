@@ -28,6 +28,7 @@ SETS: dict[str, Callable[[DataRecipe], Dataset]] = {
 def load_dataset(recipe: DataRecipe) -> Dataset:
     """The data set that the recipe names. Raises DataError where it is missing, damaged or too small for the split."""
     whole, count = _whole(recipe), recipe.train_samples
+    whole = whole.centred(recipe.centre) if recipe.centre else whole
     if count > len(whole.train.y):
         raise DataError(
             f"[data] train_samples = {count}, and {whole.name!r} leaves {len(whole.train.y)} to train on",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -27,6 +27,10 @@ class Split:
 
     x: Float32
     y: Int64
+
+    def changed(self, f: Callable[[Float32], Float32]) -> Split:
+        """The same samples with f of x."""
+        return replace(self, x=f(self.x))
 
     def digest(self) -> str:
         """SHA-256 (hex) over dtype, shape and little-endian bytes of x, then y."""
@@ -51,6 +55,7 @@ class Channel:
 class Dataset:
     """Three disjoint splits; `test` is looked at once, `validation` decides. domain: the sensor's range, exact.
 
+    zero: what the sensor's 0 is in the unit of the data, other than 0 where they are centred.
     labels: name per class. preprocessing: how samples come from the raw values, for the manifest. channels: what the sensors
     measure, one record a channel; none where the data have a single unit of their own, such as a part of the pixel range.
     The int8 input has one scale for all channels, so channels of different sensors are brought to one unit, and the
@@ -65,12 +70,36 @@ class Dataset:
     preprocessing: str
     domain: tuple[Fraction, Fraction] = UNIT
     channels: tuple[Channel, ...] = ()
+    zero: Fraction = Fraction(0)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of a sample; a signal of T steps is T x 1."""
         h, w, c = self.train.x.shape[1:]
         return int(h), int(w), int(c)
+
+    def centred(self, centre: Fraction) -> Dataset:
+        """The same samples less `centre`, x' = x - centre in float32. Raises DataError for sensors with units of their own."""
+        if self.channels:
+            raise DataError(
+                f"[data] centre = {centre} of what? The channels of {self.name!r} have units of their own",
+                hint="leave it out: a sensor whose range is centred needs none",
+            )
+        least, most = self.domain
+        return replace(
+            self._changed(lambda x: x - np.float32(centre)),
+            preprocessing=f"{self.preprocessing} - {centre}",
+            domain=(least - centre, most - centre),
+            zero=self.zero - centre,
+        )
+
+    def clipped(self, least: float, most: float) -> Dataset:
+        """The same samples, cut at both ends."""
+        return self._changed(lambda x: x.clip(np.float32(least), np.float32(most)))
+
+    def _changed(self, f: Callable[[Float32], Float32]) -> Dataset:
+        train, validation, test = (split.changed(f) for split in (self.train, self.validation, self.test))
+        return replace(self, train=train, validation=validation, test=test)
 
     def digest(self) -> str:
         """SHA-256 (hex) over the digests of the three splits in the order train, validation, test."""

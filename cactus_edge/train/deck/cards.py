@@ -24,7 +24,7 @@ from cactus_edge.train.deck.gate import Gate, fitted
 from cactus_edge.train.deck.join import Means, joined
 from cactus_edge.train.fakequant import narrowed
 from cactus_edge.train.folded import forward
-from cactus_edge.train.grids import input_steps
+from cactus_edge.train.grids import input_grid
 from cactus_edge.train.history import EpochStats
 from cactus_edge.train.loop import TrainedModel, planned, to_torch, train
 from cactus_edge.train.quantize import export
@@ -146,9 +146,8 @@ def fit_gate(recipe: Recipe, dataset: Dataset) -> Gate:
     names = tuple(dict.fromkeys(card.scheme for card in recipe.deck.card))
     images, symmetric = dataset.train.x[:SPECTRUM_SAMPLES], recipe.quantise.symmetric
     samples = [as_trained(images, first[name], dataset) for name in names]
-    scale = float(np.float32(1 / input_steps(recipe, dataset.radii(recipe.certify.eps))))
-    zero_point = 0 if symmetric or dataset.domain[0] < 0 else -128
-    source = Tensor("input", dataset.shape, "int8", scale, zero_point)
+    grid = input_grid(recipe, dataset)
+    source = Tensor("input", dataset.shape, "int8", grid.scale, grid.zero_point)
     return fitted(source, (names[0], names[1]), (samples[0], samples[1]), recipe.deck.tile, symmetric=symmetric)
 
 
@@ -162,7 +161,7 @@ def as_trained(x: Float32, recipe: Recipe, dataset: Dataset) -> Float32:
     )  # with it the samples themselves stay clean, and their versions are meant
     generator = torch.Generator().manual_seed(recipe.data.split_seed)
     planes = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
-    made = augmented(planes, train, dataset.domain, generator)
+    made = augmented(planes, train, dataset.domain, generator, float(dataset.zero))
     changed = (made != planes).flatten(1).any(1)
     made = made[changed] if int(changed.sum()) > 1 else made
     return np.ascontiguousarray(made.numpy().transpose(0, 2, 3, 1))

@@ -25,8 +25,9 @@ import torch.nn.functional as F
 from cactus_edge.errors import InstallError
 from cactus_edge.train.data import Dataset
 from cactus_edge.train.float_onnx import INPUT, OPSET, OUTPUT, float_onnx
-from cactus_edge.train.folded import Folded, detach
+from cactus_edge.train.folded import Folded, detach, plan
 from cactus_edge.train.loop import to_torch
+from cactus_edge.train.models import input_window
 from cactus_edge.train.plain import Plain
 
 SAMPLES = 1000
@@ -38,8 +39,9 @@ EPOCHS, LEARNING_RATE, BATCH = 2, 1e-5, 128
 
 def quantised(net: Folded, dataset: Dataset) -> bytes:
     """The int8 ONNX file that NNCF makes of the network. Raises InstallError without NNCF or onnx."""
+    samples = [{INPUT: row} for row in _samples(_seen(net, dataset))]
     with _quiet() as nncf:
-        made = _quantize(nncf, float_onnx(net, dataset.shape), [{INPUT: row} for row in _samples(dataset)])
+        made = _quantize(nncf, float_onnx(net, dataset.shape), samples)
     data: bytes = made.SerializeToString()
     return data
 
@@ -49,14 +51,15 @@ def trained_quantised(net: Folded, dataset: Dataset, seed: int) -> bytes:
 
     Its quantisers are compiled on first use, by a C++ compiler. Raises InstallError without NNCF, torchao (for its export) or a compiler.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator, dataset = torch.Generator().manual_seed(seed), _seen(net, dataset)
     x, y = to_torch(dataset.train)
     with _quiet() as nncf:
         try:
             import_module("torchao")  # what NNCF's export is made of
         except ImportError as error:
             raise InstallError("NNCF's export of trained quantisers needs torchao", hint=_HINT) from error
-        plain = Plain(tuple(replace(a.layer, weight=a.weight, bias=a.bias, norm=None) for a in detach(net)))
+        layers = (replace(a.layer, weight=a.weight, bias=a.bias, norm=None, window=None) for a in detach(net))
+        plain = Plain(tuple(layers))
         try:
             made = _quantize(nncf, plain, [torch.from_numpy(row) for row in _samples(dataset)])
         except (OSError, RuntimeError) as error:
@@ -81,6 +84,12 @@ def trained_quantised(net: Folded, dataset: Dataset, seed: int) -> bytes:
             opset_version=OPSET,
         )
     return file.getvalue()
+
+
+def _seen(net: Folded, dataset: Dataset) -> Dataset:
+    """The samples cut at the network's window, where the file's own input saturates: its range is taken from them."""
+    window = input_window(plan(net))
+    return dataset if window is None else dataset.clipped(*window)
 
 
 def _samples(dataset: Dataset) -> list[Any]:

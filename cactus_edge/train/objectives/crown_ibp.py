@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cactus_edge.train.bounds import Bounds, Box
+from cactus_edge.train.bounds import Bounds, Box, visible
 from cactus_edge.train.folded import SIGNED_LEVELS, Affine, Folded, plan
 from cactus_edge.train.models import INPUT, Layer, sources
 from cactus_edge.train.objectives.ibp import worst_case
@@ -74,6 +74,7 @@ def linear_margins(net: Folded, region: Box, y: Tensor, bounds: Bounds) -> Tenso
         constant = constant - lost.view(n, classes)
         add(reads, coefficients)
     if INPUT in ahead:
+        region = visible(net, region)
         at_input = ahead[INPUT].reshape(n, classes, -1)
         constant = constant + (at_input @ region.centre.flatten(1)[:, :, None]).squeeze(2)
         constant = constant - (at_input.abs() @ region.radius.flatten(1)[:, :, None]).squeeze(2)
