@@ -85,6 +85,8 @@ def test_an_interrupted_ticket_finds_its_round_and_its_early_state(
     seen: list[EpochStats] = []
     resumed = train(card, few_digits, tmp_path / "cut", seen.append, method="lth")
     assert len(seen) == len(whole.history) - after and resumed.digest() == whole.digest()
+    read = train(card, few_digits, tmp_path / "cut", seen.append, method="lth")
+    assert len(seen) == len(whole.history) - after and read.digest() == whole.digest(), "read, and not trained again"
 
 
 def test_rounds_follow_from_the_share() -> None:
