@@ -100,7 +100,6 @@ class Job:
         from cactus_edge.train.calibrate import calibrate
         from cactus_edge.train.deck.cards import TrainedDeck, deck_graph
         from cactus_edge.train.deck.describe import described
-        from cactus_edge.train.fakequant import narrowed
         from cactus_edge.train.quantize import export
 
         start = time.monotonic()
@@ -108,7 +107,7 @@ class Job:
             graph = deck_graph(trained, self.dataset, self.recipe)
             made = {"deck": described(trained, graph, self.dataset, self.recipe)}
             return write_tflite(graph, metadata={}), made
-        net = narrowed(trained.folded(), self.recipe.quantise.weight_bits)
+        net = trained.narrowed(self.recipe)
         calibration = calibrate(net, self.dataset, self.recipe)
         made = {
             "clips": list(calibration.clips),

@@ -192,6 +192,12 @@ def _cross_check(reader: Reader, recipe: Recipe) -> None:
             "average at most all of them",
         )
     _check_compression(reader, recipe)
+    if recipe.quantise.weight_bytes and recipe.quantise.weight_bits != QuantiseRecipe.weight_bits:
+        raise reader.error(
+            ("quantise", "weight_bits"),
+            f"weight_bits stands beside weight_bytes = {recipe.quantise.weight_bytes}, which chooses them",
+            "remove one of them",
+        )
     check_deck(reader, recipe)
     for i, card in enumerate(recipe.deck.card):
         _check_training(reader, replace(recipe, train=card.train), ("deck", "card", i, "train"))

@@ -42,6 +42,9 @@ def check_deck(reader: Reader, recipe: Recipe) -> None:
             raise reader.error(("deck", "card", i, "seeds"), "a seed stands there twice", "equal cards say the same")
         if card.train.seed != recipe.train.seed:
             raise reader.error(("deck", "card", i, "train", "seed"), "a card has seeds", f"seeds = [{card.train.seed}]")
+    if recipe.quantise.weight_bytes:
+        message = "weight_bytes is what one network may take, and [deck] has several"
+        raise reader.error(("quantise", "weight_bytes"), message, "weight_bits = [4], for all cards")
     schemes = list(dict.fromkeys(card.scheme for card in deck.card))
     if deck.gate == "spectral" and len(schemes) != 2:
         named = ", ".join(map(repr, schemes))

@@ -218,6 +218,9 @@ class QuantiseRecipe:
     weight_bits: one width for all layers with weights, or one for each, 8 or 4: members "quantised", "joint" and "perturbed" learn
     with it, the file stores two weights of 4 bits to a byte. Refused where the target's kernels do not read that width: such weights
     would be stored and multiplied as int8, with fewer values.
+    weight_bytes: instead of weight_bits, how many bytes the weights and int32 biases of the file may take (0: as weight_bits says).
+    Each layer's width is then chosen, as fine-tuning begins, for the least certified loss of the validation split; until then members
+    learn with 8 bits, and afterwards with what was chosen.
     input_steps: steps of the int8 input tensor from 0 to 1. With 255 it is the byte of an 8-bit sensor less 128; where
     eps * input_steps is a whole number, rounding the input does not widen the region. Steps so many that int8 does not hold the
     sensor's range make the input saturate, around 0 where the data go below it (`[data] centre`): the file then tells nothing
@@ -237,6 +240,7 @@ class QuantiseRecipe:
     )
     percentile: Annotated[float, takes.number(50, 100)] = field(default=99.99, metadata=_LATER)
     weight_bits: Annotated[tuple[int, ...], takes.list_of(takes.integer(2, 8))] = field(default=(8,), metadata=_LATER)
+    weight_bytes: Annotated[int, takes.integer(0)] = field(default=0, metadata=_LATER)
 
     @property
     def levels(self) -> int:

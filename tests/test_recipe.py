@@ -230,6 +230,25 @@ def test_keys_of_compression_need_one_another() -> None:
     assert 'members has "sparse", [compress] has no sparsity' in refusal(sparse)
 
 
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        pytest.param("weight_bytes = -1", "29: weight_bytes = -1: expected an integer in [0", id="negative"),
+        pytest.param("weight_bytes = 2e4", "29: weight_bytes = 2E+4: expected an integer", id="no_integer"),
+        pytest.param('weight_bytes = "20 kB"', "29: weight_bytes = '20 kB': expected an integer", id="words"),
+        pytest.param('weight_bits = "certified"', "29: weight_bits = 'certified': expected a list", id="bits_in_words"),
+        pytest.param(
+            "weight_bytes = 9\nweight_bits = [8, 4, 8]", "30: weight_bits stands beside weight_bytes = 9", id="both"
+        ),
+    ],
+)
+def test_a_budget_of_weights_is_bytes_and_stands_alone(keys: str, words: str) -> None:
+    assert f"mine.toml:{words}" in refusal(GOOD + f"\n[quantise]\n{keys}\n")
+    fine = parse_recipe(GOOD + "\n[quantise]\nweight_bytes = 20000\n", "mine.toml")
+    assert fine.digest() != parse_recipe(GOOD, "mine.toml").digest()
+    assert parse_recipe(fine.to_toml(), "written.toml") == fine
+
+
 def test_new_keys_leave_old_digests_alone() -> None:
     """A recipe that says nothing of sparsity is the build that it was before the key existed."""
     old, new = (parse_recipe(text, "mine.toml") for text in (GOOD, GOOD + '\n[compress]\nsparsity = "none"\n'))

@@ -47,6 +47,14 @@ def test_a_recipe_without_a_deck_keeps_its_digest() -> None:
     assert parse_recipe(PLAIN + DECK, "mine.toml").digest() != plain.digest()
 
 
+def test_a_deck_has_no_budget_of_one_network() -> None:
+    text = PLAIN.replace("[quantise]\n", "[quantise]\nweight_bytes = 20000\n") + DECK
+    line = text[: text.index("weight_bytes")].count("\n") + 1
+    with pytest.raises(InputError, match=f"mine.toml:{line}: weight_bytes is what one network may take") as caught:
+        parse_recipe(text, "mine.toml")
+    assert "weight_bits" in caught.value.hint
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line", "said"),
     [

@@ -12,11 +12,11 @@ import torch
 from cactus_edge import jetson, linux, networks, pipeline
 from cactus_edge.board import Options
 from cactus_edge.chain import Chain
-from cactus_edge.errors import CactusError, ModelError, TargetError, UnsupportedError
+from cactus_edge.errors import CactusError, InputError, ModelError, TargetError, UnsupportedError
 from cactus_edge.recipe import Recipe, parse_recipe
 from cactus_edge.rehearsal import few, rehearse, untrained
 from cactus_edge.steps import Result
-from cactus_edge.train.loop import _Run
+from cactus_edge.train.loop import TrainedModel, _Run
 from cactus_edge.train.methods import METHODS
 
 HEAD = """
@@ -62,6 +62,13 @@ seeds = [0, 1]
 
 def recipe(model: str, more: str = "") -> Recipe:
     return parse_recipe(HEAD + model + more, "small.toml")
+
+
+def of_method(method: str) -> Recipe:
+    """A recipe that the method trains."""
+    made = recipe("[model]\n" + (CONV.replace("kept = 4\n", "") if method in OF_WEIGHTS else CONV))
+    sparsity = 0.5 if method in OF_WEIGHTS else "none"
+    return replace(made, train=replace(made.train, method=method), compress=replace(made.compress, sparsity=sparsity))
 
 
 class Trained(BaseException):
@@ -169,11 +176,33 @@ def test_no_stream_and_no_weight_changes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_leaves_a_network_without_an_epoch(method: str, tmp_path: Path) -> None:
-    model = "[model]\n" + (CONV.replace("kept = 4\n", "") if method in OF_WEIGHTS else CONV)
-    made = recipe(model)
-    sparsity = 0.5 if method in OF_WEIGHTS else "none"
-    made = replace(made, train=replace(made.train, method=method), compress=replace(made.compress, sparsity=sparsity))
+    made = of_method(method)
     chain = Chain(made, tmp_path, Options(threads=1))
     found = networks.train(untrained(made), few(chain.dataset), tmp_path, 1, lambda *_: None)
     assert not found.history
     assert found.weights_after
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_that_fine_tunes_chooses_widths(method: str, tmp_path: Path) -> None:
+    """In the shape that ships; the others say that they cannot, and a budget that nothing fits is told before the first epoch."""
+    made = of_method(method)
+    chain = Chain(made, tmp_path, Options(threads=1))
+
+    def trained(budget: int) -> TrainedModel:
+        asked = replace(made, quantise=replace(made.quantise, weight_bytes=budget))
+        found = networks.train(untrained(asked), few(chain.dataset), tmp_path, 1, lambda *_: None)
+        assert isinstance(found, TrainedModel)
+        return found
+
+    if method in ("small", "uncompressed"):
+        with pytest.raises(InputError, match="chooses widths as fine-tuning begins"):
+            trained(10**6)
+        return
+    found = trained(10**6).chosen
+    assert found is not None and found.weight_bits == (8, 8)
+    least = found.bytes - sum(trained(10**6).weights_after) // 2
+    narrow = trained(least).chosen
+    assert narrow is not None and narrow.weight_bits == (4, 4) and narrow.bytes == least
+    with pytest.raises(InputError, match=f"take {least} bytes"):
+        trained(least - 1)

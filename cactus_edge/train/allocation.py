@@ -55,7 +55,7 @@ def taylor(layers: Layers, batch: Batch, step: Step) -> Scores:
     the channel goes. Source: Molchanov et al. 2019, arXiv 1906.10771, eq. (8), for the certified loss.
     """
     scores = [torch.zeros_like(layer.bias) for layer in layers[:-1]]
-    for part in _chunks(batch):
+    for part in chunks(batch, CHUNK):
         probe, gates = _gated(layers)
         gradients = torch.autograd.grad(certified_loss(probe, part, step), gates)
         for score, gradient in zip(scores, gradients, strict=True):
@@ -79,18 +79,20 @@ def _gated(layers: Layers) -> tuple[Layers, list[Tensor]]:
     return (*probe, layers[-1]), gates
 
 
-def _chunks(batch: Batch) -> list[Batch]:
-    region = zip(torch.split(batch.region.centre, CHUNK), torch.split(batch.region.radius, CHUNK), strict=True)
-    parts = zip(torch.split(batch.x, CHUNK), torch.split(batch.y, CHUNK), region, strict=True)
+def chunks(batch: Batch, count: int) -> list[Batch]:
+    """The batch in parts of `count` samples, the last of what is left."""
+    region = zip(torch.split(batch.region.centre, count), torch.split(batch.region.radius, count), strict=True)
+    parts = zip(torch.split(batch.x, count), torch.split(batch.y, count), region, strict=True)
     return [Batch(x, y, replace(batch.region, centre=c, radius=r)) for x, y, (c, r) in parts]
 
 
 def ranked(layers: Layers, recipe: Recipe, batch: Batch) -> Scores:
     """`scores` by the recipe's criterion, at its whole radius and robust weight."""
-    return scores(layers, recipe.compress.importance, (batch, _whole(recipe)))
+    return scores(layers, recipe.compress.importance, (batch, whole_step(recipe)))
 
 
-def _whole(recipe: Recipe) -> Step:
+def whole_step(recipe: Recipe) -> Step:
+    """The end of the recipe's ramp: its whole radius and robust weight."""
     return Step(1.0, float(recipe.train.eps), recipe.train.robust_weight)
 
 
@@ -126,7 +128,7 @@ def allocated(network: Network, recipe: Recipe, sample: Batch, held_out: Batch) 
     if compress.allocation == "uniform":
         return network
     layers, multiple = network.layers(), compress.channel_multiple or 1
-    measured = (held_out, _whole(recipe))
+    measured = (held_out, whole_step(recipe))
     ranking = ranked(layers, recipe, sample)
     widths = by_sensitivity(layers, network.kept_widths(), ranking, measured, multiple=multiple, budget=compress.budget)
     return keeping(network, widths)
@@ -146,7 +148,12 @@ def macs(layers: Layers) -> int:
 
 def stored_bytes(layers: Layers) -> int:
     """Bytes of weights, int8, and biases, int32."""
-    return sum(layer.weight.numel() + 4 * layer.weight.shape[0] for layer in layers)
+    return sum(layer_bytes(layer, 8) for layer in layers)
+
+
+def layer_bytes(layer: Layer, bits: int) -> int:
+    """Bytes of the layer's weights, of so many bits each, and of its int32 biases."""
+    return -(-layer.weight.numel() * bits // 8) + 4 * layer.weight.shape[0]
 
 
 COSTS: Mapping[str, Cost] = {"macs": macs, "bytes": stored_bytes}

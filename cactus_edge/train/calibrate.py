@@ -20,7 +20,7 @@ from cactus_edge.ir.graph import Graph
 from cactus_edge.ir.lowering import lower
 from cactus_edge.recipe import Recipe
 from cactus_edge.train.data import Dataset, Split
-from cactus_edge.train.fakequant import Ceilings, ceilings_of, clamp, fake_quantise, narrowed
+from cactus_edge.train.fakequant import Ceilings, ceilings_of, clamp, fake_quantise
 from cactus_edge.train.folded import SIGNED_LEVELS, Folded
 from cactus_edge.train.grids import Calibration, clip_weights, input_grid, shift_biases
 from cactus_edge.train.loop import TrainedModel, to_torch
@@ -52,7 +52,7 @@ Runtimes differ in the last bit of a rounding: which candidate wins hardly depen
 
 def to_graph(trained: TrainedModel, dataset: Dataset, recipe: Recipe) -> Graph:
     """The integer network: calibrated on the validation split, int8 in and out, one scale for all logits."""
-    net = narrowed(trained.folded(), recipe.quantise.weight_bits)
+    net = trained.narrowed(recipe)
     return export(net, calibrate(net, dataset, recipe), dataset.shape)
 
 

@@ -47,6 +47,8 @@ def run_key(recipe: Recipe, dataset: Dataset, method: str | None = None, seed: i
         {"perturbed"} & {*recipe.train.members, *recipe.compress.members}
     ):
         content.append(list(recipe.quantise.weight_bits))
+    if recipe.quantise.weight_bytes:
+        content.append([recipe.quantise.weight_bytes, recipe.quantise.levels])
     start = own_start(recipe.model, dataset.shape, len(dataset.labels), recipe.train.seed if seed is None else seed)
     return hashlib.sha256(json.dumps(content + start).encode()).hexdigest()
 
@@ -63,6 +65,7 @@ def kept(file: Path) -> bytes | None:
 
 def shared(recipe: Recipe, dataset: Dataset, workdir: Path, stage: Stage, seed: int) -> tuple[Path, str]:
     """Checkpoint of a first stage that several methods share, and its key: the same whatever comes after."""
-    alone = replace(recipe, train=replace(recipe.train, method=stage.name), compress=CompressRecipe())
+    train, quantise = replace(recipe.train, method=stage.name), replace(recipe.quantise, weight_bytes=0)
+    alone = replace(recipe, train=train, compress=CompressRecipe(), quantise=quantise)
     key = run_key(alone, dataset, seed=seed)
     return workdir / f"train-{stage.name}-{seed}-{key[:12]}.pt", key

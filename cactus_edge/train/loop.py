@@ -23,10 +23,11 @@ from cactus_edge.resources import write_atomic
 from cactus_edge.train.allocation import allocated, begun, keeping
 from cactus_edge.train.augment import augmented, check, views
 from cactus_edge.train.averaging import Average, nothing
+from cactus_edge.train.bits import ChosenBits, chosen_bits, require_choice
 from cactus_edge.train.bounds import Box, ball, cut, holds, propagate
 from cactus_edge.train.checkpoints import checkpoint, kept, run_key, shared
 from cactus_edge.train.data import Dataset, Split
-from cactus_edge.train.fakequant import Ceilings, clamp, layer_bits, usual_ceilings
+from cactus_edge.train.fakequant import Ceilings, clamp, layer_bits, narrowed, usual_ceilings
 from cactus_edge.train.folded import Folded, fold, forward, statistics
 from cactus_edge.train.grids import input_grid
 from cactus_edge.train.history import EpochStats as EpochStats
@@ -37,7 +38,7 @@ from cactus_edge.train.parallel import ALONE, Group, in_parts, set_gradient, set
 from cactus_edge.train.projections import unconstrained
 from cactus_edge.train.sampling import batches, typical
 from cactus_edge.train.sparsity import Sparsity, held, sparsified
-from cactus_edge.train.stages import Schedule, Stage, Terms
+from cactus_edge.train.stages import FINETUNING, Schedule, Stage, Terms
 from cactus_edge.train.updates import optimiser
 
 STATISTICS_SAMPLES = 4096
@@ -49,7 +50,8 @@ class TrainedModel:
     """What training leaves. weights_before, weights_after: weight elements of each layer when training began and now.
 
     history: one record per epoch, from all stages; a resumed run keeps the old ones. ceilings: where the hidden activations of
-    the float network are clamped, None if training never saw them clamped only.
+    the float network are clamped, None if training never saw them clamped only. chosen: the widths of its weights, None where the
+    recipe says them.
     """
 
     network: Network
@@ -61,12 +63,17 @@ class TrainedModel:
     widths_after: tuple[int, ...]
     history: tuple[EpochStats, ...]
     ceilings: Ceilings | None = None
+    chosen: ChosenBits | None = None
 
     def folded(self) -> Folded:
         """The float network in inference form: batch normalisation folded, activations clamped at the ceilings, no gradients."""
         with torch.no_grad():
             net = fold(self.network.layers())
             return net if self.ceilings is None else clamp(net, self.ceilings)
+
+    def narrowed(self, recipe: Recipe) -> Folded:
+        """`folded`, and to which widths its weights are rounded for the file: those that were chosen, else the recipe's."""
+        return narrowed(self.folded(), recipe.quantise.weight_bits if self.chosen is None else self.chosen.weight_bits)
 
     def digest(self) -> str:
         """SHA-256 (hex) over names, shapes and float32 bytes of parameters and statistics, in order."""
@@ -144,11 +151,14 @@ class _Run:
         start = begun(recipe, shape, classes, seed, compressed=compressed)
         self._network = Network(windowed(start.layers(), self._window)).to(device)
         layer_bits(recipe.quantise.weight_bits, len(self._network.layers()))
+        if recipe.quantise.weight_bytes:
+            require_choice(self._recipe, self._stages, shape, classes)
         self._widths_before, self._weights_before = self._network.widths(), self._network.weights()
         self._history: list[EpochStats] = []
         self._stage, self._epoch = 0, 0
         self._optimizer: torch.optim.Optimizer | None = None
         self._average: Average | None = None
+        self._chosen: ChosenBits | None = None
         self._restore()
 
     def finish(self, on_epoch: Callable[[EpochStats], None] | None) -> TrainedModel:
@@ -159,6 +169,8 @@ class _Run:
                 self._network = self._entered(stage)
                 self._optimizer = self._new_optimizer()
                 self._set_statistics(self._network)
+                if stage.name == FINETUNING and self._recipe.quantise.weight_bytes:
+                    self._narrow(self._choice())
             schedule = stage.schedule(self._recipe)
             while self._epoch < schedule.epochs:
                 stats = self._run_epoch(stage, schedule, self._optimizer)
@@ -185,6 +197,7 @@ class _Run:
             self._network.widths(),
             tuple(self._history),
             None if ceilings is None else tuple(c.cpu() for c in ceilings),
+            self._chosen,
         )
 
     def _entered(self, stage: Stage) -> Network:
@@ -194,6 +207,16 @@ class _Run:
             network = allocated(network, recipe, sample, self._held_out())
         network = stage.enter(network, recipe, sample)
         return sparsified(network, Sparsity.of(recipe.compress)) if stage.compressed and self._stage > 0 else network
+
+    def _choice(self) -> ChosenBits:
+        with torch.no_grad():
+            net = fold(self._network.layers())
+            return chosen_bits(net, self._usual(net), self._recipe, self._held_out())
+
+    def _narrow(self, chosen: ChosenBits) -> None:
+        """From now on the recipe's widths are those that were chosen."""
+        quantise = replace(self._recipe.quantise, weight_bits=chosen.weight_bits)
+        self._chosen, self._recipe = chosen, replace(self._recipe, quantise=quantise)
 
     def _tell(self, on_epoch: Callable[[EpochStats], None] | None) -> None:
         if on_epoch and self._group.first:
@@ -297,9 +320,11 @@ class _Run:
         if not stage.clamped(self._recipe):
             return None
         with torch.no_grad():
-            net = fold(network.layers())
-            x, recipe = self._typical, self._recipe
-            return usual_ceilings(net, x, clip=recipe.quantise.train_clip, batch=recipe.train.batch)
+            return self._usual(fold(network.layers()))
+
+    def _usual(self, net: Folded) -> Ceilings:
+        recipe = self._recipe
+        return usual_ceilings(net, self._typical, clip=recipe.quantise.train_clip, batch=recipe.train.batch)
 
     def _validate(self, network: Network, stage: Stage) -> tuple[float, float]:
         x, y = self._validation
@@ -338,6 +363,7 @@ class _Run:
             "optimizer": None if self._optimizer is None else self._optimizer.state_dict(),
             "average": None if self._average is None else [self._average.count, self._average.total],
             "history": [asdict(s) for s in self._history],
+            "chosen": None if self._chosen is None else asdict(self._chosen),
         }
         buffer = io.BytesIO()
         torch.save(state, buffer)
@@ -367,6 +393,8 @@ class _Run:
                 self._optimizer.load_state_dict(state["optimizer"])
             self._average = Average(*state["average"]) if state.get("average") else None  # absent in older files
             self._history = [EpochStats(**s) for s in state["history"]]
+            if state.get("chosen"):  # absent in older files
+                self._narrow(ChosenBits(**state["chosen"]))
             self._stage, self._epoch = state["stage"], state["epoch"]
         except Exception as error:  # torch.load raises whatever its unpickler meets in a damaged file
             raise InputError(

@@ -86,6 +86,10 @@ network's form by them.
 """
 
 
+FINETUNING = "compress"
+"""What methods call the stage that fine-tunes the network in its final shape; those of a single stage have none."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """How one stage goes on from the last; what its other callables give follows from the recipe.
@@ -258,7 +262,7 @@ def tuned_quantised(recipe: Recipe) -> bool:
 def shipping(enter: Enter, *, compressed: bool = True, projection: Projection = positive_gamma) -> Stage:
     """The last stage: what `enter` leaves is fine-tuned over the members of [compress]; for 0 epochs not at all."""
     members = over_members(lambda r: r.compress.members)
-    return Stage("compress", enter, compressed, finetuning, members, clip, projection, tuned_quantised)
+    return Stage(FINETUNING, enter, compressed, finetuning, members, clip, projection, tuned_quantised)
 
 
 def hearing(tell: Callable[[Network, Step], None], of: Callable[[Recipe], Objective]) -> Callable[[Recipe], Objective]:

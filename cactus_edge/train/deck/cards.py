@@ -22,7 +22,6 @@ from cactus_edge.train.calibrate import CALIBRATION_SAMPLES, JUDGES, calibrate
 from cactus_edge.train.data import Dataset, Split
 from cactus_edge.train.deck.gate import Gate, fitted
 from cactus_edge.train.deck.join import Means, joined
-from cactus_edge.train.fakequant import narrowed
 from cactus_edge.train.folded import forward
 from cactus_edge.train.grids import input_grid
 from cactus_edge.train.history import EpochStats
@@ -170,7 +169,7 @@ def as_trained(x: Float32, recipe: Recipe, dataset: Dataset) -> Float32:
 def deck_graph(deck: TrainedDeck, dataset: Dataset, recipe: Recipe) -> Graph:
     """The integer deck: every card calibrated on the validation split as the recipe says, all logits on one grid."""
     symmetric = recipe.quantise.symmetric
-    nets = [narrowed(card.folded(), recipe.quantise.weight_bits) for card in deck.cards]
+    nets = [card.narrowed(recipe) for card in deck.cards]
     validation = Split(dataset.validation.x[:CALIBRATION_SAMPLES], dataset.validation.y[:CALIBRATION_SAMPLES])
     with torch.no_grad():
         x = to_torch(validation)[0]
