@@ -170,7 +170,7 @@ class Chain:
         return networks.quantised(self.network, self.dataset, self.recipe)
 
     def described(self, graph: Graph) -> Result:
-        """What a deck is; nothing of a single network."""
+        """What a deck is, or which widths were chosen; nothing of another network."""
         return networks.described(self.network, graph, self.dataset, self.recipe)
 
     def train(self, advance: Advance) -> Result:

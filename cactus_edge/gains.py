@@ -13,6 +13,7 @@ from cactus_edge.device.targets import AnyTarget
 from cactus_edge.errors import InputError, UnsupportedError
 from cactus_edge.formats.zeros import Zeros, narrow, zeros
 from cactus_edge.ir.graph import Graph
+from cactus_edge.ir.ops import WEIGHT_RANGES
 from cactus_edge.recipe import Recipe
 from cactus_edge.recipe_values import n_of_m
 from cactus_edge.report.results import Row
@@ -34,12 +35,16 @@ def for_target(recipe: Recipe, target: AnyTarget) -> Recipe:
 
 def require_gain(recipe: Recipe, target: AnyTarget) -> None:
     """InputError for narrow weights and for sparsity that gain nothing on the target; for sparsity unless the recipe allows that."""
-    narrow = sorted(set(recipe.quantise.weight_bits) - set(target.kernels.weight_bits))
+    quantise = recipe.quantise
+    asked, said = quantise.weight_bits, f"weight_bits = {list(quantise.weight_bits)}"
+    if quantise.weight_bytes:
+        asked, said = tuple(WEIGHT_RANGES), f"weight_bytes = {quantise.weight_bytes}"
+    narrow = sorted(set(asked) - set(target.kernels.weight_bits))
     if narrow:
         raise InputError(
-            f"[quantise] weight_bits = {list(recipe.quantise.weight_bits)} gains nothing on {target.title}: its kernels read "
+            f"[quantise] {said} gains nothing on {target.title}: its kernels read "
             f"weights of {' or '.join(map(str, target.kernels.weight_bits))} bits; {narrow[0]} would be stored and multiplied as int8",
-            hint="weight_bits = [8]; keep = 0.5 in [compress] removes channels, which every target gains from",
+            hint="leave it out; keep = 0.5 in [compress] removes channels, which every target gains from",
         )
     compress, able = recipe.compress, target.kernels.sparse
     if compress.sparsity == "none" or compress.allow_no_gain or skips(able, compress.sparsity):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +49,10 @@ def quantised(network: TrainedModel | TrainedDeck, dataset: Dataset, recipe: Rec
 
 
 def described(network: TrainedModel | TrainedDeck, graph: Graph, dataset: Dataset, recipe: Recipe) -> dict[str, Any]:
-    """What a deck is, as JSON values; nothing of a single network."""
+    """What a deck is, or which widths of its weights were chosen for a single network, as JSON values; nothing of any other."""
     from cactus_edge.train.deck.cards import TrainedDeck
     from cactus_edge.train.deck.describe import described
 
-    return {"deck": described(network, graph, dataset, recipe)} if isinstance(network, TrainedDeck) else {}
+    if isinstance(network, TrainedDeck):
+        return {"deck": described(network, graph, dataset, recipe)}
+    return {} if network.chosen is None else {"weight_bits": asdict(network.chosen)}

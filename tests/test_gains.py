@@ -49,6 +49,10 @@ def test_narrow_weights_for_nothing_are_refused(target: str) -> None:
     ):
         for_target(narrow, board)
     assert for_target(narrow, load_target("mcu")) is narrow
+    budget = replace(digits, quantise=replace(digits.quantise, weight_bytes=20_000))
+    with pytest.raises(InputError, match=r"weight_bytes = 20000 gains nothing on .* of 8 bits; 4 would be stored"):
+        for_target(budget, board)
+    assert for_target(budget, load_target("mcu")) is budget
 
 
 def test_a_width_that_nothing_stores_is_refused_everywhere() -> None:
