@@ -90,7 +90,9 @@ def weight_bits(rows: Values) -> Iterator[Line]:
         name = key.split("/")[1]
         of = "" if row is whole else f", {100 * row['blob_bytes'] / whole['blob_bytes']:.0f} % of the blob in 8 bits"
         found = f"{share([row], 'clean')} / {share([row], 'certified')} %, {row['bytes']:,} bytes{of}"
-        yield f"digits, weights of {name} bits, seed {key.rpartition('/')[2]}: clean / certified", found, ""
+        chosen = row.get("weight_bits")
+        what = f"at most {name}: {', '.join(map(str, chosen['weight_bits']))} bits" if chosen else f"{name} bits"
+        yield f"digits, weights of {what}, seed {key.rpartition('/')[2]}: clean / certified", found, ""
 
 
 def train_speed(rows: Values) -> Iterator[Line]:

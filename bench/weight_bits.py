@@ -1,4 +1,4 @@
-"""One recipe with its weights stored in 8 bits, in 4 where the layers are inside, and in 4: bytes, clean and certified accuracy.
+"""One recipe with its weights in 8 bits, in 4 inside, in 4, and as chosen within budgets of bytes: clean and certified accuracy.
 
     python bench/weight_bits.py       digits, one seed; continues where it was interrupted
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from _common import Results, Row, Target, arguments, percent, run, table, verdict
@@ -20,10 +20,17 @@ from _training import PROFILE, Job
 from cactus_edge.recipe import load_recipe
 from cactus_edge.train.data import load_dataset
 
-WIDTHS: dict[str, tuple[int, ...]] = {"8": (8,), "8, 4, 4, 8": (8, 4, 4, 8), "4": (4,)}
+WIDTHS: dict[str, dict[str, Any]] = {
+    "8": {"weight_bits": (8,)},
+    "8, 4, 4, 8": {"weight_bits": (8, 4, 4, 8)},
+    "4": {"weight_bits": (4,)},
+    "17,500 bytes": {"weight_bytes": 17_500},
+    "30,000 bytes": {"weight_bytes": 30_000},
+}
+"""[quantise] of each row."""
 
 NARROW: dict[str, Any] = {"members": ("full", "quantised"), "learning_rate": 0.003}
-"""[compress] of the rows with widths below 8."""
+"""[compress] of the rows with other widths than 8."""
 
 
 def measured(job: Job, seed: int) -> Row:
@@ -35,7 +42,8 @@ def measured(job: Job, seed: int) -> Row:
     trained = job.trained("cactus", seed)
     data, made = job.file(trained)
     blob = len(build(read_tflite(data).graph, profile(PROFILE)).data)
-    return made | {"blob_bytes": blob} | job.judged(trained, data)
+    chosen = {} if trained.chosen is None else {"weight_bits": asdict(trained.chosen)}
+    return made | {"blob_bytes": blob} | chosen | job.judged(trained, data)
 
 
 def main() -> int:
@@ -44,11 +52,11 @@ def main() -> int:
     recipe = load_recipe("digits")
     dataset = load_dataset(recipe.data)
     found: dict[str, Row] = {}
-    for name, bits in WIDTHS.items():
+    for name, keys in WIDTHS.items():
         for seed in range(options.seeds):
             print(f"digits, {name}, seed {seed} ...", file=sys.stderr)
-            changed = replace(recipe, quantise=replace(recipe.quantise, weight_bits=bits))
-            if set(bits) != {8}:
+            changed = replace(recipe, quantise=replace(recipe.quantise, **keys))
+            if changed != recipe:
                 changed = replace(changed, compress=replace(recipe.compress, **NARROW))
             job = Job(changed, dataset, options.workdir / "digits", options.threads, options.split)
             content = f"{changed.digest()}{dataset.digest()}{seed}{options.split}"
@@ -77,13 +85,22 @@ def main() -> int:
                 at_most=True,
             )
             for name, row in found.items()
-            if not name.startswith("8, seed")
+            if not name.startswith("8, seed") and "weight_bits" not in row
+        ]
+        + [
+            Target(
+                f"weights and biases of {name}", row["weight_bits"]["bytes"], row["weight_bits"]["budget"], at_most=True
+            )
+            for name, row in found.items()
+            if "weight_bits" in row
         ]
     )
 
 
 def _line(name: str, row: Row) -> list[str]:
     shares = [percent(row[k]) for k in ("validation_certified", "clean", "certified")]
+    if chosen := row.get("weight_bits"):
+        name = f"{name}: {', '.join(map(str, chosen['weight_bits']))}"
     return [name, f"{row['bytes']:,}", f"{row['blob_bytes']:,}", *shares]
 
 
