@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cactus_edge.progress import Seldom
 from cactus_edge.recipe import Recipe
 from cactus_edge.steps import Advance
 
@@ -21,7 +22,8 @@ def train(
 ) -> TrainedModel | TrainedDeck:
     """As `loop.train` and `cards.train_deck`; from checkpoints in `workdir` where training is finished. advance: is told epochs."""
     from cactus_edge.train.deck.cards import train_deck
-    from cactus_edge.train.loop import EpochStats, planned, train
+    from cactus_edge.train.history import EpochStats, Underway
+    from cactus_edge.train.loop import planned, train
 
     if recipe.deck.card:
 
@@ -29,13 +31,18 @@ def train(
             advance(done, total, f"card {card}: {e.val_clean:.1%} of validation right at full precision")
 
         return train_deck(recipe, dataset, workdir, on_card, threads=threads)
-    plan = planned(recipe)
+    plan, seldom = planned(recipe), Seldom()
 
     def on_epoch(e: EpochStats) -> None:
         shown = f"{e.val_clean:.1%} of validation right, {e.val_certified:.1%} certified, at full precision"
         advance(e.number(plan), sum(plan.values()), shown)
+        seldom.told()
 
-    return train(recipe, dataset, workdir, on_epoch=on_epoch, threads=threads)
+    def on_step(u: Underway) -> None:
+        if seldom.due():
+            advance(u.finished(plan), sum(plan.values()), u.words)
+
+    return train(recipe, dataset, workdir, on_epoch=on_epoch, threads=threads, on_step=on_step)
 
 
 def quantised(network: TrainedModel | TrainedDeck, dataset: Dataset, recipe: Recipe) -> Graph:

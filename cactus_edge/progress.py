@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -16,6 +18,24 @@ class Progress(Protocol):
 
     def end(self, seconds: float, *, cached: bool, text: str = "") -> None:
         """The current step is finished, or was found finished (`cached`); `text` is its result in words."""
+
+
+class Seldom:
+    """Whether it is time to tell again: so many seconds after the last time that anything was told."""
+
+    def __init__(self, seconds: float = 20.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds, self._clock, self._last = seconds, clock, clock()
+
+    def due(self) -> bool:
+        """Whether it is; then the next time is as long after this one."""
+        due = self._clock() - self._last >= self._seconds
+        if due:
+            self.told()
+        return due
+
+    def told(self) -> None:
+        """Something else was told now."""
+        self._last = self._clock()
 
 
 class Silent:

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING
 
 from cactus_edge.bundle import data_record, machine, versions
 from cactus_edge.errors import InputError
-from cactus_edge.progress import SILENT, Progress
+from cactus_edge.progress import SILENT, Progress, Seldom
 from cactus_edge.recipe import Recipe, load_recipe
 from cactus_edge.report import results as r
 from cactus_edge.report import strict_json
 from cactus_edge.resources import write_atomic
-from cactus_edge.train.history import EpochStats
+from cactus_edge.train.history import EpochStats, Underway
 from cactus_edge.version import __version__
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def train_run(
     plan = planned(recipe)
     report = EpochReport(plan, progress)
     progress.begin("train", 1, 1)
-    trained = train(recipe, dataset, folder, report, threads or None, group=group)
+    trained = train(recipe, dataset, folder, report, threads or None, group=group, on_step=report.underway)
     run = replace(run, record=_whole(record, trained))
     if group.first:
         _finish(run)
@@ -251,7 +251,7 @@ class EpochReport:
     """Epochs whose mean time is taken for that of those to come."""
 
     def __init__(self, plan: dict[str, int], progress: Progress) -> None:
-        self._plan, self._progress = plan, progress
+        self._plan, self._progress, self._seldom = plan, progress, Seldom()
         self._seconds: list[float] = []
 
     @property
@@ -265,7 +265,13 @@ class EpochReport:
         done, total = e.number(self._plan), sum(self._plan.values())
         recent = self._seconds[-self.RECENT :]
         left = (total - done) * sum(recent) / len(recent)
+        self._seldom.told()
         self._progress.advance(done, total, f"{figures(e)}{f'  {duration(left)} left' if done < total else ''}")
+
+    def underway(self, u: Underway) -> None:
+        """Tells how far an epoch is, if nothing was told for long."""
+        if self._seldom.due():
+            self._progress.advance(u.finished(self._plan), sum(self._plan.values()), u.words)
 
 
 def figures(e: EpochStats) -> str:

@@ -31,5 +31,28 @@ class EpochStats:
 
     def number(self, plan: Mapping[str, int]) -> int:
         """The epoch counted through all stages; plan: each stage's epochs, in order."""
-        names = list(plan)
-        return sum(plan[name] for name in names[: names.index(self.stage)]) + self.epoch
+        return _before(self.stage, plan) + self.epoch
+
+
+@dataclass(frozen=True)
+class Underway:
+    """An epoch that has done `steps` of its `of` steps. stage, epoch: as in `EpochStats`."""
+
+    stage: str
+    epoch: int
+    steps: int
+    of: int
+
+    def finished(self, plan: Mapping[str, int]) -> int:
+        """Epochs before it through all stages; plan: each stage's epochs, in order."""
+        return _before(self.stage, plan) + self.epoch - 1
+
+    @property
+    def words(self) -> str:
+        """How far it is."""
+        return f"{self.stage}, {self.steps} of {self.of} steps of the next epoch"
+
+
+def _before(stage: str, plan: Mapping[str, int]) -> int:
+    names = list(plan)
+    return sum(plan[name] for name in names[: names.index(stage)])

@@ -31,6 +31,7 @@ from cactus_edge.train.fakequant import Ceilings, clamp, layer_bits, narrowed, u
 from cactus_edge.train.folded import Folded, fold, forward, statistics
 from cactus_edge.train.grids import input_grid
 from cactus_edge.train.history import EpochStats as EpochStats
+from cactus_edge.train.history import Underway
 from cactus_edge.train.methods import stages
 from cactus_edge.train.models import Network, windowed
 from cactus_edge.train.objectives.loss import Batch, Step
@@ -94,14 +95,16 @@ def train(
     method: str | None = None,
     seed: int | None = None,
     group: Group = ALONE,
+    on_step: Callable[[Underway], None] | None = None,
 ) -> TrainedModel:
     """Trains and compresses as the recipe says; continues where an interrupted run with the same inputs stopped.
 
     threads: torch's for the time of the call (default: the recipe's, else as set). method, seed: instead of the recipe's. The
     checkpoint lies in `workdir` under a name that hashes recipe, data, method and seed, so runs never mix. Ctrl-C leaves the
-    last finished epoch there. on_epoch is called after each epoch that this call runs. Same inputs and threads give the same
-    weights, bit for bit. group: the processes that share the work, each of which calls this (`parallel.joined`); the first
-    writes and calls on_epoch. Raises InputError for an unknown method, an unwritable folder, or parts too small or too few.
+    last finished epoch there. on_epoch is called after each epoch that this call runs, on_step after each step but an epoch's
+    last. Same inputs and threads give the same weights, bit for bit. group: the processes that share the work, each of which
+    calls this (`parallel.joined`); the first writes and calls them. Raises InputError for an unknown method, an unwritable
+    folder, or parts too small or too few.
     """
     method = recipe.train.method if method is None else method
     parts, batch = recipe.train.parts, recipe.train.batch
@@ -111,7 +114,7 @@ def train(
         raise InputError(f"[train] batch = {batch} in {parts} parts", hint=f"a batch of at least {4 * parts}")
     with settled(threads or recipe.train.threads or None, group.device):
         run = _Run(recipe, dataset, workdir, method, recipe.train.seed if seed is None else seed, group)
-        return run.finish(on_epoch)
+        return run.finish(on_epoch, on_step)
 
 
 def planned(recipe: Recipe, method: str | None = None) -> dict[str, int]:
@@ -159,10 +162,14 @@ class _Run:
         self._optimizer: torch.optim.Optimizer | None = None
         self._average: Average | None = None
         self._chosen: ChosenBits | None = None
+        self._on_step: Callable[[Underway], None] | None = None
         self._restore()
 
-    def finish(self, on_epoch: Callable[[EpochStats], None] | None) -> TrainedModel:
+    def finish(
+        self, on_epoch: Callable[[EpochStats], None] | None, on_step: Callable[[Underway], None] | None
+    ) -> TrainedModel:
         """Runs the epochs that are still to do."""
+        self._on_step = on_step if self._group.first else None
         while self._stage < len(self._stages):
             stage = self._stages[self._stage]
             if self._optimizer is None:
@@ -270,6 +277,8 @@ class _Run:
             zeros(self._network)
             correct, certified = correct + sum(t.correct for t in found), certified + sum(t.certified for t in found)
             seen += len(index)
+            if self._on_step and i + 1 < len(epoch):
+                self._on_step(Underway(stage.name, self._epoch + 1, i + 1, len(epoch)))
         correct, certified = self._group.totals(correct, certified)
         self._set_statistics(self._network)
         if self._epoch >= schedule.epochs - schedule.average_epochs:

@@ -16,6 +16,7 @@ import torch
 from file_kit import Shown, build_command, refused
 
 from cactus_edge.cli import main
+from cactus_edge.progress import Seldom
 from cactus_edge.recipe import load_recipe
 from cactus_edge.runs import EpochReport, find_run, read_run
 from cactus_edge.train.history import EpochStats
@@ -105,6 +106,36 @@ def test_ctrl_c_loses_nothing_finished(
     assert main(train_command(folder)) == 0
     assert [line.split()[2] for line in capsys.readouterr().err.splitlines()[:2]] == ["3/4", "4/4"]
     assert read_run(folder).record.network_sha256 == read_run(run_folder).record.network_sha256
+
+
+def test_a_long_epoch_says_how_far_it_is(
+    recipe: Path, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Shown
+) -> None:
+    """Here every step is long. The weights are the same."""
+    monkeypatch.setattr(Seldom, "due", lambda _: True)
+    assert main(train_command(tmp_path / "told", f"--recipe={recipe}")) == 0
+    lines = capsys.readouterr().err.splitlines()
+    first, second, *_ = (i for i, line in enumerate(lines) if "loss" in line)
+    before, between = lines[:first], lines[first + 1 : second]
+    steps = int(before[0].split(" of ")[1].split()[0])
+    assert [line.split()[2] for line in before] == ["0/4"] * (steps - 1)
+    assert [line.split()[2] for line in between] == ["1/4"] * (steps - 1)
+    assert f"{steps - 1} of {steps} steps of the next epoch" in between[-1]
+    assert read_run(tmp_path / "told").record.network_sha256 == read_run(run_folder).record.network_sha256
+
+
+def test_it_is_told_seldom() -> None:
+    now = [0.0]
+    seldom = Seldom(20, lambda: now[0])
+    said = []
+    for now[0] in (10.0, 19.0, 20.0, 30.0, 41.0, 45.0):
+        said.append(seldom.due())
+    assert said == [False, False, True, False, True, False]
+    seldom.told()
+    now[0] = 64.0
+    assert not seldom.due()
+    now[0] = 65.0
+    assert seldom.due()
 
 
 def test_a_run_is_exported_as_its_recipe_is_built(
