@@ -85,14 +85,15 @@ def calibration(rows: Values) -> Iterator[Line]:
 
 
 def weight_bits(rows: Values) -> Iterator[Line]:
-    whole = rows["digits/8/0"]
-    for key, row in rows.items():
-        name = key.split("/")[1]
-        of = "" if row is whole else f", {100 * row['blob_bytes'] / whole['blob_bytes']:.0f} % of the blob in 8 bits"
-        found = f"{share([row], 'clean')} / {share([row], 'certified')} %, {row['bytes']:,} bytes{of}"
-        chosen = row.get("weight_bits")
-        what = f"at most {name}: {', '.join(map(str, chosen['weight_bits']))} bits" if chosen else f"{name} bits"
-        yield f"digits, weights of {what}, seed {key.rpartition('/')[2]}: clean / certified", found, ""
+    whole = max(row["blob_bytes"] for row in by_method(rows, "digits/8/"))
+    for name in dict.fromkeys(key.split("/")[1] for key in sorted(rows)):
+        found = by_method(rows, f"digits/{name}/")
+        chosen = [", ".join(map(str, row["weight_bits"]["weight_bits"])) for row in found if "weight_bits" in row]
+        bits = f"at most {name} ({' or '.join(dict.fromkeys(chosen))} bits chosen)" if chosen else f"{name} bits"
+        size, part = (max(row[key] for row in found) for key in ("bytes", "blob_bytes"))
+        of = "" if part == whole else f", {100 * part / whole:.0f} % of the blob in 8 bits"
+        figures = f"{share(found, 'clean')} / {share(found, 'certified')} %, {size:,} bytes{of}"
+        yield f"digits, weights of {bits}, {len(found)} seeds: clean / certified", figures, ""
 
 
 def train_speed(rows: Values) -> Iterator[Line]:
