@@ -274,7 +274,7 @@ def robust_compression(rows: Values) -> Iterator[Line]:
             for name in dict.fromkeys(key.split("/")[1] for key in rows if key.startswith(f"{group['key']}/")):
                 seeds = by_method(rows, f"{group['key']}/{name}/")
                 said = [f"clean {share(seeds, 'clean')} %"]
-                said += [f"{key} {share(seeds, key)} %" for key in ("robust", "corrupted") if key in seeds[0]]
+                said += [f"{words} {share(seeds, key)} %" for key, words in JUDGED.items() if key in seeds[0]]
                 if "pca" in seeds[0]:
                     parts = (
                         f"{of} {100 * median([r['pca'] for r in seeds], of):.1f}" for of in sorted(seeds[0]["pca"])
@@ -282,6 +282,10 @@ def robust_compression(rows: Values) -> Iterator[Line]:
                     said.append(f"CC-Cert {mean_pca(seeds)[1]} % ({', '.join(parts)})")
                 count = f", {len(seeds)} seeds" if len(seeds) > 1 else ""
                 yield f"{name}{count}", f"{', '.join(said)}, {max(r['bytes'] for r in seeds):,} bytes", ""
+
+
+JUDGED = {"robust": "robust", "corrupted": "corrupted", "batched": "corrupted, in batches of 100,"}
+"""What judges leave in a row, and what it is called."""
 
 
 def in_words(goal: dict[str, float]) -> str:

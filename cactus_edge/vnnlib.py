@@ -116,12 +116,18 @@ class _Parser:
         for kind, numbers in self.declared.items():
             counts[kind] = len(numbers)
             if not numbers or max(numbers) != len(numbers) - 1:
-                raise InputError(f"{self.name}: {kind} are not declared as {kind}_0, {kind}_1, ... without gaps")
+                raise InputError(
+                    f"{self.name}: {kind} are not declared as {kind}_0, {kind}_1, ... without gaps",
+                    hint=f"(declare-const {kind}_0 Real), one for each; is this the file, and whole?",
+                )
         for side, ends in self.ends.items():
             if missing := sorted(self.declared["X"] - ends.keys()):
                 raise InputError(f"{self.name}: X_{missing[0]} has no bound {side}", hint="every input needs two")
         if self.either is None and not self.everywhere:
-            raise InputError(f"{self.name}: nothing is said of the outputs")
+            raise InputError(
+                f"{self.name}: nothing is said of the outputs",
+                hint="(assert (or (and (>= Y_0 Y_5)) ...)), what is unsafe",
+            )
         lower, upper = ([self.ends[side][i] for i in range(counts["X"])] for side in (">=", "<="))
         unsafe = [(*self.everywhere, *orders) for orders in ([()] if self.either is None else self.either)]
         return Property(self.name, tuple(lower), tuple(upper), counts["Y"], tuple(unsafe))
