@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from cactus_edge.train.attacks import Attack
     from cactus_edge.train.deck.cards import TrainedDeck
-    from cactus_edge.train.loop import TrainedModel
+    from cactus_edge.train.trained import TrainedModel
 
 PAPER_STEP = Fraction(1, 200)
 """A step of AdverFine's attack: 0.01 of its inputs in [-1, 1], 0.005 of ours in [0, 1]."""

@@ -31,7 +31,7 @@ from cactus_edge.verify.tflite_read import read_tflite
 
 if TYPE_CHECKING:
     from cactus_edge.train.deck.cards import TrainedDeck
-    from cactus_edge.train.loop import TrainedModel
+    from cactus_edge.train.trained import TrainedModel
 
 PROFILE = "tflm"
 

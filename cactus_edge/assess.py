@@ -16,7 +16,7 @@ from cactus_edge.ir.ops import Float32, Int8, Int64
 
 if TYPE_CHECKING:
     from cactus_edge.train.deck.cards import TrainedDeck
-    from cactus_edge.train.loop import TrainedModel
+    from cactus_edge.train.trained import TrainedModel
 
 Bools = npt.NDArray[np.bool_]
 Domain = tuple[Fraction, Fraction]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cactus_edge.ir.graph import Graph
     from cactus_edge.train.data import Dataset
     from cactus_edge.train.deck.cards import TrainedDeck
-    from cactus_edge.train.loop import TrainedModel
+    from cactus_edge.train.trained import TrainedModel
 
 
 def train(

@@ -29,8 +29,8 @@ from cactus_edge.train.history import EpochStats, Underway
 from cactus_edge.version import __version__
 
 if TYPE_CHECKING:
-    from cactus_edge.train.loop import TrainedModel
     from cactus_edge.train.parallel import Group
+    from cactus_edge.train.trained import TrainedModel
 
 FORMAT, VERSION = "cactus-edge run", 1
 RECORD, RECIPE, CURVES = "run.json", "recipe.toml", "curves.svg"

@@ -16,8 +16,9 @@ from cactus_edge.errors import CactusError, InputError, ModelError, TargetError,
 from cactus_edge.recipe import Recipe, parse_recipe
 from cactus_edge.rehearsal import few, rehearse, untrained
 from cactus_edge.steps import Result
-from cactus_edge.train.loop import TrainedModel, _Run
+from cactus_edge.train.loop import _Run
 from cactus_edge.train.methods import METHODS
+from cactus_edge.train.trained import TrainedModel
 
 HEAD = """
 name = "small"

@@ -23,11 +23,12 @@ from cactus_edge.train.data import Dataset, Split
 from cactus_edge.train.fakequant import Ceilings, ceilings_of, clamp, fake_quantise
 from cactus_edge.train.folded import SIGNED_LEVELS, Folded
 from cactus_edge.train.grids import Calibration, clip_weights, input_grid, shift_biases
-from cactus_edge.train.loop import TrainedModel, to_torch
+from cactus_edge.train.loop import to_torch
 from cactus_edge.train.observe import bias_shifts, observe
 from cactus_edge.train.quantize import export
 from cactus_edge.train.ranges import Criterion, largest, least_divergence, least_error, percentile
 from cactus_edge.train.ranking import OutputGrid, Ranking, output_grid, range_grid
+from cactus_edge.train.trained import TrainedModel
 from cactus_edge.verify.decide import certify
 from cactus_edge.verify.regions import Region
 

@@ -12,6 +12,7 @@ from cactus_edge.recipe import Recipe
 from cactus_edge.recipe_sections import CompressRecipe
 from cactus_edge.train.build import own_start
 from cactus_edge.train.data import Dataset
+from cactus_edge.train.grids import input_grid
 from cactus_edge.train.stages import Stage
 
 _FORMAT = 1
@@ -47,6 +48,9 @@ def run_key(recipe: Recipe, dataset: Dataset, method: str | None = None, seed: i
         {"perturbed"} & {*recipe.train.members, *recipe.compress.members}
     ):
         content.append(list(recipe.quantise.weight_bits))
+    window = input_grid(recipe, dataset).window(dataset.domain)
+    if window is not None:  # else nothing in training knows the steps of the input
+        content.append(list(window))
     if recipe.quantise.weight_bytes:
         content.append([recipe.quantise.weight_bytes, recipe.quantise.levels])
     start = own_start(recipe.model, dataset.shape, len(dataset.labels), recipe.train.seed if seed is None else seed)

@@ -15,7 +15,7 @@ from cactus_edge.train.bounds import Radius, ball, holds, propagate
 from cactus_edge.train.data import Float32, Int64
 from cactus_edge.train.deck.cards import TrainedDeck
 from cactus_edge.train.folded import Folded, forward
-from cactus_edge.train.loop import TrainedModel
+from cactus_edge.train.trained import TrainedModel
 
 Bool = npt.NDArray[np.bool_]
 Domain = tuple[Fraction, Fraction]

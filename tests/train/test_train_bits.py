@@ -30,11 +30,12 @@ from cactus_edge.train.checkpoints import run_key, shared
 from cactus_edge.train.data import Dataset
 from cactus_edge.train.fakequant import fake_quantise, narrowed, usual_ceilings
 from cactus_edge.train.folded import detach, fold
-from cactus_edge.train.loop import TrainedModel, _Run, train
+from cactus_edge.train.loop import _Run, train
 from cactus_edge.train.methods.posthoc import DENSE
 from cactus_edge.train.models import Network
 from cactus_edge.train.objectives.ibp import IBP
 from cactus_edge.train.objectives.loss import Batch, Member
+from cactus_edge.train.trained import TrainedModel
 from cactus_edge.verify.tflite_read import read_tflite
 
 Make = Callable[..., Network]

@@ -23,13 +23,14 @@ from cactus_edge.train import loop
 from cactus_edge.train.calibrate import to_graph
 from cactus_edge.train.data import Dataset
 from cactus_edge.train.folded import fold_batch
-from cactus_edge.train.loop import EpochStats, TrainedModel, planned, train
+from cactus_edge.train.loop import EpochStats, planned, train
 from cactus_edge.train.methods import lottery, popup, stages
 from cactus_edge.train.methods.biprop import BinaryTicket
 from cactus_edge.train.methods.gradual import gradual
 from cactus_edge.train.methods.popup import Ticket
 from cactus_edge.train.models import Network
 from cactus_edge.train.sparsity import Masks, Sparsity, present
+from cactus_edge.train.trained import TrainedModel
 from cactus_edge.verify.tflite_read import read_tflite
 
 Make = Callable[..., Network]

@@ -18,8 +18,9 @@ from cactus_edge.recipe_model import ModelRecipe
 from cactus_edge.train.allocation import begun
 from cactus_edge.train.calibrate import to_graph
 from cactus_edge.train.data import Dataset
-from cactus_edge.train.loop import TrainedModel, train
+from cactus_edge.train.loop import train
 from cactus_edge.train.sparsity import Sparsity, masks
+from cactus_edge.train.trained import TrainedModel
 from cactus_edge.verify.tflite_read import read_tflite
 
 TEXT = """\

@@ -22,6 +22,7 @@ from cactus_edge.train.attacks import Attack, climb, pgd
 from cactus_edge.train.augment import amplified, moved
 from cactus_edge.train.bounds import ball, box, propagate, visible
 from cactus_edge.train.calibrate import to_graph
+from cactus_edge.train.checkpoints import run_key
 from cactus_edge.train.data import Channel, Dataset, load_dataset
 from cactus_edge.train.evaluate import float_predict
 from cactus_edge.train.folded import Folded, detach, fold, fold_batch, forward
@@ -180,6 +181,17 @@ def test_no_window_for_what_is_not_the_input(make_network: Make) -> None:
         Network((layers[0], replace(layers[1], window=WINDOW), *layers[2:]))
     with pytest.raises(InputError, match="a sum adds the network's input"):
         windowed((replace(layers[0], adds=INPUT), *layers[1:]), WINDOW)
+
+
+def test_runs_of_other_windows_never_mix(tiny: Recipe, few_digits: Dataset) -> None:
+    half = few_digits.centred(Fraction(1, 2))
+
+    def key(data: Dataset, steps: int) -> str:
+        return run_key(replace(tiny, quantise=replace(tiny.quantise, input_steps=steps)), data)
+
+    assert key(half, 640) != key(half, 320) != key(half, 255)
+    assert key(half, 255) == key(half, 128)  # nothing is cut: only the export knows
+    assert key(few_digits, 255) == key(few_digits, 128)
 
 
 # The file.

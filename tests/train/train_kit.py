@@ -11,9 +11,10 @@ import torch
 from cactus_edge.recipe import Recipe
 from cactus_edge.train.bounds import ball
 from cactus_edge.train.data import Dataset
-from cactus_edge.train.loop import EpochStats, TrainedModel, train
+from cactus_edge.train.loop import EpochStats, train
 from cactus_edge.train.models import Network
 from cactus_edge.train.objectives.loss import Batch
+from cactus_edge.train.trained import TrainedModel
 
 MUTATIONS = "brightness=0.2,contrast=0.2,rotation=10,translation=2,blur=1"
 

@@ -25,9 +25,10 @@ from cactus_edge.train.deck.join import Means, joined
 from cactus_edge.train.folded import forward
 from cactus_edge.train.grids import input_grid
 from cactus_edge.train.history import EpochStats
-from cactus_edge.train.loop import TrainedModel, planned, to_torch, train
+from cactus_edge.train.loop import planned, to_torch, train
 from cactus_edge.train.quantize import export
 from cactus_edge.train.ranking import range_grid
+from cactus_edge.train.trained import TrainedModel
 
 SPECTRUM_SAMPLES = 2000
 """Training images of each scheme behind its mean spectrum, at most."""
