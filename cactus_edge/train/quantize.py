@@ -28,7 +28,7 @@ def export(net: Folded, calibration: Calibration, shape: tuple[int, int, int], n
     """
     net, builder = adjusted(net, calibration), GraphBuilder()
     least = 0 if calibration.symmetric else -128
-    most = LARGEST_FLOAT_BIAS if calibration.symmetric else _LARGEST
+    most = LARGEST_FLOAT_BIAS if calibration.symmetric else LARGEST_BIAS
     ceilings = iter(calibration.ceilings)
 
     def grid(name: str, shape: tuple[int, ...], *, signed: bool) -> Tensor:
@@ -61,7 +61,10 @@ def export(net: Folded, calibration: Calibration, shape: tuple[int, int, int], n
     return builder.finish(walk(plan(net), at, layer))
 
 
-_LARGEST = 2**31 - 1
+LARGEST_BIAS = 1 << 30
+"""Half of int32, so that sums have as much room again."""
+
+_LARGEST = (1 << 31) - 1
 
 
 def _op(affine: Affine, s_in: float, label: str, most: int, activation: Activation) -> Conv2d | DepthwiseConv2d | Dense:
@@ -76,18 +79,21 @@ def _op(affine: Affine, s_in: float, label: str, most: int, activation: Activati
     return Conv2d(weight, bias, scales, layer.stride, layer.padding, activation=activation, weight_bits=bits)
 
 
-def integers(affine: Affine, s_in: float, label: str, most: int = _LARGEST) -> tuple[Int8, Int32, Float32]:
+def integers(affine: Affine, s_in: float, label: str, most: int = LARGEST_BIAS) -> tuple[Int8, Int32, Float32]:
     """(weight int8 [O, KH, KW, I], bias int32 [O], weight scale float32 [O] or [1]) of one layer, all read-only.
 
-    most: largest bias of the format that the network is for, a power of two where int32 is not the limit. A channel of tiny
-    weights, which is little more than its bias, gets coarser steps where it would leave it. ModelError where a bias leaves int32.
+    most: largest bias of the format that the network is for, a power of two. A channel of tiny weights, which is little more than
+    its bias, gets coarser steps where it would leave that. One scale for a dense layer's whole tensor gets no coarser for int32's
+    sake: ModelError where its bias leaves int32.
     """
     bits = affine.weight_bits
     scales = weight_scales(affine.weight, per_channel=not affine.layer.dense, bits=bits).numpy().astype(np.float32)
     offset = affine.bias.detach().numpy().astype(np.float64)
-    if most < _LARGEST:
-        least = np.abs(offset) / (s_in * (most - 1))
-        scales = np.maximum(scales, (least.max(keepdims=True) if affine.layer.dense else least).astype(np.float32))
+    least = np.abs(offset) / (s_in * (most - 1))
+    if not affine.layer.dense:
+        scales = np.maximum(scales, least.astype(np.float32))
+    elif most < LARGEST_BIAS:
+        scales = np.maximum(scales, least.max(keepdims=True).astype(np.float32))
     spread = scales.astype(np.float64)
     real = affine.weight.detach().numpy().astype(np.float64).transpose(0, 2, 3, 1)
     weight = np.clip(np.rint(real / spread[:, None, None, None]), -weight_max(bits), weight_max(bits))

@@ -26,7 +26,7 @@ from cactus_edge.train.folded import Folded, detach, fold, forward, round_to_gri
 from cactus_edge.train.grids import Calibration, symmetric_steps
 from cactus_edge.train.loop import train
 from cactus_edge.train.models import Network
-from cactus_edge.train.quantize import export, integers, quantised
+from cactus_edge.train.quantize import LARGEST_BIAS, export, integers, quantised
 from cactus_edge.verify.decide import certify
 from cactus_edge.verify.regions import Region
 
@@ -120,10 +120,20 @@ def test_fake_quantisation_has_straight_through_gradients(make_network: Make) ->
         assert layer.weight.grad is not None and float(layer.weight.grad.abs().sum()) > 0
 
 
-def test_a_bias_beyond_int32_is_refused(make_network: Make) -> None:
+def test_a_bias_beyond_int32(make_network: Make) -> None:
+    """A channel of a convolution gets coarser steps, the others keep theirs; a dense layer, which has one scale, is refused."""
     net = detach(fold(make_network(0).layers()))
-    huge = (replace(net[0], bias=net[0].bias + 1e9), *net[1:])
-    with pytest.raises(ModelError, match="conv0: a bias"):
+    added = torch.zeros_like(net[0].bias)
+    added[1] = 1e9
+    weight, bias, scale = integers(replace(net[0], bias=net[0].bias + added), INPUT_SCALE, "conv0")
+    plain = integers(net[0], INPUT_SCALE, "conv0")
+    kept = np.arange(len(scale)) != 1
+    for found, other in zip((weight, bias, scale), plain, strict=True):
+        assert np.array_equal(found[kept], other[kept])
+    assert not weight[1].any() and abs(float(bias[1]) * scale[1] * INPUT_SCALE / 1e9 - 1) < 1e-6
+    assert 0 < bias[1] <= LARGEST_BIAS
+    huge = (*net[:2], replace(net[2], bias=net[2].bias + 1e9), net[3])
+    with pytest.raises(ModelError, match="dense2: a bias"):
         export(huge, Calibration((1.0, 1.0, 1.0), (1.0,) * 3, INPUT_SCALE, 0.5, 0, 0, 0, 0), (7, 6, 2))
 
 

@@ -108,7 +108,7 @@ def test_every_criterion_decides_on_the_narrow_file(net: Folded, tiny: Recipe, f
 
 
 def test_the_refusal_of_the_last_candidate_is_told(net: Folded, tiny: Recipe, few_digits: Dataset) -> None:
-    broken = (replace(net[0], bias=net[0].bias + 1e12), *net[1:])
+    broken = (*net[:-1], replace(net[-1], bias=net[-1].bias + 1e12))
     recipe = replace(tiny, quantise=replace(tiny.quantise, calibration="certified"))
     with pytest.raises(ModelError, match=r"the last: .*does not fit int32"):
         calibrate(broken, few_digits, recipe)
