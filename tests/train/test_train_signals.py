@@ -16,7 +16,7 @@ import pytest
 from cactus_edge.errors import DataError
 from cactus_edge.recipe_sections import ChannelRecipe, DataRecipe
 from cactus_edge.recipe_values import radius
-from cactus_edge.train.data import load_dataset, signals, sources
+from cactus_edge.train.data import load_dataset, mitdb, signals, sources
 from cactus_edge.train.data.sources import Files
 
 WINDOWS = 4
@@ -63,8 +63,9 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A data folder with a small har and a small ecg whose checksums are expected."""
     monkeypatch.setenv(sources.ENVIRONMENT, str(tmp_path))
     monkeypatch.setattr(sources, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(mitdb, "RAW", Files("ecg", {"100.hea": ""}))
     monkeypatch.setattr(signals, "HAR_FILES", put(tmp_path, "har", {"uci_har.npz": har_file()}))
-    monkeypatch.setattr(signals, "ECG_FILES", put(tmp_path, "ecg", ecg_files()))
+    monkeypatch.setattr(mitdb, "PREPARED", put(tmp_path, "ecg", ecg_files()))
     return tmp_path
 
 

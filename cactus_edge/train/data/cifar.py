@@ -11,7 +11,6 @@ import io
 import json
 import lzma
 import tarfile
-import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,10 +21,9 @@ import numpy.typing as npt
 
 from cactus_edge.errors import DataError
 from cactus_edge.recipe_sections import DataRecipe
-from cactus_edge.resources import write_atomic
 from cactus_edge.samples import read_arrays
 from cactus_edge.train.data.dataset import About, Dataset, Raw, Split, divide
-from cactus_edge.train.data.sources import Files, cached, find, missing, places
+from cactus_edge.train.data.sources import Files, find, keep, missing, places
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -97,7 +95,7 @@ def _arrays() -> Arrays:
                 continue
             if _version(found) in KNOWN:
                 if read is unpack:
-                    _keep(found)
+                    keep("cifar10", "cifar10.npz", found)  # unpacking takes a while
                 return found
             failures.append(f"{path}: wrong checksum (damaged, or another version)")
     content, more = find(FILES, ARCHIVE)
@@ -155,14 +153,3 @@ def _version(arrays: Arrays) -> Known:
 
 def _sha(array: UInt8) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
-
-
-def _keep(arrays: Arrays) -> None:
-    """Writes cifar10.npz to the cache: unpacking takes a while."""
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as archive:
-        for name, array in arrays.items():
-            member = io.BytesIO()
-            np.save(member, np.ascontiguousarray(array))
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), member.getvalue())
-    write_atomic(cached("cifar10", "cifar10.npz"), stream.getvalue())

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,16 @@ UNIT = (Fraction(0), Fraction(1))
 """The domain of pixels."""
 
 
+def digest(*arrays: npt.NDArray[Any]) -> str:
+    """SHA-256 (hex) over dtype, shape and little-endian bytes of each."""
+    h = hashlib.sha256()
+    for array in arrays:
+        little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+        h.update(f"{little.dtype.str}{little.shape}".encode())
+        h.update(little.tobytes())
+    return h.hexdigest()
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """x float32 [N, H, W, C] in the unit of the data set, y int64 [N]."""
@@ -34,12 +45,7 @@ class Split:
 
     def digest(self) -> str:
         """SHA-256 (hex) over dtype, shape and little-endian bytes of x, then y."""
-        h = hashlib.sha256()
-        for array in (self.x, self.y):
-            little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-            h.update(f"{little.dtype.str}{little.shape}".encode())
-            h.update(little.tobytes())
-        return h.hexdigest()
+        return digest(self.x, self.y)
 
 
 @dataclass(frozen=True)

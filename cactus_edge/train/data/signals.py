@@ -6,18 +6,16 @@ test samples are those of other people, and validation samples too ([data] valid
 
 from __future__ import annotations
 
-import io
-import lzma
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from cactus_edge.errors import DataError
 from cactus_edge.recipe_sections import DataRecipe
+from cactus_edge.train.data import mitdb
 from cactus_edge.train.data.dataset import About, Channel, Dataset, Float32, Int64, Raw, divide, in_fixed_order
-from cactus_edge.train.data.sources import Files, locate
+from cactus_edge.train.data.mitdb import COUNTS_PER_MV, ZERO_COUNT
+from cactus_edge.train.data.sources import Files, arrays_of, locate
 
 HAR_FILES = Files("har", {"uci_har.npz": "11a1f3d9da3f1794769895a7cea0246d6e55be2fa9ccd3ab7fde33507e744e01"})
 """X float32 [10299, 9, 128] as in the original's Inertial Signals, y uint8 0..5, subject uint8 1..30."""
@@ -33,15 +31,6 @@ HAR_SCALES = {"g": Fraction(2), "rad/s": Fraction(4)}
 """The range that a channel's int8 input spans. Powers of two: the division is exact in float32. The data's 0.9999 quantile
 is 2.05 g and 3.5 rad/s; what lies beyond the range is cut off, as a sensor of that range does."""
 
-ECG_FILES = Files(
-    "ecg",
-    {
-        "mitdb_beats_X.npy.xz": "277e5ad93094dc8fea593030fd8e48f1c35ebd7be1fd6900e1e32769e1a3f0bc",
-        "mitdb_beats_meta.npz": "7c3ad122f0a6deb7311a38328e9adfa568524b8f749376edc423ac82e5d312ce",
-    },
-)
-"""Lead MLII, int16 [105036, 256]: 96 samples before and 160 after each R peak at 360 Hz; y 0..4 = N S V F Q; record."""
-
 ECG_CLASSES = {"N": "normal", "S": "supraventricular", "V": "ventricular", "F": "fusion", "Q": "unknown"}
 """The classes of ANSI/AAMI EC57, in the order of y."""
 
@@ -50,7 +39,6 @@ DS2 = (100, 103, 105, 111, 113, 117, 121, 123, 200, 202, 210, 212, 213, 214, 219
 """Training and test records of de Chazal, O'Dwyer and Reilly, IEEE TBME 51(7), 2004, without the paced ones. Records 201 and 202
 are one person, on both sides."""
 
-COUNTS_PER_MV, ZERO_COUNT = 200, 1024
 ECG_RANGE = Fraction(127, 40)
 """mV. Beats leave it in 0.03 % of their samples, which are cut off there."""
 
@@ -61,7 +49,7 @@ def har(recipe: DataRecipe) -> Dataset:
     for sensor in sensors:
         if sensor not in HAR_SENSORS:
             raise DataError(f"har has no sensor {sensor!r}", hint=f"channels from {', '.join(HAR_SENSORS)}")
-    arrays = _arrays(locate(HAR_FILES, "uci_har.npz"), "uci_har.npz")
+    arrays = arrays_of(locate(HAR_FILES, "uci_har.npz"), "uci_har.npz")
     rows = [3 * HAR_SENSORS.index(sensor) + axis for sensor in sensors for axis in range(3)]
     channels = tuple(Channel(f"{s}_{a}", u, HAR_SCALES[u]) for s in sensors for u in (_unit(s),) for a in "xyz")
     scales = np.array([float(c.scale) for c in channels], np.float32)
@@ -91,14 +79,13 @@ def ecg(recipe: DataRecipe) -> Dataset:
         )
     if len(set(letters)) != len(letters):
         raise DataError(f"classes = {list(classes)} name a letter twice", hint="each beat has one class")
-    meta = _arrays(locate(ECG_FILES, "mitdb_beats_meta.npz"), "mitdb_beats_meta.npz")
-    counts = np.load(io.BytesIO(lzma.decompress(locate(ECG_FILES, "mitdb_beats_X.npy.xz"))), allow_pickle=False)
+    beats = mitdb.beats()
     joined = np.array([next((i for i, g in enumerate(classes) if c in g), -1) for c in ECG_CLASSES], np.int64)
-    y, record = joined[meta["y"]], meta["record"].astype(np.int64)
+    y, record = joined[beats.y], beats.record.astype(np.int64)
     kept = (y >= 0) & np.isin(record, DS1 + DS2)
     bound = float(ECG_RANGE)
-    x = (counts[kept].astype(np.float64) - ZERO_COUNT) / COUNTS_PER_MV
-    x = np.clip(x, -bound, bound).astype(np.float32)[:, :, None, None]
+    millivolts = (beats.counts[kept].astype(np.float64) - ZERO_COUNT) / COUNTS_PER_MV
+    x = np.clip(millivolts, -bound, bound).astype(np.float32)[:, :, None, None]
     labels = tuple("/".join(ECG_CLASSES[letter] for letter in group) for group in classes)
     words = f"(count - {ZERO_COUNT}) / {COUNTS_PER_MV}, mV; cut off at {-bound} and {bound}; 256 samples at 360 Hz, R peak at 96"
     about = About("ecg", labels, words, (-ECG_RANGE, ECG_RANGE), (Channel("MLII", "mV"),))
@@ -112,12 +99,3 @@ def _by_person(
     test = Raw(x[held], y[held])
     rest = Raw(x[~held], y[~held], whose[~held])
     return divide(about, rest, test.pick(in_fixed_order(len(test.y), recipe.split_seed)), recipe)
-
-
-def _arrays(content: bytes, name: str) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of an .npz whose checksum was right."""
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as found:
-            return {key: found[key] for key in found.files}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{name} cannot be read as .npz: {error}", hint="fetch it again") from error
