@@ -38,10 +38,13 @@ EPOCHS, LEARNING_RATE, BATCH = 2, 1e-5, 128
 
 
 def quantised(net: Folded, dataset: Dataset) -> bytes:
-    """The int8 ONNX file that NNCF makes of the network. Raises InstallError without NNCF or onnx."""
+    """The int8 ONNX file that NNCF makes of the network. Raises InstallError without NNCF or onnx.
+
+    With its slower, accurate bias correction: on a Fashion-MNIST network the fast one, its default, left 36 % of 82 % clean.
+    """
     samples = [{INPUT: row} for row in _samples(_seen(net, dataset))]
     with _quiet() as nncf:
-        made = _quantize(nncf, float_onnx(net, dataset.shape), samples)
+        made = _quantize(nncf, float_onnx(net, dataset.shape), samples, fast_bias_correction=False)
     data: bytes = made.SerializeToString()
     return data
 
@@ -49,6 +52,7 @@ def quantised(net: Folded, dataset: Dataset) -> bytes:
 def trained_quantised(net: Folded, dataset: Dataset, seed: int) -> bytes:
     """The int8 ONNX file after quantisation-aware training of the cross-entropy, as NNCF's users train. Gradients pass its quantisers.
 
+    Biases are trained, not corrected before: in torch NNCF has the fast correction alone (see `quantised`).
     Its quantisers are compiled on first use, by a C++ compiler. Raises InstallError without NNCF, torchao (for its export) or a compiler.
     """
     generator, dataset = torch.Generator().manual_seed(seed), _seen(net, dataset)
@@ -61,7 +65,7 @@ def trained_quantised(net: Folded, dataset: Dataset, seed: int) -> bytes:
         layers = (replace(a.layer, weight=a.weight, bias=a.bias, norm=None, window=None) for a in detach(net))
         plain = Plain(tuple(layers))
         try:
-            made = _quantize(nncf, plain, [torch.from_numpy(row) for row in _samples(dataset)])
+            made = _quantize(nncf, plain, [torch.from_numpy(row) for row in _samples(dataset)], correct=False)
         except (OSError, RuntimeError) as error:
             raise InstallError(
                 f"NNCF's quantisers for torch could not be compiled: {error}", hint="apt install g++, pip install ninja"
@@ -96,15 +100,20 @@ def _samples(dataset: Dataset) -> list[Any]:
     return [np.ascontiguousarray(row[None]) for row in dataset.validation.x[:SAMPLES].transpose(0, 3, 1, 2)]
 
 
-def _quantize(nncf: Any, model: Any, samples: list[Any]) -> Any:
+def _quantize(
+    nncf: Any, model: Any, samples: list[Any], *, fast_bias_correction: bool = True, correct: bool = True
+) -> Any:
     from nncf.quantization.advanced_parameters import QuantizationParameters
 
     return nncf.quantize(
         model,
         nncf.Dataset(samples),
         subset_size=len(samples),
+        fast_bias_correction=fast_bias_correction,
         advanced_parameters=nncf.AdvancedQuantizationParameters(
-            quantize_outputs=True, activations_quantization_params=QuantizationParameters(per_channel=False)
+            quantize_outputs=True,
+            disable_bias_correction=not correct,
+            activations_quantization_params=QuantizationParameters(per_channel=False),
         ),
     )
 
