@@ -271,7 +271,7 @@ def test_a_choice_without_the_other_criteria_is_caught(
 
 
 def test_integers_that_fit_no_type_are_refused(tiny: Recipe, few_digits: Dataset, trained: Folded) -> None:
-    broken = (replace(trained[0], bias=trained[0].bias + 1e12), *trained[1:])
+    broken = (*trained[:-1], replace(trained[-1], bias=trained[-1].bias + 1e12))
     with pytest.raises(ModelError):
         calibrate(broken, few_digits, _by(tiny, "min-max"))
 
