@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from cactus_edge.train import bounds, folded
 from cactus_edge.train.apgd import apgd
 from cactus_edge.train.attacks import Attack, climb, pgd
 from cactus_edge.train.augment import amplified, moved
-from cactus_edge.train.bounds import ball, box, propagate, visible
+from cactus_edge.train.bounds import Box, ball, box, propagate, visible
 from cactus_edge.train.calibrate import to_graph
 from cactus_edge.train.checkpoints import run_key
 from cactus_edge.train.data import Channel, Dataset, load_dataset
@@ -28,7 +29,9 @@ from cactus_edge.train.evaluate import float_predict
 from cactus_edge.train.folded import Folded, detach, fold, fold_batch, forward
 from cactus_edge.train.grids import InputGrid, input_grid
 from cactus_edge.train.loop import train
+from cactus_edge.train.methods import nncf
 from cactus_edge.train.models import INPUT, Network, windowed
+from cactus_edge.train.objectives import sabr
 from cactus_edge.train.objectives.crown_ibp import linear_margins
 from cactus_edge.train.plain import Plain
 from cactus_edge.verify.counterexamples import won_by
@@ -131,7 +134,8 @@ def test_bounds_hold_and_shrink(make_network: Make, seed: int) -> None:
     net, region = narrow(make_network, seed), ball(x, eps, HALF)
     found = propagate(net, region, y)
     assert torch.allclose(found.margin, propagate(narrow(make_network, seed, None), visible(net, region), y).margin)
-    linear = linear_margins(net, region, y, found)
+    linear, whole = linear_margins(net, region, y, found), narrow(make_network, seed, None)
+    assert torch.allclose(linear, linear_margins(whole, visible(net, region), y, found))
     generator = torch.Generator().manual_seed(seed)
     for _ in range(40):
         t = torch.rand(x.shape, generator=generator).round() if seed % 2 else torch.rand(x.shape, generator=generator)
@@ -173,6 +177,15 @@ def test_attacks_move_where_something_is_seen(make_network: Make, monkeypatch: p
     assert broken()[2] == 0
 
 
+def test_other_tools_quantisers_see_what_is_seen(make_network: Make, few_digits: Dataset) -> None:
+    """They take the input's range from the samples, and with it the file saturates."""
+    half = few_digits.centred(Fraction(1, 2))
+    shown = nncf._seen(narrow(make_network, 0), half)
+    for part in (shown.train.x, shown.validation.x, shown.test.x):
+        assert (part.min(), part.max()) == (np.float32(WINDOW[0]), np.float32(WINDOW[1]))
+    assert nncf._seen(narrow(make_network, 0, None), half) is half
+
+
 def test_no_window_for_what_is_not_the_input(make_network: Make) -> None:
     layers = make_network(0).layers()
     assert [layer.window for layer in windowed(layers, WINDOW)] == [WINDOW, None, None, None]
@@ -202,6 +215,24 @@ def saturating(tiny: Recipe) -> Recipe:
     """The tiny recipe on centred digits whose input saturates at a fifth of the range on either side."""
     data = replace(tiny.data, centre=Fraction(1, 2))
     return replace(tiny, data=data, quantise=replace(tiny.quantise, input_steps=640))
+
+
+def test_objectives_are_given_what_is_seen_of_a_region(
+    saturating: Recipe, few_digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A box around a point at the window's end that is as wide as the whole region's would hold what no input becomes."""
+    given: list[Box] = []
+
+    def noted(net: Folded, region: Box, *args: Any, **kinds: Any) -> Tensor:
+        given.append(region)
+        return climb(net, region, *args, **kinds)
+
+    monkeypatch.setattr(sabr, "climb", noted)
+    changed = replace(saturating.train, objective="sabr", box_ratio=0.5, epochs=2, warmup_epochs=0, attack_steps=1)
+    dataset = few_digits.centred(saturating.data.centre)
+    train(replace(saturating, train=changed), dataset, tmp_path, threads=1)
+    assert given and max(float(box.radius.max()) for box in given) > 0
+    assert all(float(b.lower.min()) >= -0.2 - 1e-6 and float(b.upper.max()) <= 127 / 640 + 1e-6 for b in given)
 
 
 def test_the_file_saturates_as_training_did(saturating: Recipe, few_digits: Dataset, tmp_path: Path) -> None:
