@@ -44,7 +44,7 @@ def quantised(net: Folded, dataset: Dataset) -> bytes:
     """
     samples = [{INPUT: row} for row in _samples(_seen(net, dataset))]
     with _quiet() as nncf:
-        made = _quantize(nncf, float_onnx(net, dataset.shape), samples, fast_bias_correction=False)
+        made = _quantize(nncf, float_onnx(net, dataset.shape), samples, correct=True)
     data: bytes = made.SerializeToString()
     return data
 
@@ -100,16 +100,14 @@ def _samples(dataset: Dataset) -> list[Any]:
     return [np.ascontiguousarray(row[None]) for row in dataset.validation.x[:SAMPLES].transpose(0, 3, 1, 2)]
 
 
-def _quantize(
-    nncf: Any, model: Any, samples: list[Any], *, fast_bias_correction: bool = True, correct: bool = True
-) -> Any:
+def _quantize(nncf: Any, model: Any, samples: list[Any], *, correct: bool) -> Any:
     from nncf.quantization.advanced_parameters import QuantizationParameters
 
     return nncf.quantize(
         model,
         nncf.Dataset(samples),
         subset_size=len(samples),
-        fast_bias_correction=fast_bias_correction,
+        fast_bias_correction=not correct,  # in torch it takes no other
         advanced_parameters=nncf.AdvancedQuantizationParameters(
             quantize_outputs=True,
             disable_bias_correction=not correct,
