@@ -29,6 +29,9 @@ def compare(description: str, bench: str, report: Report) -> int:
     parser.add_argument("--budget", default="", help="of each sample of `best`, as 2s or 500n (default: the suite's)")
     parser.add_argument("--threads", type=int, default=1, help="for training and certifying (default 1)")
     parser.add_argument("--gpu", action="store_true", help="train the groups that are marked gpu instead of estimating")
+    parser.add_argument(
+        "--cpu", action="store_true", help="train them on the processor, for the hours that are estimated"
+    )
     parser.add_argument("--list", action="store_true", help="what there is and what is measured; measures nothing")
     parser.add_argument("--fresh", action="store_true", help="measure again what is named")
     parser.add_argument("--workdir", type=Path, default=ROOT / "build" / "bench", help="checkpoints of training")
@@ -36,44 +39,43 @@ def compare(description: str, bench: str, report: Report) -> int:
     results = Results(bench.replace("-", "_"))
     targets: list[Target] = []
     for group in load_suite(bench, given.suite, given.only):
-        group = dataclasses.replace(group, budget=given.budget or group.budget)
-        if group.gpu and not given.gpu:
-            print(f"\n{group.title}: nothing is trained without --gpu")
-            _estimated(group, given.threads, listed=given.list)
-            continue
-        rows: dict[Case, list[Row]] = {}
+        group = dataclasses.replace(group, budget=given.budget or group.budget, gpu=group.gpu and not given.cpu)
+        left, rows = group.gpu and not given.gpu, dict[Case, list[Row]]()
         for case in group.cases:
             found = measurements(bench, group, case, given.seeds, given.workdir, given.threads)
             if given.list:
-                _listed(results, found)
-            else:
-                rows[case] = [m.row(results, fresh=given.fresh) for m in found]
+                _listed(results, found, left=left)
+                continue
+            found = [m for m in found if m.stored(results)] if left else found
+            if found:
+                rows[case] = [m.row(results, fresh=given.fresh and not left) for m in found]
         if rows:
             targets += report(group, rows)
+        if left and not given.list:
+            print(f"\n{group.title}: what is not measured is not trained without --gpu or --cpu")
+            _estimated(group, [case for case in group.cases if case not in rows], given.threads)
     return verdict(targets) if targets else 0
 
 
-def _estimated(group: Group, threads: int, *, listed: bool) -> None:
+def _estimated(group: Group, cases: list[Case], threads: int) -> None:
     """A line for each row, and one for all of them."""
     hours: dict[str, float] = {}
-    for case in group.cases:
-        if listed:
-            print(f"{case.key}: needs --gpu")
-            continue
+    for case in cases:
         found = estimate(group, case, threads)
         hours |= found.hours
         print(found, flush=True)
     if hours:
         total = sum(hours.values())
         print(
-            f"all of {group.key}: about {total:.1f} processor hours a seed, what rows share trained once, without judging them"
+            f"all of these: about {total:.1f} processor hours a seed, what rows share trained once, without judging them"
         )
 
 
-def _listed(results: Results, found: list[Measurement]) -> None:
-    """A line for each row."""
+def _listed(results: Results, found: list[Measurement], *, left: bool) -> None:
+    """A line for each row. left: whether it takes an option to measure it."""
     for m in found:
-        print(f"{m.key}: {'measured' if m.stored(results) else 'not measured'}")
+        missing = "needs --gpu or --cpu" if left else "not measured"
+        print(f"{m.key}: {'measured' if m.stored(results) else missing}")
 
 
 def spread(rows: list[Row], key: str) -> str:

@@ -67,7 +67,7 @@ class Measurement:
 
     def stored(self, results: Results) -> bool:
         """Whether the row is there, of these very inputs."""
-        return results.rows.get(self.key, {}).get("inputs") == self.inputs
+        return self.key in results.rows and results.rows[self.key].get("inputs") == self.inputs
 
     def row(self, results: Results, *, fresh: bool) -> Row:
         """The stored row, else measured now and stored."""
@@ -125,7 +125,7 @@ class Estimate:
 
     def __str__(self) -> str:
         total = sum(self.hours.values())
-        return f"{self.case.key}: about {total:.1f} processor hours a seed on this machine{self.told}; --gpu trains it"
+        return f"{self.case.key}: about {total:.1f} processor hours a seed on this machine{self.told}; --gpu or --cpu trains it"
 
 
 def estimate(group: Group, case: Case, threads: int) -> Estimate:

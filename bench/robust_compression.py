@@ -1,7 +1,7 @@
 """Robust when compressed: networks trained, compressed and fine-tuned in each way, judged by the integer file.
 
     python bench/robust_compression.py                                        # small rows on a processor, labelled with their size
-    python bench/robust_compression.py --suite full                           # what the full size takes; --gpu trains it
+    python bench/robust_compression.py --suite full                           # what the full size takes; --gpu or --cpu trains it
     python bench/robust_compression.py --only adverfine/pruned                # the rows that begin so
     python bench/robust_compression.py --list                                 # the rows, and which are measured
 

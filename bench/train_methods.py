@@ -11,7 +11,8 @@ whole test set; `attacked` is what is left of it after the attack on the integer
 of the first samples, with a budget each. Whatever is chosen is chosen on the validation split. Rows are stored one by one,
 by processes side by side too, so that an interrupted run continues; methods that begin with the same dense network train it once.
 
-Groups marked `gpu` print what they would take on this machine, from measured steps, unless --gpu.
+Of groups marked `gpu` rows that are not measured print what they would take on this machine, from measured steps, unless --gpu or
+--cpu.
 """
 
 from __future__ import annotations
