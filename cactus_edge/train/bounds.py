@@ -111,7 +111,7 @@ class _Rectified(torch.autograd.Function):
     def forward(ctx: Any, centre: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
         lower, upper = (centre - radius).relu_(), (centre + radius).relu_()
         ctx.save_for_backward(lower, upper)
-        return (lower + upper).mul_(0.5), (upper - lower).mul_(0.5)
+        return _halves(lower, upper)
 
     @staticmethod
     @once_differentiable
@@ -119,7 +119,7 @@ class _Rectified(torch.autograd.Function):
         lower, upper = ctx.saved_tensors
         low = torch.ops.aten.threshold_backward(by_centre - by_radius, lower, 0)
         high = torch.ops.aten.threshold_backward(by_centre + by_radius, upper, 0)
-        return (high + low).mul_(0.5), (high - low).mul_(0.5)
+        return _halves(low, high)
 
 
 class _RectifiedToGrid(torch.autograd.Function):
@@ -139,7 +139,13 @@ class _RectifiedToGrid(torch.autograd.Function):
         lower, upper = ctx.saved_tensors
         low = torch.ops.aten.hardtanh_backward(by_centre - by_radius, lower, 0, ctx.end)
         high = torch.ops.aten.hardtanh_backward(by_centre + by_radius, upper, 0, ctx.end)
-        return (high + low).mul_(0.5), (high - low).mul_(0.5), None, None
+        return *_halves(low, high), None, None
+
+
+def _halves(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """(low + high) / 2 and (high - low) / 2 in a pass each."""
+    middle = torch.lerp(low, high, 0.5)
+    return middle, high - middle
 
 
 @dataclass(frozen=True)

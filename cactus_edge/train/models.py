@@ -114,11 +114,16 @@ def walk(layers: Sequence[Layer], x: _Value, step: Callable[[int, _Value, _Value
 def linear(x: Tensor, weight: Tensor, layer: Layer, bias: Tensor | None = None) -> Tensor:
     """weight * x (+ bias) with the geometry of `layer`. x [N, I, H, W], pooled if it is -> [N, O, H', W']."""
     if layer.dense:
-        return F.linear(x.flatten(1), weight.flatten(1), bias)[:, :, None, None]
+        return F.linear(rows(x, x), rows(weight, x), bias)[:, :, None, None]
     x, p, groups = channels_last(x), layer.padding, len(weight) if layer.depthwise else 1
     if p.top == p.bottom and p.left == p.right:
         return F.conv2d(x, weight, bias, layer.stride, (p.top, p.left), groups=groups)
     return F.conv2d(F.pad(x, (p.left, p.right, p.top, p.bottom)), weight, bias, layer.stride, groups=groups)
+
+
+def rows(t: Tensor, x: Tensor) -> Tensor:
+    """t [N, C, H, W] as [N, C H W], its columns in the order in which the map x lies in memory: x itself is not copied for it."""
+    return (t if x.is_contiguous() else t.permute(0, 2, 3, 1)).flatten(1)
 
 
 def channels_last(x: Tensor) -> Tensor:
