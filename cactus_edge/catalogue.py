@@ -42,6 +42,7 @@ OBJECTIVES = {
 
 _REMOVED = "certified training; channels removed afterwards by "
 _ADVERFINE = "Thorsteinsson et al. 2024, arXiv 2403.09441"
+_NNCF = "Kozlov et al. 2020, arXiv 2002.08679"
 METHODS = {
     "cactus": Paper("CACTUS", "Xu and Singh 2025, arXiv 2506.11992", "certified loss, mean over a set of compressed networks"),
     "small": Paper("small network", "", "certified loss of the final shape from the start"),
@@ -63,7 +64,9 @@ METHODS = {
     "flying-bird": Paper("Flying Bird", "Chen et al. 2022, arXiv 2202.09844", "loss of a sparse network whose mask moves"),
     "csam": Paper("C-SAM-style", "after He and Chen 2026, arXiv 2601.20301", "loss at the worst soft mask nearby; reconstructed"),
     "csam-channels": Paper("C-SAM-style, channels", "after He and Chen 2026, arXiv 2601.20301", "the same, one value a channel"),
-    "nncf": Paper("NNCF", "Kozlov et al. 2020, arXiv 2002.08679", "certified loss, then NNCF's own compression"),
+    "nncf": Paper("NNCF", _NNCF, "certified loss, then NNCF's own compression"),
+    "nncf-magnitude": Paper("NNCF, magnitude", _NNCF, "certified loss; NNCF's smallest weights go, the rest is fine-tuned"),
+    "nncf-regularised": Paper("NNCF, regularised", _NNCF, "certified loss, then of NNCF's trained masks of single weights"),
     "adverfine": Paper("AdverFine", _ADVERFINE, "training; filters of least L1 norm go; fine-tuning, adversarial or not"),
     "adverfine-whole": Paper("AdverFine, whole", _ADVERFINE, "training; fine-tuning, adversarial or not; no channel goes"),
     "adverfine-scratch": Paper("AdverFine, scratch", _ADVERFINE, "the fine-tuning alone, of the compressed shape from scratch"),

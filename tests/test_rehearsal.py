@@ -49,7 +49,10 @@ RESIDUAL = (
     + CONV.replace("stride = 2", 'name = "a"')
     + CONV.replace("stride = 2", 'adds = "a"').replace("kernel = 3", "")
 )
-OF_WEIGHTS = {"hydra-weights", "flying-bird", "csam", "ft", "gmp", "lth", "lrr", "edge-popup", "biprop"}
+OF_WEIGHTS = {"hydra-weights", "flying-bird", "csam", "ft", "gmp", "lth", "lrr", "edge-popup", "biprop"} | {
+    "nncf-magnitude",
+    "nncf-regularised",
+}
 """Methods that remove weights and no channels."""
 
 DECK = """

@@ -26,7 +26,7 @@ from cactus_edge.train.data import Dataset
 from cactus_edge.train.float_onnx import float_onnx
 from cactus_edge.train.folded import detach, fold, fold_batch, forward
 from cactus_edge.train.loop import train
-from cactus_edge.train.methods import hydra, nncf, nrs, posthoc, stages, torch_pruning
+from cactus_edge.train.methods import hydra, nncf, nncf_pruning, nrs, posthoc, stages, torch_pruning
 from cactus_edge.train.models import Network
 from cactus_edge.train.objectives.ibp import IBP
 from cactus_edge.train.objectives.loss import Batch, Member, Step
@@ -302,6 +302,56 @@ def test_hydra_chooses_single_weights(short: Recipe, few_digits: Dataset, tmp_pa
         assert float((layer.weight == 0).float().mean()) == pytest.approx(0.5, abs=0.02)
     with pytest.raises(InputError, match="hydra-weights lets a share of the weights go"):
         train(short, few_digits, tmp_path, method="hydra-weights")
+
+
+@pytest.fixture(scope="module")
+def half(short: Recipe) -> Recipe:
+    """Half of the weights go, and no channel."""
+    whole = replace(short.model, layer=tuple(replace(layer, kept=0) for layer in short.model.layer))
+    return replace(short, model=whole, compress=replace(short.compress, sparsity=0.5, finetune_epochs=4))
+
+
+@pytest.mark.parametrize("by_layer", [True, False])
+def test_nncfs_smallest_weights(make_network: Make, by_layer: bool) -> None:
+    pytest.importorskip("nncf")
+    layers = make_network(1).layers()
+    norms = [layer.weight.abs() / (1 if by_layer else layer.weight.norm()) for layer in layers]
+    level = [torch.cat([n.flatten() for n in norms]).median()] * len(norms)
+    for mask, norm, one in zip(nncf_pruning.smallest(layers, 0.5, by_layer=by_layer), norms, level, strict=True):
+        assert torch.equal(mask, norm > (norm.flatten().median() if by_layer else one))
+
+
+@pytest.mark.parametrize("method", ["nncf-magnitude", "nncf-regularised"])
+def test_nncf_prunes_single_weights(half: Recipe, few_digits: Dataset, tmp_path: Path, method: str) -> None:
+    pytest.importorskip("nncf")
+    made = train(half, few_digits, tmp_path, method=method)
+    weights = torch.cat([layer.weight.flatten() for layer in made.network.layers()])
+    assert float((weights == 0).float().mean()) == pytest.approx(0.5, abs=0.01)
+    assert len(made.history) == half.train.epochs + half.compress.finetune_epochs
+    same_after_ctrl_c(half, few_digits, tmp_path / "again", method, half.train.epochs + 1)
+
+
+def test_nncfs_masks_are_what_is_trained(make_network: Make) -> None:
+    """RBLoss counts the weights that are left, and reaches every mask; what a mask switches off is 0; noise is there on demand."""
+    pytest.importorskip("nncf")
+    network, x = make_network(1), sample().x
+    made = nncf_pruning.Regularised(network.layers())
+    assert torch.allclose(forward(fold(made.layers()), x), forward(fold(network.layers()), x)), "masks begin on"
+    free = [p for p in made.parameters() if p.requires_grad]
+    assert [p.numel() for p in free] == list(network.weights())
+    found = made.penalty(0.75)
+    found.backward()  # type: ignore[no-untyped-call]
+    assert found.item() == pytest.approx((0.75 / nncf_pruning.WIDTH) ** 2)
+    assert all(p.grad is not None and bool((p.grad > 0).all()) for p in free), "down, each of them"
+    with torch.no_grad():
+        free[0].view(-1)[:7] = -1.0
+    assert int((made.layers()[0].weight.flatten()[:7] != 0).sum()) == 0
+    assert int((made.layers()[0].weight == 0).sum()) == 7
+    assert made.penalty(7 / sum(network.weights())).item() == pytest.approx(0, abs=1e-6)
+    made.noisy(True)
+    with torch.no_grad():
+        free[0].zero_()
+    assert not torch.equal(made.layers()[0].weight, made.layers()[0].weight)
 
 
 def test_scores_of_weights_get_gradients_everywhere(make_network: Make) -> None:

@@ -18,6 +18,8 @@ from cactus_edge.train.methods.hydra import HYDRA
 from cactus_edge.train.methods.hydra import WEIGHTS as HYDRA_WEIGHTS
 from cactus_edge.train.methods.lottery import lrr, lth
 from cactus_edge.train.methods.magnitude import ft
+from cactus_edge.train.methods.nncf_pruning import MAGNITUDE as NNCF_MAGNITUDE
+from cactus_edge.train.methods.nncf_pruning import REGULARISED as NNCF_REGULARISED
 from cactus_edge.train.methods.nrs import NRS
 from cactus_edge.train.methods.popup import edge_popup
 from cactus_edge.train.methods.posthoc import GAMMA, L1, RANDOM, UNCOMPRESSED
@@ -51,6 +53,8 @@ METHODS: dict[str, Method] = {
     "torch-pruning-bn-scale": BN_SCALE,
     "torch-pruning-lamp": LAMP,
     "torch-pruning-taylor": TAYLOR,
+    "nncf-magnitude": NNCF_MAGNITUDE,
+    "nncf-regularised": NNCF_REGULARISED,
     "ft": ft,
     "gmp": gmp,
     "lth": lth,

@@ -9,11 +9,6 @@ https://github.com/openvinotoolkit/nncf. Its telemetry stays off.
 from __future__ import annotations
 
 import io
-import logging
-import os
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from importlib import import_module
 from typing import Any
@@ -27,6 +22,7 @@ from cactus_edge.train.data import Dataset
 from cactus_edge.train.float_onnx import INPUT, OPSET, OUTPUT, float_onnx
 from cactus_edge.train.folded import Folded, detach, plan
 from cactus_edge.train.loop import to_torch
+from cactus_edge.train.methods.nncf_tool import HINT, quiet
 from cactus_edge.train.models import input_window
 from cactus_edge.train.plain import Plain
 
@@ -43,7 +39,7 @@ def quantised(net: Folded, dataset: Dataset) -> bytes:
     With its slower, accurate bias correction: on a Fashion-MNIST network the fast one, its default, left 36 % of 82 % clean.
     """
     samples = [{INPUT: row} for row in _samples(_seen(net, dataset))]
-    with _quiet() as nncf:
+    with quiet() as nncf:
         made = _quantize(nncf, float_onnx(net, dataset.shape), samples, correct=True)
     data: bytes = made.SerializeToString()
     return data
@@ -57,11 +53,11 @@ def trained_quantised(net: Folded, dataset: Dataset, seed: int) -> bytes:
     """
     generator, dataset = torch.Generator().manual_seed(seed), _seen(net, dataset)
     x, y = to_torch(dataset.train)
-    with _quiet() as nncf:
+    with quiet() as nncf:
         try:
             import_module("torchao")  # what NNCF's export is made of
         except ImportError as error:
-            raise InstallError("NNCF's export of trained quantisers needs torchao", hint=_HINT) from error
+            raise InstallError("NNCF's export of trained quantisers needs torchao", hint=HINT) from error
         layers = (replace(a.layer, weight=a.weight, bias=a.bias, norm=None, window=None) for a in detach(net))
         plain = Plain(tuple(layers))
         try:
@@ -114,36 +110,3 @@ def _quantize(nncf: Any, model: Any, samples: list[Any], *, correct: bool) -> An
             activations_quantization_params=QuantizationParameters(per_channel=False),
         ),
     )
-
-
-_HINT = "pip install 'cactus-edge[baselines]'"
-
-
-@contextmanager
-def _quiet() -> Iterator[Any]:
-    """The nncf package, imported without telemetry; its progress and its warnings go nowhere meanwhile.
-
-    Its limit of a minute for compiling is off: a busy machine takes longer.
-    """
-    switches = {"NNCF_CI": "1", "CI": "true", "NNCF_EXTENSION_LOAD_TIMEOUT": "0"}
-    before = {name: os.environ.get(name) for name in switches}
-    os.environ.update(switches)
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            try:
-                import nncf
-            except ImportError as error:
-                raise InstallError("this needs NNCF, which is not installed", hint=_HINT) from error
-            silenced = logging.root.manager.disable
-            logging.disable(logging.WARNING)  # torchao, which it imports, says which GPU kernels it has not got
-            try:
-                yield nncf
-            finally:
-                logging.disable(silenced)
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
