@@ -211,9 +211,9 @@ class CompressRecipe:
 class QuantiseRecipe:
     """How the ranges of the activations are chosen, on the validation split.
 
-    calibration: "certified" searches, layer by layer, ranges, clipped weights and corrected biases for the most certified and
-    correct samples of the integer network, from `clips` of the largest clean activations on; what it chooses certifies no
-    fewer of those samples than any other criterion. "min-max": the largest values; "percentile": those up to which
+    calibration: "certified" searches, layer by layer, ranges, clipped weights, small weights to drop and corrected biases for the most
+    certified and correct samples of the integer network, from `clips` of the largest clean activations on; what it chooses certifies
+    no fewer of those samples than any other criterion. "min-max": the largest values; "percentile": those up to which
     `percentile` per cent of all lie; "entropy": least KL divergence; "mse": least mean squared error.
     weight_bits: one width for all layers with weights, or one for each, 8 or 4: members "quantised", "joint" and "perturbed" learn
     with it, the file stores two weights of 4 bits to a byte. Refused where the target's kernels do not read that width: such weights

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from cactus_edge.recipe import Recipe
 from cactus_edge.train.data import Dataset, Split
 from cactus_edge.train.fakequant import Ceilings, ceilings_of, clamp, fake_quantise
 from cactus_edge.train.folded import SIGNED_LEVELS, Folded
-from cactus_edge.train.grids import Calibration, clip_weights, input_grid, shift_biases
+from cactus_edge.train.grids import Calibration, clip_weights, drop_weights, input_grid, shift_biases
 from cactus_edge.train.loop import to_torch
 from cactus_edge.train.observe import bias_shifts, observe
 from cactus_edge.train.quantize import export
@@ -44,6 +45,9 @@ NEAR = (0.8, 0.9, 0.95, 1.05, 1.1, 1.2)
 WEIGHT_CLIPS = (0.9, 0.8, 0.7)
 """Parts of a layer's weight range that are tried."""
 
+WEIGHT_FLOORS = (1, 2, 4)
+"""Integer weights up to which a layer's weights are tried as 0."""
+
 JUDGES = {False: "tflm", True: "ort-x86"}
 """The arithmetic in which candidates are decided, for networks with zero points and for symmetric ones.
 
@@ -61,7 +65,7 @@ def calibrate(net: Folded, dataset: Dataset, recipe: Recipe) -> Calibration:
     """The grids of `net` by the recipe's criterion, from the validation split alone; deterministic.
 
     "min-max", "percentile", "entropy" and "mse" take each range from the histogram of the values that the network has there, and
-    the logits' from theirs. "certified" ranks ranges, clipped weights and corrected biases by floating-point margins, layer by
+    the logits' from theirs. "certified" ranks ranges, clipped and dropped weights and corrected biases by floating-point margins, layer by
     layer, and then lets `verify` decide: among the candidates that certify at least as many samples as every other criterion
     does, the one with most certified and correct samples, counted together. A network that was trained inside its ranges is
     observed inside them, and keeps them unless another criterion certifies more: a search over few samples only loses what it
@@ -91,12 +95,16 @@ def chosen(candidates: Sequence[Calibration], others: Sequence[Calibration]) -> 
     return max(enough, key=lambda c: (c.certified + c.correct, c.certified))
 
 
+_T = TypeVar("_T")
+
+
 @dataclass(frozen=True)
 class _Choice:
-    """A candidate before its output grid: ranges, and the part of each layer's weight range that is kept."""
+    """A candidate before its output grid: ranges, the part of each layer's weight range that is kept, and what of it becomes 0."""
 
     ceilings: tuple[float, ...]
     weight_clips: tuple[float, ...]
+    weight_floors: tuple[int, ...]
 
     def ending(self, index: int, ceiling: float) -> _Choice:
         """With another end of one range."""
@@ -106,8 +114,12 @@ class _Choice:
         """With another part of one layer's weight range."""
         return replace(self, weight_clips=_put(self.weight_clips, layer, part))
 
+    def dropping(self, layer: int, floor: int) -> _Choice:
+        """With another floor of one layer's weights."""
+        return replace(self, weight_floors=_put(self.weight_floors, layer, floor))
 
-def _put(row: tuple[float, ...], index: int, value: float) -> tuple[float, ...]:
+
+def _put(row: tuple[_T, ...], index: int, value: _T) -> tuple[_T, ...]:
     return (*row[:index], value, *row[index + 1 :])
 
 
@@ -157,6 +169,7 @@ class _Bench:
             kept = self._whole(tuple(map(float, learned)))
             yield self._proposed("learned ranges", kept, correct=False)
             yield self._proposed("learned ranges, biases corrected", kept, correct=True)
+            yield from self._sparser("learned ranges", kept)
             return
         starts = {self.ends(name): name for name in reversed(self.criteria)}
         for ends, name in starts.items():
@@ -173,6 +186,14 @@ class _Bench:
         for layer in reversed(range(len(self.net))):
             best = self._better(best, [best.clipping(layer, part) for part in WEIGHT_CLIPS])
         yield self._proposed("searched ranges, weights clipped, biases corrected", best, correct=True)
+        yield from self._sparser("searched ranges, weights clipped", best)
+
+    def _sparser(self, name: str, best: _Choice) -> Iterator[Calibration]:
+        """The candidate with zeros for the small weights of the layers that are better without them."""
+        for layer in reversed(range(len(self.net))):
+            best = self._better(best, [best.dropping(layer, floor) for floor in WEIGHT_FLOORS])
+        if any(best.weight_floors):
+            yield self._proposed(f"{name}, small weights dropped, biases corrected", best, correct=True)
 
     def score(self, choice: _Choice) -> float:
         """How good a candidate looks."""
@@ -184,11 +205,12 @@ class _Bench:
         return max([best, *options], key=self.score)
 
     def _whole(self, ends: tuple[float, ...]) -> _Choice:
-        return _Choice(ends, (1.0,) * len(self.net))
+        return _Choice(ends, (1.0,) * len(self.net), (0,) * len(self.net))
 
     def _net(self, choice: _Choice, shifts: tuple[Tensor, ...]) -> Folded:
         """The candidate, fake-quantised."""
-        return self._rounded(choice, shift_biases(clip_weights(self.net, choice.weight_clips), shifts))
+        net = drop_weights(clip_weights(self.net, choice.weight_clips), choice.weight_floors)
+        return self._rounded(choice, shift_biases(net, shifts))
 
     def _rounded(self, choice: _Choice, net: Folded) -> Folded:
         return fake_quantise(net, _tensors(choice.ceilings), self.quantise.levels)
@@ -202,7 +224,10 @@ class _Bench:
         found = self.few.margins(self._net(choice, shifts))
         made = self._calibration(name, choice.ceilings, output_grid(found, symmetric=self.quantise.symmetric))
         clips = choice.weight_clips if min(choice.weight_clips) < 1 else ()
-        return replace(made, weight_clips=clips, bias_shifts=tuple(tuple(s.tolist()) for s in shifts))
+        floors = choice.weight_floors if any(choice.weight_floors) else ()
+        return replace(
+            made, weight_clips=clips, weight_floors=floors, bias_shifts=tuple(tuple(s.tolist()) for s in shifts)
+        )
 
     def _calibration(self, name: str, ends: tuple[float, ...], grid: OutputGrid) -> Calibration:
         clips = tuple(end / peak for end, peak in zip(ends, self.peaks, strict=True))

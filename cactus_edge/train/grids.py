@@ -27,7 +27,8 @@ class Calibration:
     the logits' int8 grid. certified, correct of samples: what `verify` counted for the file on that split. symmetric: every zero
     point is 0, so that what is never negative has 127 steps; else the hidden layers' are -128, and they have 255. signed_input:
     the domain goes below zero, and so the input's is 0. chosen: where the ranges come from, in words. weight_clips: part of the
-    weights' range that each layer keeps (empty: all). bias_shifts: what each layer's biases lose, per channel (empty: nothing).
+    weights' range that each layer keeps (empty: all). weight_floors: largest integer weight of each layer that becomes 0 (empty:
+    none does). bias_shifts: what each layer's biases lose, per channel (empty: nothing).
     """
 
     ceilings: tuple[float, ...]
@@ -42,6 +43,7 @@ class Calibration:
     signed_input: bool = False
     chosen: str = ""
     weight_clips: tuple[float, ...] = ()
+    weight_floors: tuple[int, ...] = ()
     bias_shifts: tuple[tuple[float, ...], ...] = ()
 
     @property
@@ -56,8 +58,8 @@ class Calibration:
 
 
 def adjusted(net: Folded, calibration: Calibration) -> Folded:
-    """The real network whose rounding is exported: weights clipped and biases shifted as the calibration says."""
-    net = clip_weights(net, calibration.weight_clips)
+    """The real network whose rounding is exported: weights clipped or dropped and biases shifted as the calibration says."""
+    net = drop_weights(clip_weights(net, calibration.weight_clips), calibration.weight_floors)
     return shift_biases(net, tuple(torch.tensor(s, dtype=torch.float32) for s in calibration.bias_shifts))
 
 
@@ -72,6 +74,22 @@ def _clipped(affine: Affine, part: float) -> Affine:
     scales = weight_scales(affine.weight, per_channel=not affine.layer.dense, bits=affine.weight_bits)
     top = part * weight_max(affine.weight_bits) * scales[:, None, None, None]
     return replace(affine, weight=torch.minimum(torch.maximum(affine.weight, -top), top))
+
+
+def drop_weights(net: Folded, floors: tuple[int, ...]) -> Folded:
+    """Each layer's weights set to 0 where they round to no more than its floor in magnitude.
+
+    What a weight adds to a bound is |w| r, whatever its sign: the many small ones that hardly change an output widen it all the same.
+    """
+    if not floors:
+        return net
+    return tuple(a if floor == 0 else _dropped(a, floor) for a, floor in zip(net, floors, strict=True))
+
+
+def _dropped(affine: Affine, floor: int) -> Affine:
+    scales = weight_scales(affine.weight, per_channel=not affine.layer.dense, bits=affine.weight_bits)
+    kept = torch.round(affine.weight / scales[:, None, None, None]).abs() > floor
+    return replace(affine, weight=affine.weight * kept)
 
 
 def shift_biases(net: Folded, shifts: tuple[torch.Tensor, ...]) -> Folded:

@@ -14,13 +14,14 @@ import torch
 from cactus_edge.errors import InputError, InternalError, ModelError
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.lowering import lower
+from cactus_edge.ir.ops import Conv2d, Dense
 from cactus_edge.recipe import BUILT_IN, Recipe, parse_recipe
 from cactus_edge.train import calibrate as module
 from cactus_edge.train.calibrate import calibrate, chosen
 from cactus_edge.train.data import Dataset
-from cactus_edge.train.fakequant import clamp, fake_quantise, peaks
+from cactus_edge.train.fakequant import clamp, fake_quantise, narrowed, peaks
 from cactus_edge.train.folded import Folded, detach, fold, forward
-from cactus_edge.train.grids import Calibration, adjusted, clip_weights, shift_biases
+from cactus_edge.train.grids import Calibration, adjusted, clip_weights, drop_weights, shift_biases
 from cactus_edge.train.loop import train
 from cactus_edge.train.models import Network
 from cactus_edge.train.observe import bias_shifts, observe, values
@@ -178,11 +179,28 @@ def test_clipped_weights_have_finer_steps(make_network: Make) -> None:
         assert torch.equal(a.weight[kept], b.weight[kept])
 
 
+@pytest.mark.parametrize("dense_bits", [8, 4])
+def test_dropped_weights_are_the_small_integers(make_network: Make, dense_bits: int) -> None:
+    """Zeros where an integer was no larger than its layer's floor, and nothing else changes in the file."""
+    net = narrowed(detach(fold(make_network(2).layers())), (8, 8, dense_bits, 8))
+    floors = (0, 3, 1, 2)
+    plain = Calibration((1.0, 2.0, 3.0), (1.0,) * 3, float(np.float32(1 / 255)), 0.5, -7, 0, 0, 0)
+    before, after = (
+        [node.op for node in export(net, c, (7, 6, 2)).nodes if isinstance(node.op, Conv2d | Dense)]
+        for c in (plain, replace(plain, weight_floors=floors))
+    )
+    for old, new, floor in zip(before, after, floors, strict=True):
+        kept = np.abs(old.weight.astype(int)) > floor
+        assert np.array_equal(new.weight, old.weight * kept) and np.array_equal(new.bias, old.bias)
+        assert (floor == 0) == bool(kept.all() or np.array_equal(new.weight, old.weight))
+    assert drop_weights(net, ()) is net
+
+
 def test_the_export_is_of_the_adjusted_network(make_network: Make) -> None:
     net = detach(fold(make_network(3).layers()))
     plain = Calibration((1.0, 2.0, 3.0), (1.0,) * 3, float(np.float32(1 / 255)), 0.5, -7, 0, 0, 0)
     shifts = tuple(tuple(0.01 * k for k in range(len(a.bias))) for a in net)
-    changed = replace(plain, weight_clips=(0.7, 1.0, 0.9, 1.0), bias_shifts=shifts)
+    changed = replace(plain, weight_clips=(0.7, 1.0, 0.9, 1.0), weight_floors=(0, 2, 1, 0), bias_shifts=shifts)
     graph = export(net, changed, (7, 6, 2))
     assert graph.digest() == export(adjusted(net, changed), plain, (7, 6, 2)).digest()
     assert graph.digest() != export(net, plain, (7, 6, 2)).digest()
