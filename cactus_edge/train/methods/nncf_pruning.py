@@ -155,6 +155,6 @@ MAGNITUDE = (
 
 REGULARISED = (
     DENSE,
-    Stage("masks", _regularised, False, masking, _masking, clip, unconstrained, never),
+    Stage("mask", _regularised, False, masking, _masking, clip, unconstrained, never),
     Stage("compress", _hardened, True, rest, only_full, clip, positive_gamma, never),
 )
