@@ -26,7 +26,7 @@ from cactus_edge.train.data import Dataset
 from cactus_edge.train.float_onnx import float_onnx
 from cactus_edge.train.folded import detach, fold, fold_batch, forward
 from cactus_edge.train.loop import train
-from cactus_edge.train.methods import hydra, nncf, nncf_pruning, nrs, posthoc, stages, torch_pruning
+from cactus_edge.train.methods import hydra, nncf, nncf_pruning, nncf_tool, nrs, posthoc, stages, torch_pruning
 from cactus_edge.train.models import Network
 from cactus_edge.train.objectives.ibp import IBP
 from cactus_edge.train.objectives.loss import Batch, Member, Step
@@ -329,6 +329,18 @@ def test_nncf_prunes_single_weights(half: Recipe, few_digits: Dataset, tmp_path:
     assert float((weights == 0).float().mean()) == pytest.approx(0.5, abs=0.01)
     assert len(made.history) == half.train.epochs + half.compress.finetune_epochs
     same_after_ctrl_c(half, few_digits, tmp_path / "again", method, half.train.epochs + 1)
+
+
+@pytest.mark.parametrize("method", ["nncf-magnitude", "nncf-regularised"])
+def test_what_nncf_cannot_prune_is_refused_before_training(
+    short: Recipe, half: Recipe, few_digits: Dataset, tmp_path: Path, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match=f"{method} lets a share of the weights go"):
+        train(short, few_digits, tmp_path, method=method)
+    monkeypatch.setattr(nncf_tool, "find_spec", lambda _: None)
+    with pytest.raises(InstallError, match="needs NNCF"):
+        train(half, few_digits, tmp_path, method=method)
+    assert not list(tmp_path.iterdir())
 
 
 def test_nncfs_masks_are_what_is_trained(make_network: Make) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from cactus_edge.errors import InputError
 from cactus_edge.recipe import Recipe
+from cactus_edge.train.methods import nncf_pruning
 from cactus_edge.train.methods.adverfine import ADVERFINE, SCRATCH, WHOLE
 from cactus_edge.train.methods.biprop import biprop
 from cactus_edge.train.methods.cactus import CACTUS
@@ -18,8 +19,6 @@ from cactus_edge.train.methods.hydra import HYDRA
 from cactus_edge.train.methods.hydra import WEIGHTS as HYDRA_WEIGHTS
 from cactus_edge.train.methods.lottery import lrr, lth
 from cactus_edge.train.methods.magnitude import ft
-from cactus_edge.train.methods.nncf_pruning import MAGNITUDE as NNCF_MAGNITUDE
-from cactus_edge.train.methods.nncf_pruning import REGULARISED as NNCF_REGULARISED
 from cactus_edge.train.methods.nrs import NRS
 from cactus_edge.train.methods.popup import edge_popup
 from cactus_edge.train.methods.posthoc import GAMMA, L1, RANDOM, UNCOMPRESSED
@@ -53,8 +52,8 @@ METHODS: dict[str, Method] = {
     "torch-pruning-bn-scale": BN_SCALE,
     "torch-pruning-lamp": LAMP,
     "torch-pruning-taylor": TAYLOR,
-    "nncf-magnitude": NNCF_MAGNITUDE,
-    "nncf-regularised": NNCF_REGULARISED,
+    "nncf-magnitude": nncf_pruning.magnitude,
+    "nncf-regularised": nncf_pruning.regularised,
     "ft": ft,
     "gmp": gmp,
     "lth": lth,

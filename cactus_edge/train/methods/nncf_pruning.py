@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cactus_edge.recipe import Recipe
-from cactus_edge.train.methods.nncf_tool import quiet
+from cactus_edge.train.methods.nncf_tool import quiet, require
 from cactus_edge.train.methods.posthoc import DENSE, refining
 from cactus_edge.train.models import Layer, Layers, Network
 from cactus_edge.train.objectives.loss import Batch, Step
@@ -110,8 +110,7 @@ def _without_smallest(network: Network, recipe: Recipe, _: Batch) -> Network:
     return Network(apply(layers, smallest(layers, sparsity.share, by_layer=sparsity.by_layer)))
 
 
-def _regularised(network: Network, recipe: Recipe, _: Batch) -> Network:
-    single_weights(recipe, "nncf-regularised")
+def _regularised(network: Network, _: Recipe, __: Batch) -> Network:
     return Regularised(network.layers())
 
 
@@ -150,13 +149,22 @@ def rest(recipe: Recipe) -> Schedule:
     return replace(whole, epochs=epochs, ramp=epochs / 3, average_epochs=min(whole.average_epochs, epochs))
 
 
-MAGNITUDE = (
-    DENSE,
-    Stage("compress", _without_smallest, True, refining, only_full, clip, positive_gamma, never),
-)
+def magnitude(recipe: Recipe) -> tuple[Stage, ...]:
+    """The smallest weights, all at once. Raises InputError without a share of weights to go, InstallError without NNCF."""
+    single_weights(recipe, "nncf-magnitude")
+    require()
+    return (
+        DENSE,
+        Stage("compress", _without_smallest, True, refining, only_full, clip, positive_gamma, never),
+    )
 
-REGULARISED = (
-    DENSE,
-    Stage("mask", _regularised, False, masking, _masking, clip, unconstrained, never),
-    Stage("compress", _hardened, True, rest, only_full, clip, positive_gamma, never),
-)
+
+def regularised(recipe: Recipe) -> tuple[Stage, ...]:
+    """By trained masks. Raises InputError without a share of weights to go, InstallError without NNCF."""
+    single_weights(recipe, "nncf-regularised")
+    require()
+    return (
+        DENSE,
+        Stage("mask", _regularised, False, masking, _masking, clip, unconstrained, never),
+        Stage("compress", _hardened, True, rest, only_full, clip, positive_gamma, never),
+    )

@@ -8,11 +8,18 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from importlib.util import find_spec
 from typing import Any
 
 from cactus_edge.errors import InstallError
 
 HINT = "pip install 'cactus-edge[baselines]'"
+
+
+def require() -> None:
+    """Raises InstallError where NNCF is not installed; imports nothing, which takes seconds."""
+    if find_spec("nncf") is None:
+        raise InstallError("this needs NNCF, which is not installed", hint=HINT)
 
 
 @contextmanager
