@@ -40,7 +40,8 @@ def compare(description: str, bench: str, report: Report) -> int:
     targets: list[Target] = []
     for group in load_suite(bench, given.suite, given.only):
         group = dataclasses.replace(group, budget=given.budget or group.budget, gpu=group.gpu and not given.cpu)
-        left, rows = group.gpu and not given.gpu, dict[Case, list[Row]]()
+        left = group.gpu and not given.gpu  # shown as far as it is measured, and estimated
+        rows: dict[Case, list[Row]] = {}
         for case in group.cases:
             found = measurements(bench, group, case, given.seeds, given.workdir, given.threads)
             if given.list:

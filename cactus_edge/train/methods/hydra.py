@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cactus_edge.recipe import Recipe
-from cactus_edge.train.methods.posthoc import DENSE, l1, refining
+from cactus_edge.train.methods.posthoc import DENSE, after_choosing, choosing, l1
 from cactus_edge.train.models import Layers, Network
 from cactus_edge.train.objectives.loss import Batch
 from cactus_edge.train.projections import positive_gamma, unconstrained
@@ -111,15 +111,12 @@ def _without_weights(network: Network, _: Recipe, __: Batch) -> Network:
 
 def scoring(recipe: Recipe) -> Schedule:
     """A third of the fine-tuning's epochs, at its learning rate; the radius grows over the first half of them."""
-    whole = refining(recipe)
-    return replace(whole, epochs=whole.epochs // 3, ramp=whole.epochs // 3 / 2, average_epochs=0)
+    return choosing(recipe, 3)
 
 
 def rest(recipe: Recipe) -> Schedule:
     """What `scoring` leaves of the fine-tuning's epochs."""
-    whole = refining(recipe)
-    epochs = whole.epochs - whole.epochs // 3
-    return replace(whole, epochs=epochs, ramp=epochs / 3, average_epochs=min(whole.average_epochs, epochs))
+    return after_choosing(recipe, 3)
 
 
 HYDRA = (

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from cactus_edge.recipe import Recipe
 from cactus_edge.train.methods.nncf_tool import quiet, require
-from cactus_edge.train.methods.posthoc import DENSE, refining
+from cactus_edge.train.methods.posthoc import DENSE, after_choosing, choosing, refining
 from cactus_edge.train.models import Layer, Layers, Network
 from cactus_edge.train.objectives.loss import Batch, Step
 from cactus_edge.train.plain import Plain
@@ -135,18 +135,14 @@ def _masking(recipe: Recipe) -> Objective:
 
 
 def masking(recipe: Recipe) -> Schedule:
-    """Half of the fine-tuning's epochs; the radius grows over the first half of them."""
-    whole = refining(recipe)
-    epochs = whole.epochs // 2
-    rate = max(MASK_RATE, FASTER * whole.learning_rate)
-    return replace(whole, epochs=epochs, learning_rate=rate, decay_from=1, ramp=epochs / 2, average_epochs=0)
+    """Half of the fine-tuning's epochs, at the masks' rate; the radius grows over the first half of them."""
+    part = choosing(recipe, 2)
+    return replace(part, learning_rate=max(MASK_RATE, FASTER * part.learning_rate), decay_from=1)
 
 
 def rest(recipe: Recipe) -> Schedule:
     """What `masking` leaves of the fine-tuning's epochs."""
-    whole = refining(recipe)
-    epochs = whole.epochs - whole.epochs // 2
-    return replace(whole, epochs=epochs, ramp=epochs / 3, average_epochs=min(whole.average_epochs, epochs))
+    return after_choosing(recipe, 2)
 
 
 def magnitude(recipe: Recipe) -> tuple[Stage, ...]:

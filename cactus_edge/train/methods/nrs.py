@@ -19,7 +19,7 @@ from cactus_edge.errors import InputError
 from cactus_edge.recipe import Recipe
 from cactus_edge.train.bounds import Bounds, propagate
 from cactus_edge.train.folded import Affine, Folded, fold_batch
-from cactus_edge.train.methods.posthoc import refining
+from cactus_edge.train.methods.posthoc import after_choosing
 from cactus_edge.train.models import Layers, Network, per_channel
 from cactus_edge.train.objectives.loss import Batch, Loss, Member, MemberLoss, Step
 from cactus_edge.train.projections import positive_gamma
@@ -116,9 +116,7 @@ def _round(done: int) -> Callable[[Recipe], Schedule]:
 
 
 def _rest(recipe: Recipe) -> Schedule:
-    whole = refining(recipe)
-    epochs = whole.epochs - whole.epochs // 2
-    return replace(whole, epochs=epochs, ramp=epochs / 3, average_epochs=min(whole.average_epochs, epochs))
+    return after_choosing(recipe, 2)
 
 
 _objective = over_members(lambda _: ("full",), regularised)

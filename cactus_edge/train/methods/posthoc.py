@@ -101,6 +101,20 @@ def refining(recipe: Recipe) -> Schedule:
     return replace(whole, ramp=whole.epochs / 3)
 
 
+def choosing(recipe: Recipe, part: int) -> Schedule:
+    """The first 1/part of the fine-tuning's epochs, for what chooses what stays; the radius grows over the first half of them."""
+    whole = refining(recipe)
+    epochs = whole.epochs // part
+    return replace(whole, epochs=epochs, ramp=epochs / 2, average_epochs=0)
+
+
+def after_choosing(recipe: Recipe, part: int) -> Schedule:
+    """What the first 1/part leaves of the fine-tuning's epochs; the radius grows over the first third of them."""
+    whole = refining(recipe)
+    epochs = whole.epochs - whole.epochs // part
+    return replace(whole, epochs=epochs, ramp=epochs / 3, average_epochs=min(whole.average_epochs, epochs))
+
+
 def posthoc(criterion: Criterion) -> tuple[Stage, ...]:
     """`DENSE`, then what is left after removal by the criterion, fine-tuned alone and at full precision."""
     return (
