@@ -1,11 +1,12 @@
 """Speed of one certified training step against the same step in plain PyTorch (bench/_plain_ibp.py).
 
-    python bench/train_speed.py [--network mnist] [--batch 256] [--threads 1 2] [--runs 15] [--fresh]
+    python bench/train_speed.py [--network mnist] [--batch 256] [--threads 1 2] [--precision float32] [--runs 15] [--fresh]
 
 One step is the loss, its gradient, clipping and Adam, in the middle of the radius's growth, with the regulariser of the warm-up. Each
 side is a process of its own, set up as it is run: ours as the command line does (`process.settle`: freed memory stays), plain code
 as Python starts; `settled` is plain code set up as ours. They take turns on the same images, network and schedule, and medians of
-wall-clock time count. Their losses are compared first. Plain code is told which channels stay; ours chooses them at each step.
+wall-clock time count. Their losses are compared first. Plain code is told which channels stay; ours chooses them at each step. Plain
+code multiplies in float32, ours as `[train] precision` says in float32 or in bfloat16, whose rows say so.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ from cactus_edge.recipe import Recipe, load_recipe
 from cactus_edge.train.bounds import ball
 from cactus_edge.train.build import build
 from cactus_edge.train.data import load_dataset
-from cactus_edge.train.loop import to_torch
+from cactus_edge.train.loop import PRECISIONS, to_torch
 from cactus_edge.train.methods import stages
-from cactus_edge.train.models import Network
+from cactus_edge.train.models import Network, products_in
 from cactus_edge.train.objectives.loss import Batch, Step
 from cactus_edge.train.prune import choose
 from cactus_edge.train.updates import clipped
@@ -48,6 +49,9 @@ STEPS = {"ibp": ("full",), "cactus": ("full", "pruned", "quantised")}
 
 SIDES = ("ours", "plain", "settled")
 
+APART = {"float32": 1e-4, "bfloat16": 1e-2}
+"""How far the sides' losses may lie apart, relatively: rounding, of which bfloat16 has 2^-9 a product's factor."""
+
 HALF = 0.5
 """Progress of the ramp."""
 
@@ -56,8 +60,13 @@ Loss = Callable[[], torch.Tensor]
 
 def ours(network: Network, recipe: Recipe, batch: Batch, step: Step) -> Loss:
     """The loss of the first stage of the method `cactus`."""
-    objective = stages("cactus", recipe)[0].objective(recipe)
-    return lambda: objective(network, batch, step).loss
+    objective, precision = stages("cactus", recipe)[0].objective(recipe), PRECISIONS[recipe.train.precision]
+
+    def loss() -> torch.Tensor:
+        with products_in(precision):
+            return objective(network, batch, step).loss
+
+    return loss
 
 
 def plain(net: Plain, recipe: Recipe, batch: Batch, step: Step, masks: list[torch.Tensor]) -> Loss:
@@ -120,9 +129,10 @@ def serve(name: str, recipe: Recipe, count: int, threads: int) -> int:
     return 0
 
 
-def measure(options: argparse.Namespace, name: str, threads: int) -> Row:
+def measure(options: argparse.Namespace, name: str, precision: str, threads: int) -> Row:
     """Milliseconds of a step on each side, and how many times faster ours is."""
     command = [sys.executable, __file__, "--network", options.network, "--batch", str(options.batch), "--step", name]
+    command += ["--precision", precision]
     servers = {
         s: subprocess.Popen(
             [*command, "--threads", str(threads), "--side", s],
@@ -145,7 +155,7 @@ def measure(options: argparse.Namespace, name: str, threads: int) -> Row:
             server.kill()
             server.wait()
     losses = {s: answers[0][0] for s, answers in found.items()}
-    if max(losses.values()) - min(losses.values()) > 1e-4 * max(losses.values()):
+    if max(losses.values()) - min(losses.values()) > APART[precision] * max(losses.values()):
         raise InternalError(f"the sides do not compute the same loss: {losses}")
     row: Row = {"loss": losses["ours"], "batch": options.batch, "threads": threads, "runs": options.runs}
     for column, what in ((1, "ms"), (2, "cpu_ms")):
@@ -172,26 +182,32 @@ def main() -> int:
     )
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--precision", choices=PRECISIONS, nargs="+", default=[*PRECISIONS], help="of ours (both)")
     parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--fresh", action="store_true", help="measure everything again")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     recipe = load_recipe(options.network)
+    certified = replace(recipe.train, objective="ibp", box_ratio=1.0)
     wanted = {
-        name: replace(recipe, train=replace(recipe.train, members=members, objective="ibp", box_ratio=1.0))
+        (name, precision): replace(recipe, train=replace(certified, members=members, precision=precision))
+        for precision in options.precision
         for name, members in STEPS.items()
     }
     if options.side:
-        return serve(options.side, wanted[options.step], options.batch, options.threads[0])
+        return serve(options.side, wanted[options.step, options.precision[0]], options.batch, options.threads[0])
     results = Results("train_speed", fresh=options.fresh)
     lines = [["step", "plain in ms", "ours in ms", "times faster", "than plain settled", "by processor time"]]
     targets = []
     for threads in options.threads:
-        for name, taken in wanted.items():
-            key = f"{options.network}/{name}/threads {threads}"
+        for (name, precision), taken in wanted.items():
+            label = name if precision == recipe.train.precision else f"{name} in {precision}"
+            key = f"{options.network}/{label}/threads {threads}"
             inputs = hashlib.sha256(f"{taken.digest()}{options.batch}{threads}{options.runs}".encode()).hexdigest()
-            row = results.row(key, inputs, partial(measure, options, name, threads), {"recipe": taken.digest()})
+            row = results.row(
+                key, inputs, partial(measure, options, name, precision, threads), {"recipe": taken.digest()}
+            )
             ratios = [row[f"of_{s}_{what}"] for s, what in (("plain", "ms"), ("settled", "ms"), ("plain", "cpu_ms"))]
             lines.append([key, f"{row['plain_ms']:.1f}", f"{row['ours_ms']:.1f}", *(f"{r:.2f}" for r in ratios)])
             targets.append(Target(f"{key}, times faster", ratios[0], 1.5))

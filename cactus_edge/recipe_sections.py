@@ -89,6 +89,8 @@ class TrainRecipe:
     sample and of two augmented versions of it (12 in the paper; the loss is then that of the clean sample); 0: train on the
     augmented sample itself.
     threads: torch's while training (0: all processors), since sums in another order are other weights.
+    precision: of the products in training's steps, "float32", or "bfloat16" with everything else in float32: faster where the
+    processor or the GPU multiplies it, and other weights. What is validated, exported and certified is so in any case.
     parts: each batch is cut into so many, with statistics of their own, as the processes of torchrun compute them
     (`train.parallel`); other parts are other weights.
 
@@ -148,6 +150,7 @@ class TrainRecipe:
     seed: Annotated[int, takes.integer(0, 2**31 - 1)] = 0
     threads: Annotated[int, takes.integer(0, 4096)] = field(default=0, metadata=_UNDIGESTED)
     parts: Annotated[int, takes.integer(1, 4096)] = field(default=1, metadata=_LATER)
+    precision: Annotated[str, takes.one_of("float32", "bfloat16")] = field(default="float32", metadata=_LATER)
 
 
 @dataclass(frozen=True, kw_only=True)

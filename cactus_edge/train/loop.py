@@ -33,7 +33,7 @@ from cactus_edge.train.grids import input_grid
 from cactus_edge.train.history import EpochStats as EpochStats
 from cactus_edge.train.history import Underway
 from cactus_edge.train.methods import stages
-from cactus_edge.train.models import Network, windowed
+from cactus_edge.train.models import Network, products_in, windowed
 from cactus_edge.train.objectives.loss import Batch, Step
 from cactus_edge.train.parallel import ALONE, Group, in_parts, set_gradient, settled
 from cactus_edge.train.projections import unconstrained
@@ -45,6 +45,10 @@ from cactus_edge.train.updates import optimiser
 
 STATISTICS_SAMPLES = 4096
 """Training samples over which batch normalisation's running statistics are taken after each epoch."""
+
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""What [train] precision names."""
 
 
 def train(
@@ -229,7 +233,8 @@ class _Run:
 
                 def losses() -> Iterator[tuple[Tensor, int]]:
                     for part in parts:
-                        found.append(objective(self._network, part, step))
+                        with products_in(PRECISIONS[recipe.precision]):
+                            found.append(objective(self._network, part, step))
                         yield found[-1].loss, len(part.y)
 
                 return set_gradient(self._network, losses(), recipe.parts, self._group)

@@ -9,7 +9,9 @@ order is decided once, at export.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -111,8 +113,33 @@ def walk(layers: Sequence[Layer], x: _Value, step: Callable[[int, _Value, _Value
     return values[len(layers) - 1]
 
 
+_PRODUCTS: ContextVar[torch.dtype] = ContextVar("_PRODUCTS", default=torch.float32)
+
+
+@contextmanager
+def products_in(dtype: torch.dtype) -> Iterator[None]:
+    """Inside it `linear` takes float32 maps and weights as `dtype`; everything between the linear maps stays float32.
+
+    Mixed precision as `torch.autocast` has it (Micikevicius et al. 2018, arXiv 1710.03740), but for the linear maps alone: a box's
+    ends, centre - radius and centre + radius, would lose a radius below 1/512 of the centre to bfloat16's 8 bits.
+    """
+    token = _PRODUCTS.set(dtype)
+    try:
+        yield
+    finally:
+        _PRODUCTS.reset(token)
+
+
 def linear(x: Tensor, weight: Tensor, layer: Layer, bias: Tensor | None = None) -> Tensor:
-    """weight * x (+ bias) with the geometry of `layer`. x [N, I, H, W], pooled if it is -> [N, O, H', W']."""
+    """weight * x (+ bias) with the geometry of `layer`. x [N, I, H, W], pooled if it is -> [N, O, H', W'].
+
+    In the type of x, but that float32 is multiplied as `products_in` says.
+    """
+    short = _PRODUCTS.get() if x.dtype == torch.float32 else x.dtype
+    return _linear(x.to(short), weight.to(short), layer, None if bias is None else bias.to(short)).to(x.dtype)
+
+
+def _linear(x: Tensor, weight: Tensor, layer: Layer, bias: Tensor | None) -> Tensor:
     if layer.dense:
         return F.linear(rows(x, x), rows(weight, x), bias)[:, :, None, None]
     x, p, groups = channels_last(x), layer.padding, len(weight) if layer.depthwise else 1
