@@ -173,7 +173,7 @@ class Search:
         label, acc = self.labels[sample], known[self.value].reshape(seed.shape)
         for of, sign in ((label, 1), (target, -1)):
             seed[rows, of] = sign * self.factors[of] * (1 - sharp * np.cos(2 * np.pi * self.pitch[of] * acc[rows, of]))
-        return seed.reshape(known[self.value].shape)
+        return seed.reshape(known[self.value].shape).astype(np.float32)  # half the work, for a direction
 
     def _keep(self, sample: Int64, target: Int64, codes: Codes, known: list[Int64]) -> None:
         now = self._differences(known, self.labels[sample])[np.arange(len(sample)), target]

@@ -7,7 +7,7 @@ where the rule rises and, at sharp = 1, zero in the middle of a step. No bound r
 
 from __future__ import annotations
 
-from typing import assert_never
+from typing import Any, assert_never
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from cactus_edge.ir.linear import output_size, pad_image
 from cactus_edge.ir.ops import Codes, Int64
 from cactus_edge.ir.rules import Elementwise
 
-Real = npt.NDArray[np.float64]
+Real = npt.NDArray[np.floating[Any]]
 
 
 def margin_gradient(program: Program, x: Codes, labels: npt.NDArray[np.int64]) -> Real:
@@ -40,17 +40,22 @@ def margin_gradient(program: Program, x: Codes, labels: npt.NDArray[np.int64]) -
 
 
 def gradient(program: Program, known: list[Int64], value: int, seed: Real, sharp: float = 0.0) -> Real:
-    """The gradient of <seed, value> by the input, [N, *input shape], at the point where the values are `known` [N, *shape]."""
+    """The gradient of <seed, value> by the input, [N, *input shape], at the point where the values are `known` [N, *shape].
+
+    In the floating type of `seed`.
+    """
     gradients: dict[int, Real] = {value: seed}
     for step in reversed(program.steps):
         above = gradients.pop(step.out, None)
         if above is None:
             continue
         if sharp and program.values[step.args[0]].tensor is None and isinstance(step.atom, atoms.Monotone):
-            above = above * (1 - sharp * np.cos(2 * np.pi * step.atom.rule.slope() * known[step.args[0]]))
+            turns = known[step.args[0]].astype(seed.dtype) * step.atom.rule.slope().astype(seed.dtype)
+            above = above * (1 - sharp * np.cos(2 * np.pi * turns))
         for argument, part in zip(step.args, _backward(step, known, above), strict=True):
+            part = part.astype(seed.dtype, copy=False)
             gradients[argument] = gradients[argument] + part if argument in gradients else part
-    return gradients.get(program.input, np.zeros(known[program.input].shape))
+    return gradients.get(program.input, np.zeros(known[program.input].shape, seed.dtype))
 
 
 def _backward(step: Step, known: list[Int64], above: Real) -> list[Real]:
@@ -61,7 +66,7 @@ def _backward(step: Step, known: list[Int64], above: Real) -> list[Real]:
         case atoms.Affine(linear=linear):
             return [linear.adjoint(above)]
         case atoms.Monotone(rule) | atoms.Between(_, rule, _):
-            return [above * rule.slope() * _free(rule, out)]
+            return [above * rule.slope().astype(above.dtype) * _free(rule, out)]
         case atoms.Isotone(rule, _):
             free = _free(rule, out)
             parts = (above * free * slope for slope in rule.slopes(args[0], args[1]))
