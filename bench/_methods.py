@@ -112,7 +112,9 @@ class Measurement:
 
 def measurements(bench: str, group: Group, case: Case, seeds: int, workdir: Path, threads: int) -> list[Measurement]:
     """The case's rows, a seed each."""
-    return [Measurement(bench, group, case, seed, workdir, threads) for seed in range(seeds or group.seeds)]
+    return [
+        Measurement(bench, group, case, seed, workdir, threads) for seed in range(seeds or case.seeds or group.seeds)
+    ]
 
 
 @dataclass(frozen=True)

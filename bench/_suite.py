@@ -44,14 +44,15 @@ GROUP_KEYS = {
 }
 QUANTISERS = ("ours", "nncf", "nncf-qat")
 
-ROW_KEYS = {"key", "role", "method", "quantiser", "recipe", "all_channels", "set", "paper"}
+ROW_KEYS = {"key", "role", "method", "quantiser", "recipe", "all_channels", "set", "paper", "seeds"}
 
 
 @dataclass(frozen=True)
 class Case:
     """One row: a method on a recipe. quantiser: one of QUANTISERS. role: what it counts as in the group's goals.
 
-    paper: what a publication reports of it, mean and deviation in per cent by the row's own figure that it is compared with.
+    seeds: how many, 0 for as many as the group has. paper: what a publication reports of it, mean and deviation in per cent by the row's
+    own figure that it is compared with.
     """
 
     key: str
@@ -59,6 +60,7 @@ class Case:
     recipe: Recipe
     quantiser: str = QUANTISERS[0]
     paper: dict[str, list[float]] = dataclasses.field(default_factory=dict, hash=False)
+    seeds: int = 0
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def _group(table: dict[str, Any], where: str, bench: str) -> Group:
         role, paper = row["role"], (row.get("paper", {}) if table.get("paper", True) else {})
         if role not in ROLES:
             raise InputError(f"{here}: role = {role!r}", hint=f"one of {', '.join(ROLES)}")
-        cases.append(Case(f"{table['key']}/{row['key']}", role, recipe, quantiser, paper))
+        cases.append(Case(f"{table['key']}/{row['key']}", role, recipe, quantiser, paper, row.get("seeds", 0)))
     rest = {
         key: table[key] for key in ("seeds", "transforms", "draws", "budget", "gpu", "shape", "goal") if key in table
     }

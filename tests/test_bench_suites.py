@@ -61,6 +61,16 @@ def test_mistakes_are_named(
     assert told in str(caught.value)
 
 
+def test_a_row_has_its_own_seeds_then_the_groups_unless_the_caller_says(suite: Any) -> None:
+    methods = importlib.import_module("_methods")
+    group = suite.load_suite("train-methods", "full", ["har/"])[0]
+    plain = group.cases[0]
+    own = suite.dataclasses.replace(plain, seeds=2)
+    for case, asked, count in ((plain, 0, group.seeds), (own, 0, 2), (own, 5, 5)):
+        found = methods.measurements("train-methods", group, case, asked, Path("w"), 1)
+        assert [m.seed for m in found] == [*range(count)]
+
+
 def test_rows_that_there_are_not_are_refused(suite: Any) -> None:
     with pytest.raises(InputError, match=r"no row of robust-compression-quick\.toml begins with 'adverfiine'"):
         suite.load_suite("robust-compression", "quick", ["adverfiine"])
