@@ -59,7 +59,7 @@ class _Halves(torch.autograd.Function):
         # Any order of the elements will do, if it is one for all: that of memory, where a channel may come last.
         order = (0, 1, 2, 3) if centre.is_contiguous() else (0, 2, 3, 1)
         c, r = (t.permute(order).reshape(-1) for t in (centre, radius))
-        active, inactive = (c - r).relu_().sign_(), (-c - r).relu_().sign_()  # no booleans, which are slow to multiply
+        active, inactive = c.clone().gt_(r), c.neg().gt_(r)  # 1 and 0: booleans are slow to multiply
         apart = c - c.mean()
         square = apart * apart
         ctx.save_for_backward(active, inactive, apart)
