@@ -201,6 +201,9 @@ def run(main: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted; run it again to continue", file=sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError:  # who reads, head say, reads no further
+        sys.stderr.close()
+        raise SystemExit(2) from None
 
 
 def arguments(description: str, *, seeds: int) -> argparse.Namespace:
