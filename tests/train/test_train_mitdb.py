@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from train_kit import Server
 
 from cactus_edge.errors import DataError, InternalError
 from cactus_edge.recipe_sections import DataRecipe
@@ -184,22 +185,6 @@ def test_no_damage_ends_in_a_traceback(kind: str, patch: bytes, at: int) -> None
     except DataError:
         return
     assert found.counts.shape == (len(found.y), 256)
-
-
-class Server:
-    """Serves `files`, and lists what was asked for; Ctrl-C comes with the one called `stopped`."""
-
-    def __init__(self, files: dict[str, bytes]) -> None:
-        self.files, self.stopped, self.asked = files, "", list[str]()
-
-    def open(self, url: str, timeout: float) -> io.BytesIO:
-        name = url.rpartition("/")[2]
-        self.asked.append(name)
-        if name == self.stopped:
-            raise KeyboardInterrupt
-        if name not in self.files:
-            raise urllib.error.URLError("no network here")
-        return io.BytesIO(self.files[name])
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 from cactus_edge.errors import DataError
 from cactus_edge.recipe_sections import ChannelRecipe, DataRecipe
 from cactus_edge.recipe_values import radius
-from cactus_edge.train.data import load_dataset, mitdb, signals, sources
+from cactus_edge.train.data import load_dataset, mitdb, sources, uci_har
 from cactus_edge.train.data.sources import Files
 
 WINDOWS = 4
@@ -64,7 +64,8 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(sources.ENVIRONMENT, str(tmp_path))
     monkeypatch.setattr(sources, "cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr(mitdb, "RAW", Files("ecg", {"100.hea": ""}))
-    monkeypatch.setattr(signals, "HAR_FILES", put(tmp_path, "har", {"uci_har.npz": har_file()}))
+    monkeypatch.setattr(uci_har, "RAW", Files("har", {uci_har.ARCHIVE: ""}))
+    monkeypatch.setattr(uci_har, "PREPARED", put(tmp_path, "har", {"uci_har.npz": har_file()}))
     monkeypatch.setattr(mitdb, "PREPARED", put(tmp_path, "ecg", ecg_files()))
     return tmp_path
 

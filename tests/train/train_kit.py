@@ -1,7 +1,10 @@
-"""What tests of training share: Ctrl-C at a chosen epoch, a history without its times, networks with random statistics."""
+"""What tests of training share: Ctrl-C at a chosen epoch, a history without its times, networks with random statistics, and what
+stands for the network."""
 
 from __future__ import annotations
 
+import io
+import urllib.error
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,3 +67,19 @@ def shaken(network: Network, seed: int) -> Network:
                 for tensor in layer.norm.beta, layer.norm.mean:
                     tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.2)
     return network
+
+
+class Server:
+    """Serves `files`, and lists what was asked for; Ctrl-C comes with the one called `stopped`."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self.files, self.stopped, self.asked = files, "", list[str]()
+
+    def open(self, url: str, timeout: float) -> io.BytesIO:
+        name = url.rpartition("/")[2]
+        self.asked.append(name)
+        if name == self.stopped:
+            raise KeyboardInterrupt
+        if name not in self.files:
+            raise urllib.error.URLError("no network here")
+        return io.BytesIO(self.files[name])

@@ -12,20 +12,14 @@ import numpy as np
 
 from cactus_edge.errors import DataError
 from cactus_edge.recipe_sections import DataRecipe
-from cactus_edge.train.data import mitdb
+from cactus_edge.train.data import mitdb, uci_har
 from cactus_edge.train.data.dataset import About, Channel, Dataset, Float32, Int64, Raw, divide, in_fixed_order
 from cactus_edge.train.data.mitdb import COUNTS_PER_MV, ZERO_COUNT
-from cactus_edge.train.data.sources import Files, arrays_of, locate
-
-HAR_FILES = Files("har", {"uci_har.npz": "11a1f3d9da3f1794769895a7cea0246d6e55be2fa9ccd3ab7fde33507e744e01"})
-"""X float32 [10299, 9, 128] as in the original's Inertial Signals, y uint8 0..5, subject uint8 1..30."""
+from cactus_edge.train.data.uci_har import SENSORS
 
 HAR_LABELS = ("walking", "walking upstairs", "walking downstairs", "sitting", "standing", "laying")
 HAR_TEST = (2, 4, 9, 10, 12, 13, 18, 20, 24)
 """The persons of the original's test set."""
-
-HAR_SENSORS = ("body_acc", "body_gyro", "total_acc")
-"""Three axes each, in the order of X. body_acc is total_acc less its slow part: computed, not measured."""
 
 HAR_SCALES = {"g": Fraction(2), "rad/s": Fraction(4)}
 """The range that a channel's int8 input spans. Powers of two: the division is exact in float32. The data's 0.9999 quantile
@@ -47,19 +41,18 @@ def har(recipe: DataRecipe) -> Dataset:
     """Windows of 128 samples at 50 Hz; each channel divided by its range. Raises DataError for a sensor that there is not."""
     sensors = recipe.channels or ("total_acc", "body_gyro")
     for sensor in sensors:
-        if sensor not in HAR_SENSORS:
-            raise DataError(f"har has no sensor {sensor!r}", hint=f"channels from {', '.join(HAR_SENSORS)}")
-    arrays = arrays_of(locate(HAR_FILES, "uci_har.npz"), "uci_har.npz")
-    rows = [3 * HAR_SENSORS.index(sensor) + axis for sensor in sensors for axis in range(3)]
+        if sensor not in SENSORS:
+            raise DataError(f"har has no sensor {sensor!r}", hint=f"channels from {', '.join(SENSORS)}")
+    found = uci_har.windows()
+    rows = [3 * SENSORS.index(sensor) + axis for sensor in sensors for axis in range(3)]
     channels = tuple(Channel(f"{s}_{a}", u, HAR_SCALES[u]) for s in sensors for u in (_unit(s),) for a in "xyz")
     scales = np.array([float(c.scale) for c in channels], np.float32)
-    x = np.clip(arrays["X"][:, rows].transpose(0, 2, 1)[:, :, None] / scales, -1, 1).astype(np.float32)
+    x = np.clip(found.x[:, rows].transpose(0, 2, 1)[:, :, None] / scales, -1, 1).astype(np.float32)
     words = ", ".join(f"{s} / {HAR_SCALES[_unit(s)]} {_unit(s)}" for s in sensors)
     about = About(
         "har", HAR_LABELS, f"{words}; cut off at -1 and 1; 128 samples at 50 Hz", (Fraction(-1), Fraction(1)), channels
     )
-    whose = arrays["subject"].astype(np.int64)
-    return _by_person(about, x, arrays["y"].astype(np.int64), whose, HAR_TEST, recipe)
+    return _by_person(about, x, found.y.astype(np.int64), found.person.astype(np.int64), HAR_TEST, recipe)
 
 
 def _unit(sensor: str) -> str:
