@@ -11,12 +11,12 @@ import pytest
 from search_kit import balls, network
 
 from cactus_edge.certify.attack import Search, attack, strict_win
-from cactus_edge.certify.gradient import margin_gradient
+from cactus_edge.certify.gradient import gradient, margin_gradient
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.builder import GraphBuilder
-from cactus_edge.ir.evaluate import run
+from cactus_edge.ir.evaluate import run, values
 from cactus_edge.ir.graph import Tensor
 from cactus_edge.ir.lowering import lower
 
@@ -77,7 +77,7 @@ def test_gradient_agrees_with_finite_differences_of_the_unclamped_margin() -> No
     program = small_net(3)
     x = np.array([[10, -20, 30]], np.int8)
     labels = np.array([0])
-    gradient = margin_gradient(program, x, labels)[0]
+    slope = margin_gradient(program, x, labels)[0]
     step = 40
     for i in range(3):
         up, down = x.copy(), x.copy()
@@ -85,7 +85,7 @@ def test_gradient_agrees_with_finite_differences_of_the_unclamped_margin() -> No
         down[0, i] -= step
         difference = [int(np.diff(run(program, p).astype(int)[0])[0]) * -1 for p in (up, down)]
         numeric = (difference[0] - difference[1]) / (2 * step)
-        assert np.sign(gradient[i]) == np.sign(numeric) or abs(numeric) < 0.05
+        assert np.sign(slope[i]) == np.sign(numeric) or abs(numeric) < 0.05
 
 
 def gated(seed: int) -> Program:
@@ -110,16 +110,34 @@ def test_gradient_flows_through_gates_lookups_and_moves() -> None:
     for seed in range(12):
         program = gated(seed)
         x = np.random.default_rng(seed).integers(20, 90, (1, 2, 2, 2)).astype(np.int8)
-        gradient = margin_gradient(program, x, np.array([0]))[0]
+        slope = margin_gradient(program, x, np.array([0]))[0]
         for index in np.ndindex(2, 2, 2):
             ends = np.repeat(x, 2, 0).astype(np.int64)
             ends[(slice(None), *index)] += (-15, 15)
             margins = run(program, ends.astype(np.int8)).astype(int)
             difference = np.diff(margins[:, 0] - margins[:, 1])[0]
-            if min(abs(difference), abs(30 * gradient[index])) > 12:
-                assert np.sign(gradient[index]) == np.sign(difference)
+            if min(abs(difference), abs(30 * slope[index])) > 12:
+                assert np.sign(slope[index]) == np.sign(difference)
                 checked += 1
     assert checked >= 20
+
+
+@pytest.mark.parametrize("sharp", [0.0, 0.7])
+def test_the_gradient_in_float32_is_float64s_in_the_type_of_its_seed(sharp: float) -> None:
+    """Through gates, tables, means and moves too; and it is no copy of the smooth one where it shall be sharp."""
+    for seed, make in itertools.product(range(6), (gated, small_net)):
+        program = make(seed)
+        shape = program.values[program.input].shape
+        x = np.random.default_rng(seed).integers(20, 60, (3, *shape)).astype(np.int8)
+        known = values(program, x)
+        above = np.random.default_rng(seed).normal(0, 1, known[program.output].shape)
+        double, single = (
+            gradient(program, known, program.output, above.astype(t), sharp) for t in (np.float64, np.float32)
+        )
+        assert (double.dtype, single.dtype) == (np.float64, np.float32)
+        np.testing.assert_allclose(single, double, rtol=1e-3, atol=1e-4 * np.abs(double).max())
+        if sharp and np.abs(double).max() > 0:
+            assert not np.allclose(double, gradient(program, known, program.output, above), rtol=1e-3)
 
 
 def test_same_seed_same_witness() -> None:
