@@ -35,7 +35,7 @@ def train(
 
     def on_epoch(e: EpochStats) -> None:
         shown = f"{e.val_clean:.1%} of validation right, {e.val_certified:.1%} certified, at full precision"
-        advance(e.number(plan), sum(plan.values()), shown)
+        advance(e.number(plan), sum(plan.values()), e.undone or shown)
         seldom.told()
 
     def on_step(u: Underway) -> None:

@@ -277,7 +277,9 @@ class EpochReport:
 def figures(e: EpochStats) -> str:
     """An epoch in one line."""
     trained = f"train {e.train_clean:.1%} clean {e.train_certified:.1%} certified"
-    return f"{e.stage}  loss {e.loss:.4f}  eps {e.eps:.4g}  {trained}  {validated(e)}"
+    return (
+        f"{e.stage}  loss {e.loss:.4f}  eps {e.eps:.4g}  {trained}  {validated(e)}{f'  {e.undone}' if e.undone else ''}"
+    )
 
 
 def validated(e: EpochStats) -> str:

@@ -12,8 +12,9 @@ class EpochStats:
 
     train_*: over the epoch's batches, certified at the epoch's last training eps, by the first member of the set.
     val_*: of the float network that the stage would hand on now, on the validation split, certified at the recipe's certify
-    eps. seconds: wall time. cpu_seconds: processor time of all threads, which other programs do not lengthen much (0 in
-    records from before it was kept).
+    eps. back_to: the epoch of the stage that training went back to, as the network had died in this one (`recovery`); val_* are
+    then of what it went back to. 0 for none. seconds: wall time. cpu_seconds: processor time of all threads, which other programs
+    do not lengthen much (0 in records from before it was kept).
     """
 
     stage: str
@@ -28,6 +29,14 @@ class EpochStats:
     val_certified: float
     seconds: float
     cpu_seconds: float = 0.0
+    back_to: int = 0
+
+    @property
+    def undone(self) -> str:
+        """What became of an epoch that killed its network, in words; nothing of any other."""
+        return (
+            f"the network died: back to {self.stage} {self.back_to}, at half the learning rate" if self.back_to else ""
+        )
 
     def number(self, plan: Mapping[str, int]) -> int:
         """The epoch counted through all stages; plan: each stage's epochs, in order."""

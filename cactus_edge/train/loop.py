@@ -37,6 +37,7 @@ from cactus_edge.train.models import Network, products_in, windowed
 from cactus_edge.train.objectives.loss import Batch, Step
 from cactus_edge.train.parallel import ALONE, Group, in_parts, set_gradient, settled
 from cactus_edge.train.projections import unconstrained
+from cactus_edge.train.recovery import Guess, Recovery, right
 from cactus_edge.train.sampling import batches, typical
 from cactus_edge.train.sparsity import Sparsity, held, sparsified
 from cactus_edge.train.stages import FINETUNING, Schedule, Stage, Terms
@@ -127,6 +128,7 @@ class _Run:
         self._stage, self._epoch = 0, 0
         self._optimizer: torch.optim.Optimizer | None = None
         self._average: Average | None = None
+        self._recovery = Recovery()
         self._chosen: ChosenBits | None = None
         self._on_step: Callable[[Underway], None] | None = None
         self._restore()
@@ -140,7 +142,7 @@ class _Run:
             stage = self._stages[self._stage]
             if self._optimizer is None:
                 self._network = self._entered(stage)
-                self._optimizer = self._new_optimizer()
+                self._optimizer, self._recovery = self._new_optimizer(), Recovery()
                 self._set_statistics(self._network)
                 if stage.name == FINETUNING and self._recipe.quantise.weight_bytes:
                     self._narrow(self._choice())
@@ -148,12 +150,13 @@ class _Run:
             while self._epoch < schedule.epochs:
                 stats = self._run_epoch(stage, schedule, self._optimizer)
                 self._epoch += 1
-                self._history.append(stats)
+                self._history.append(self._recovered(stats, stage, self._optimizer))
                 if self._epoch < schedule.epochs:
                     self._save()
                     self._tell(on_epoch)
             self._network = self._handed_on()
             self._stage, self._epoch, self._optimizer, self._average = self._stage + 1, 0, None, None
+            self._recovery = Recovery()
             self._save()
             if self._shared and self._stage == 1:
                 self._write(*self._shared)
@@ -220,7 +223,7 @@ class _Run:
             eps, weight = progress * schedule.eps, progress * schedule.robust_weight
             step = Step(progress, eps, weight, at / schedule.epochs)
             for group in optimizer.param_groups:
-                group["lr"] = schedule.rate(at)
+                group["lr"] = schedule.rate(at) * self._recovery.slower
             x = augmented(self._x[index], recipe, self._domain, generator, self._zero)
             region = self._seen(ball(x, [step.eps * part for part in self._reach], domain))
             shown = views(x, recipe, self._domain, generator)
@@ -266,6 +269,16 @@ class _Run:
             time.process_time() - cpu_start,
         )
 
+    def _recovered(self, stats: EpochStats, stage: Stage, optimizer: torch.optim.Optimizer) -> EpochStats:
+        """The epoch's record; undone where the network died in it."""
+        recovery, y = self._recovery, self._typical_y
+        found = right(self._real(self._network, stage), self._typical, y)
+        if recovery.best is not None and recovery.dies(found, stats.loss, Guess.of(y)):
+            self._average, self._recovery = recovery.best.restore(self._network, optimizer), recovery.returned()
+            return recovery.best.undoes(stats)
+        self._recovery = recovery.holding(stats, found, self._network, optimizer, self._average)
+        return stats
+
     def _held_out(self) -> Batch:
         """What layers are measured on: validation samples, their regions those to be certified."""
         x, y = (t[:STATISTICS_SAMPLES] for t in self._validation)
@@ -302,14 +315,19 @@ class _Run:
         recipe = self._recipe
         return usual_ceilings(net, self._typical, clip=recipe.quantise.train_clip, batch=recipe.train.batch)
 
+    def _real(self, network: Network, stage: Stage) -> Folded:
+        """The network's float form after `stage`, clamped where it is to be."""
+        ceilings = self._ceilings(network, stage)
+        with torch.no_grad():
+            net = fold(network.layers())
+            return net if ceilings is None else clamp(net, ceilings)
+
     def _validate(self, network: Network, stage: Stage) -> tuple[float, float]:
         x, y = self._validation
         correct, certified = 0, 0
-        ceilings = self._ceilings(network, stage)
         rank, size = self._group.rank, self._group.size
         with torch.no_grad():
-            net = fold(network.layers())
-            net = net if ceilings is None else clamp(net, ceilings)
+            net = self._real(network, stage)
             for a, b in [*zip(torch.split(x, 1024), torch.split(y, 1024), strict=True)][rank::size]:
                 correct += int((forward(net, a).argmax(1) == b).sum())
                 margin = propagate(net, ball(a, self._eps, self._domain), b).margin
@@ -338,6 +356,7 @@ class _Run:
             "network": self._network.state_dict(),
             "optimizer": None if self._optimizer is None else self._optimizer.state_dict(),
             "average": None if self._average is None else [self._average.count, self._average.total],
+            "recovery": self._recovery.to_state(),
             "history": [asdict(s) for s in self._history],
             "chosen": None if self._chosen is None else asdict(self._chosen),
         }
@@ -368,6 +387,7 @@ class _Run:
                 self._optimizer = self._new_optimizer()
                 self._optimizer.load_state_dict(state["optimizer"])
             self._average = Average(*state["average"]) if state.get("average") else None  # absent in older files
+            self._recovery = Recovery.of(state.get("recovery"))  # absent in older files
             self._history = [EpochStats(**s) for s in state["history"]]
             if state.get("chosen"):  # absent in older files
                 self._narrow(ChosenBits(**state["chosen"]))

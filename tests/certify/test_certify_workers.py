@@ -120,7 +120,7 @@ def test_workers_or_a_cluster() -> None:
 
 def test_ctrl_c_and_the_same_command_again(tmp_path: Path) -> None:
     """In a real process, by a real signal: code 130, no process left, slices kept; then the rest alone is decided."""
-    command = files(tmp_path, 40)
+    command = files(tmp_path, 100)  # enough to be in the midst of on a busy machine
     out, parts = tmp_path / "c.json", tmp_path / "c.json.parts"
     running = subprocess.Popen(
         [sys.executable, "-m", "cactus_edge", *command, f"--out={out}", "--workers=2"],
