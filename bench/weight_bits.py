@@ -3,9 +3,9 @@
     python bench/weight_bits.py       digits, three seeds; continues where it was interrupted
 
 Each width is trained by itself, with members that round to it, from the same seed; narrow ones are fine-tuned in float as well
-and at a smaller rate (chosen on the validation split), without which steps of a seventh of the largest weight lose the way. Some
-seeds lose it all the same, late in fine-tuning; they stay in the table. The column "validation" is what a choice of widths may
-look at; the test set is used once per file. `blob` is what firmware carries of the model.
+and at a smaller rate (chosen on the validation split), without which steps of a seventh of the largest weight lose the way. The
+column "validation" is what a choice of widths may look at; the test set is used once per file. `blob` is what firmware carries of
+the model.
 """
 
 from __future__ import annotations
