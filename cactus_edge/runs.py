@@ -169,12 +169,16 @@ def train_run(
         checkpoint(recipe, dataset, folder).name,
     )
     run = Run(folder, record)
-    if group.first:
-        _begin(run, recipe)
+    new = group.first and _begin(run, recipe)
     plan = planned(recipe)
     report = EpochReport(plan, progress)
     progress.begin("train", 1, 1)
-    trained = train(recipe, dataset, folder, report, threads or None, group=group, on_step=report.underway)
+    try:
+        trained = train(recipe, dataset, folder, report, threads or None, group=group, on_step=report.underway)
+    except InputError:
+        if new:
+            _take_back(run)
+        raise
     run = replace(run, record=_whole(record, trained))
     if group.first:
         _finish(run)
@@ -187,7 +191,8 @@ def train_run(
     return run
 
 
-def _begin(run: Run, recipe: Recipe) -> None:
+def _begin(run: Run, recipe: Recipe) -> bool:
+    """Writes the recipe and the record; whether there was no run before."""
     folder = run.folder
     known = find_run(folder)
     if known is not None and known.record.key != run.record.key:
@@ -200,6 +205,16 @@ def _begin(run: Run, recipe: Recipe) -> None:
     if known is None or not known.finished:
         write_atomic(folder / RECIPE, portable(recipe, folder).to_toml())
         write_atomic(folder / RECORD, strict_json.dump(run.record, FORMAT, VERSION))
+    return known is None
+
+
+def _take_back(run: Run) -> None:
+    """Leaves no run where training was refused before its first epoch was over: the folder is free for a better recipe."""
+    if not (run.folder / run.record.network).exists():
+        for name in (RECIPE, RECORD):
+            (run.folder / name).unlink(missing_ok=True)
+        if not any(run.folder.iterdir()):
+            run.folder.rmdir()
 
 
 def _whole(record: Record, trained: TrainedModel) -> Record:

@@ -232,6 +232,25 @@ def test_own_code_is_found_from_the_run_folder(recipe: Path, tmp_path: Path, mon
     assert read_run(folder).recipe.model.module == "my_nets:make"
 
 
+@pytest.mark.parametrize("there", [False, True], ids=["no_folder", "a_folder_with_a_file"])
+def test_a_recipe_that_training_refuses_leaves_no_run(recipe: Path, tmp_path: Path, capsys: Shown, there: bool) -> None:
+    """So that the mended recipe finds the folder free; what else lies there stays."""
+    folder, bad = tmp_path / "run", tmp_path / "bad.toml"
+    if there:
+        folder.mkdir()
+        (folder / "mine.txt").write_text("")
+    bad.write_text(recipe.read_text().replace("[train]\n", "[train]\nparts = 4096\n", 1))
+    refused(train_command(folder, f"--recipe={bad}"), capsys, "parts")
+    assert ([p.name for p in folder.iterdir()] == ["mine.txt"]) if there else not folder.exists()
+
+
+def test_a_run_with_an_epoch_stays_whatever_refuses_it_later(copy: Path, recipe: Path, capsys: Shown) -> None:
+    before = sorted(p.name for p in copy.iterdir())
+    (copy / read_run(copy).record.network).write_bytes(b"no network")
+    refused(train_command(copy, f"--recipe={recipe}"), capsys, "is not a checkpoint of this run")
+    assert sorted(p.name for p in copy.iterdir()) == before
+
+
 def test_runs_that_are_refused(copy: Path, recipe: Path, tmp_path: Path, capsys: Shown, no_epochs: None) -> None:
     build = ["build", f"--run={copy}", f"--out={tmp_path / 'b'}"]
     refused(["build", "--run=nowhere"], capsys, "nowhere holds no run")
