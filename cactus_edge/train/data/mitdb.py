@@ -15,10 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.errors import DataError, InternalError
-from cactus_edge.samples import read_arrays
 from cactus_edge.train.data.dataset import digest
 from cactus_edge.train.data.mitdb_files import RAW
-from cactus_edge.train.data.sources import Files, arrays_of, cached, find, keep, missing, places
+from cactus_edge.train.data.sources import Files, arrays_of, cached, find, keep, kept, missing
 
 Int16 = npt.NDArray[np.int16]
 UInt8 = npt.NDArray[np.uint8]
@@ -77,9 +76,9 @@ def beats() -> Beats:
     found, failures = _prepared()
     if found is not None:
         return found
-    found, more = _kept()
-    if found is not None:
-        return found
+    held, more = kept("ecg", CUT, FIELDS, DIGEST)
+    if held is not None:
+        return Beats(**held)
     found = cut(RAW, failures + more)
     if found.digest() != DIGEST:
         raise InternalError("the beats cut from MIT-BIH's records are not those of the data set", hint="report it")
@@ -99,24 +98,6 @@ def _prepared() -> tuple[Beats | None, list[str]]:
     counts = np.load(io.BytesIO(lzma.decompress(packed)), allow_pickle=False)
     labels = arrays_of(meta, META)
     return Beats(counts, labels["y"], labels["record"]), []
-
-
-def _kept() -> tuple[Beats | None, list[str]]:
-    """From what `beats` left in the cache, or what was wrong with it."""
-    failures = []
-    for path in places("ecg", CUT):
-        if not path.is_file():
-            failures.append(f"{path}: No such file")
-            continue
-        try:
-            held = read_arrays(path, FIELDS)
-        except DataError as error:
-            failures.append(f"{path}: {error.message}")
-            continue
-        if digest(*held.values()) == DIGEST:
-            return Beats(**held), []
-        failures.append(f"{path}: wrong checksum (damaged, or another version)")
-    return None, failures
 
 
 def cut(files: Files, failures: list[str]) -> Beats:

@@ -9,7 +9,7 @@ import os
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ import numpy.typing as npt
 
 from cactus_edge.errors import DataError
 from cactus_edge.resources import cache_folder, write_atomic
+from cactus_edge.samples import read_arrays
+from cactus_edge.train.data.dataset import digest
 
 ENVIRONMENT = "CACTUS_EDGE_DATA"
 """Environment variable with the folder that holds one folder per data set."""
@@ -92,6 +94,26 @@ def keep(set_name: str, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> No
             np.save(member, np.ascontiguousarray(array))
             archive.writestr(zipfile.ZipInfo(f"{key}.npy"), member.getvalue())
     write_atomic(cached(set_name, name), stream.getvalue())
+
+
+def kept(
+    set_name: str, name: str, fields: Sequence[str], want: str
+) -> tuple[dict[str, npt.NDArray[Any]] | None, list[str]]:
+    """The arrays `fields` that `keep` left, in this order, if `want` is their `dataset.digest`; None with what was wrong at each place."""
+    failures = []
+    for path in places(set_name, name):
+        if not path.is_file():
+            failures.append(f"{path}: No such file")
+            continue
+        try:
+            held = read_arrays(path, fields)
+        except DataError as error:
+            failures.append(f"{path}: {error.message}")
+            continue
+        if digest(*held.values()) == want:
+            return held, []
+        failures.append(f"{path}: wrong checksum (damaged, or another version)")
+    return None, failures
 
 
 def arrays_of(content: bytes, name: str) -> dict[str, npt.NDArray[Any]]:

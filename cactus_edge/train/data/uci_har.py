@@ -15,9 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cactus_edge.errors import DataError, InternalError
-from cactus_edge.samples import read_arrays
 from cactus_edge.train.data.dataset import Float32, digest
-from cactus_edge.train.data.sources import Files, arrays_of, find, keep, missing, places
+from cactus_edge.train.data.sources import Files, arrays_of, find, keep, kept, missing
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -83,9 +82,9 @@ def windows() -> Windows:
     if prepared is not None:
         arrays = arrays_of(prepared, "uci_har.npz")
         return Windows(arrays["X"], arrays["y"], arrays["subject"])
-    found, more = _kept()
-    if found is not None:
-        return found
+    held, more = kept("har", READ, FIELDS, DIGEST)
+    if held is not None:
+        return Windows(**held)
     archive, last = find(RAW, ARCHIVE)
     if archive is None:
         raise missing("har", ARCHIVE, failures + more + last)
@@ -94,24 +93,6 @@ def windows() -> Windows:
         raise InternalError("the windows of UCI's archive are not those of the data set", hint="report it")
     keep("har", READ, vars(found))
     return found
-
-
-def _kept() -> tuple[Windows | None, list[str]]:
-    """From what `windows` left in the cache, or what was wrong with it."""
-    failures = []
-    for path in places("har", READ):
-        if not path.is_file():
-            failures.append(f"{path}: No such file")
-            continue
-        try:
-            held = read_arrays(path, FIELDS)
-        except DataError as error:
-            failures.append(f"{path}: {error.message}")
-            continue
-        if digest(*held.values()) == DIGEST:
-            return Windows(**held), []
-        failures.append(f"{path}: wrong checksum (damaged, or another version)")
-    return None, failures
 
 
 def read_archive(content: bytes) -> Windows:
@@ -130,7 +111,7 @@ def read_archive(content: bytes) -> Windows:
                     raise ValueError(f"{len(person)} persons for {len(label)} labels")
                 x = np.stack([signal.reshape(len(label), STEPS) for signal in signals], 1)
                 parts.append((x.astype(np.float32), (label - 1).astype(np.uint8), person.astype(np.uint8)))
-    except (OSError, EOFError, KeyError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, EOFError, KeyError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"not UCI's archive of HAR: {error}", hint="download it again") from error
     return Windows(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
