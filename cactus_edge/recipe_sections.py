@@ -89,8 +89,9 @@ class TrainRecipe:
     sample and of two augmented versions of it (12 in the paper; the loss is then that of the clean sample); 0: train on the
     augmented sample itself.
     threads: torch's while training (0: all processors), since sums in another order are other weights.
-    precision: of the products in training's steps, "float32", or "bfloat16" with everything else in float32: faster where the
-    processor or the GPU multiplies it, and other weights. What is validated, exported and certified is so in any case.
+    precision: of the products in training's steps, "float32", or "bfloat16" with everything else in float32 but the passes of its
+    attacks: faster where the processor or the GPU multiplies it, and other weights. What is validated, exported and certified is
+    float32 in any case, or the integers themselves.
     parts: each batch is cut into so many, with statistics of their own, as the processes of torchrun compute them
     (`train.parallel`); other parts are other weights.
 

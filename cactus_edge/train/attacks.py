@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cactus_edge.train.bounds import Box, Radius, ball, box, over_channels, visible
-from cactus_edge.train.folded import Folded, detach, forward
+from cactus_edge.train.folded import Folded, detach, forward, mapped
+from cactus_edge.train.models import short
 
 
 def pgd(
@@ -80,9 +81,11 @@ def climb(
     """Points x' [N, C, H, W] of high cross-entropy with |x' - centre| <= reach * radius elementwise: sign steps from random starts.
 
     A step moves each element by its size times reach * radius and is projected back. origin: where an attack without random
-    starts begins, in the region (default: its centre). Source: Madry et al. 2018, arXiv 1706.06083.
+    starts begins, in the region (default: its centre). Gradients, of which the signs alone count, are found wholly in the type of
+    `products_in`; the points are float32, and which end is the worst is judged there. Source: Madry et al. 2018, arXiv 1706.06083.
     """
     net, region = detach(net), visible(net, region)
+    steepest = mapped(net, short)
     if origin is not None:
         origin = visible(net, box(origin, origin)).centre
     bound = reach * region.radius
@@ -95,8 +98,9 @@ def climb(
         else:
             shift = torch.zeros_like(bound) if origin is None else origin - region.centre
         for size in attack.sizes():
-            point = (region.centre + shift).requires_grad_()
-            (gradient,) = torch.autograd.grad(F.cross_entropy(forward(net, point), y, reduction="sum"), point)
+            point = short(region.centre + shift).requires_grad_()
+            logits = forward(steepest, point).float()  # in bfloat16 a loss below 1/512 has no gradient
+            (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), point)
             shift = torch.minimum(torch.maximum(shift + size * bound * gradient.sign(), -bound), bound)
         if attack.restarts == 1:
             return region.centre + shift

@@ -130,13 +130,17 @@ def products_in(dtype: torch.dtype) -> Iterator[None]:
         _PRODUCTS.reset(token)
 
 
+def short(t: Tensor) -> Tensor:
+    """t in the type that its products are taken in: float32 as `products_in` says, any other as it is."""
+    return t.to(_PRODUCTS.get()) if t.dtype == torch.float32 else t
+
+
 def linear(x: Tensor, weight: Tensor, layer: Layer, bias: Tensor | None = None) -> Tensor:
     """weight * x (+ bias) with the geometry of `layer`. x [N, I, H, W], pooled if it is -> [N, O, H', W'].
 
     In the type of x, but that float32 is multiplied as `products_in` says.
     """
-    short = _PRODUCTS.get() if x.dtype == torch.float32 else x.dtype
-    return _linear(x.to(short), weight.to(short), layer, None if bias is None else bias.to(short)).to(x.dtype)
+    return _linear(short(x), short(weight), layer, None if bias is None else short(bias)).to(x.dtype)
 
 
 def _linear(x: Tensor, weight: Tensor, layer: Layer, bias: Tensor | None) -> Tensor:

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from train_kit import same_after_ctrl_c, sample
+import torch.nn.functional as F
+from train_kit import same_after_ctrl_c, sample, shaken
 
 from cactus_edge.ir.ops import Padding2d
 from cactus_edge.recipe import Recipe
-from cactus_edge.train import loop
+from cactus_edge.train import attacks, loop
+from cactus_edge.train.attacks import Attack, climb
 from cactus_edge.train.bounds import ball, propagate
 from cactus_edge.train.data import Dataset
-from cactus_edge.train.folded import detach, fold, to_double
+from cactus_edge.train.folded import Folded, detach, fold, forward, to_double
 from cactus_edge.train.loop import train
 from cactus_edge.train.models import Layer, Network, linear, products_in
 
@@ -62,6 +64,37 @@ def test_bounds_in_float64_stay_there(make_network: Make) -> None:
     exact = propagate(net, region, batch.y).margin
     with products_in(torch.bfloat16):
         assert torch.equal(propagate(net, region, batch.y).margin, exact)
+
+
+def test_an_attack_climbs_in_bfloat16_from_float32_to_float32(
+    make_network: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its gradients' passes are of one type throughout; its points are in the region, and as bad as float32's."""
+    net, y = detach(fold(shaken(make_network(), 0).layers())), sample().y
+    region, attack = ball(sample().x, 0.2, None), Attack(8, random_start=False)
+    passed: list[torch.dtype] = []
+
+    def spied(net: Folded, x: torch.Tensor) -> torch.Tensor:
+        passed.append(forward(net, x).dtype)
+        return forward(net, x)
+
+    monkeypatch.setattr(attacks, "forward", spied)
+    exact = climb(net, region, y, attack)
+    with products_in(torch.bfloat16):
+        found = climb(net, region, y, attack)
+    assert passed == [torch.float32] * 8 + [torch.bfloat16] * 8
+    assert found.dtype == torch.float32 and float((found - region.centre).abs().max()) <= 0.2 + 1e-6
+    before, rough, fine = (float(F.cross_entropy(forward(net, x), y)) for x in (region.centre, found, exact))
+    assert rough - before > 0.95 * (fine - before) > 0
+
+
+def test_an_attack_in_bfloat16_moves_what_is_known_for_certain() -> None:
+    """A sample whose loss, 1e-4, no bfloat16 probability shows: its gradient is as large as float32's."""
+    sure = replace(ONE, weight=torch.tensor([[9.25], [0.0]])[:, :, None, None], bias=torch.zeros(2))
+    region = ball(torch.ones(1, 1, 1, 1), 0.5, None)
+    with products_in(torch.bfloat16):
+        found = climb(fold((sure,)), region, torch.tensor([0]), Attack(1, random_start=False))
+    assert float(found) == 0.5
 
 
 def test_only_training_steps_are_rough(
