@@ -25,7 +25,8 @@ from _common import ROOT, Results, Row, Target, run, table, verdict
 sys.path.insert(0, str(ROOT / "tests"))
 sys.path.insert(0, str(ROOT / "tests" / "verify"))
 
-from proof_mutants import cases, examine, mutant
+from proof_cases import cases
+from proof_mutants import examine, mutant
 
 from cactus_edge.formats.c.checker import CChecker
 from cactus_edge.formats.c.host import CHECKED
@@ -66,7 +67,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="cactus-edge-") as folder:
             print(spoiled.kind, examine(CChecker(Path(folder), CHECKED), case, spoiled, given.reproduce), sep=": ")
         return 0
-    used = [ROOT / "tests" / "verify" / "proof_mutants.py", ROOT / "tests" / "mutate.py"]
+    used = [ROOT / "tests" / name for name in ("verify/proof_cases.py", "verify/proof_mutants.py", "mutate.py")]
     used += sorted((ROOT / "export" / "c" / "verify").iterdir())
     code = hashlib.sha256(b"".join(path.read_bytes() for path in used)).hexdigest()
     results = Results("proof_mutants", fresh=given.fresh)

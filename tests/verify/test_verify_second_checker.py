@@ -10,8 +10,9 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from proof_cases import cases, network, program_of
 from proof_kit import record, slopes
-from proof_mutants import cases, examine, mutant, network, program_of
+from proof_mutants import examine, mutant
 from strategies import IN_C, random_graph
 
 from cactus_edge.errors import ModelError
