@@ -24,6 +24,7 @@ from cactus_edge.recipe_deck import check_deck, with_training
 from cactus_edge.recipe_model import NETS, BadLayerError, LayerRecipe, ModelRecipe, expanded, places
 from cactus_edge.recipe_reader import Reader
 from cactus_edge.recipe_sections import (
+    TICKETS,
     CardRecipe,
     CertifyRecipe,
     ChannelRecipe,
@@ -264,6 +265,12 @@ def _check_compression(reader: Reader, recipe: Recipe) -> None:
             raise reader.error(
                 ("compress", key), f"{key} = {getattr(compress, key)!r} says nothing without keep", "add keep = 0.5"
             )
+    if compress.learn_norm and recipe.train.method not in TICKETS:
+        raise reader.error(
+            ("compress", "learn_norm"),
+            f"learn_norm says nothing with method = {recipe.train.method!r}, which trains all it has",
+            f"leave it out, or method = one of {', '.join(TICKETS)}",
+        )
     if "sparse" in recipe.train.members and compress.sparsity == "none":
         raise reader.error(
             ("train", "members"), 'members has "sparse", [compress] has no sparsity', 'sparsity = "2:4" there'

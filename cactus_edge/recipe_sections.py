@@ -18,6 +18,9 @@ OPTIMISERS = ("adam", "sgd")
 Member = Literal["full", "pruned", "sparse", "quantised", "perturbed", "joint"]
 
 
+TICKETS = ("edge-popup", "biprop")
+"""The methods that choose among random weights."""
+
 _UNDIGESTED, _LATER = takes.UNDIGESTED, takes.LATER
 
 
@@ -171,7 +174,8 @@ class CompressRecipe:
     Weights: sparsity is "none", the share of weights that are 0 (unstructured; sparsity_scope: over all layers, or in each),
     or "n:m": at most n of m neighbouring input channels are not 0. mask_gradient: what the sparse members teach, the "kept"
     weights or "all" (straight through). round_share: of what is left, what a round of lth and lrr lets go. rewind_epochs: of
-    lth, after which the weights are what it rewinds to. A build refuses sparsity that its target gains nothing from, unless allow_no_gain.
+    lth, after which the weights are what it rewinds to. learn_norm: whether biprop and edge-popup learn what normalisation scales
+    and shifts by beside their scores. A build refuses sparsity that its target gains nothing from, unless allow_no_gain.
     """
 
     finetune_epochs: Annotated[int, takes.integer(0, 10_000)] = 0
@@ -195,6 +199,7 @@ class CompressRecipe:
     mask_gradient: Annotated[str, takes.one_of("kept", "all")] = field(default="kept", metadata=_LATER)
     round_share: Annotated[float, takes.number(0.01, 0.99)] = field(default=0.2, metadata=_LATER)
     rewind_epochs: Annotated[int, takes.integer(0, 10_000)] = field(default=0, metadata=_LATER)
+    learn_norm: Annotated[bool, takes.flag] = field(default=False, metadata=_LATER)
     allow_no_gain: Annotated[bool, takes.flag] = field(default=False, metadata=_UNDIGESTED)
 
     @property

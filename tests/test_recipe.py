@@ -226,6 +226,11 @@ def test_keys_of_compression_need_one_another() -> None:
     assert "mine.toml:29: allocation = 'sensitivity' says nothing without keep" in refusal(
         GOOD + '\n[compress]\nallocation = "sensitivity"\n'
     )
+    assert "mine.toml:29: learn_norm says nothing with method = 'cactus', which trains all it has" in refusal(
+        GOOD + "\n[compress]\nlearn_norm = true\n"
+    )
+    ticket = changed("learning_rate = 0.01", 'learning_rate = 0.01\nmethod = "biprop"')
+    assert parse_recipe(ticket + "\n[compress]\nlearn_norm = true\n", "mine.toml").compress.learn_norm
     sparse = changed("learning_rate = 0.01", 'learning_rate = 0.01\nmembers = ["full", "sparse"]')
     assert 'members has "sparse", [compress] has no sparsity' in refusal(sparse)
 

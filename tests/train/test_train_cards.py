@@ -262,6 +262,26 @@ def test_a_binary_card_has_one_magnitude_a_layer(card: Recipe, few_digits: Datas
         check_binary(train(recipe, few_digits, tmp_path, method="edge-popup").network)
 
 
+@pytest.mark.parametrize("method", ["edge-popup", "biprop"])
+def test_a_tickets_normalisation_may_learn(card: Recipe, few_digits: Dataset, tmp_path: Path, method: str) -> None:
+    """Its scales and shifts move, its weights stay what they were drawn as, or their signs; what was learned survives Ctrl-C."""
+    recipe = replace(card, compress=replace(card.compress, learn_norm=True, finetune_epochs=1))
+    made = train(recipe, few_digits, tmp_path, method=method).network
+    norms = [layer.norm for layer in made.layers() if layer.norm is not None]
+    assert norms and all(bool((n.gamma != 1).any()) and bool((n.beta != 0).any()) for n in norms)
+    start = loop.begun(recipe, few_digits.shape, 10, recipe.train.seed)
+    for layer, drawn in zip(made.layers(), start.layers(), strict=True):
+        there = layer.weight != 0
+        assert torch.equal(layer.weight[there].sign(), drawn.weight[there].sign())
+        assert torch.equal(layer.bias, drawn.bias)
+        assert method == "biprop" or torch.equal(layer.weight[there], drawn.weight[there])
+    still = train(
+        replace(recipe, compress=replace(recipe.compress, learn_norm=False)), few_digits, tmp_path, method=method
+    )
+    assert all(bool((layer.norm.gamma == 1).all()) for layer in still.network.layers() if layer.norm is not None)
+    same_after_ctrl_c(recipe, few_digits, tmp_path / "again", method, 1)
+
+
 def test_edge_popup_keeps_the_weights_as_they_were_drawn(card: Recipe, few_digits: Dataset, tmp_path: Path) -> None:
     made = train(card, few_digits, tmp_path, method="edge-popup").network
     start = loop.begun(card, few_digits.shape, 10, card.train.seed)

@@ -4,7 +4,8 @@ A weight w has a score s; the network computes with the weights of largest |s|, 
 straight through that choice: dL/ds = dL/dw_eff * w * sign(s), also for weights that are not there. Source: Ramanujan et al. 2020,
 arXiv 1911.13299 (section 3); |s| and the strict threshold as in Diffenderfer and Kailkhura 2021, arXiv 2103.09377, whose global
 choice lets half of the weights go first and the rest along the ramp, 1/2 -> kept as kept + (1/2 - kept) (1 - t)^3, lest a layer lose
-all of its own. Normalisation scales nothing and shifts nothing. Scores begin uniform in [-fan_in^-1/2, fan_in^-1/2].
+all of its own. Normalisation scales nothing and shifts nothing, or learns what to (`learn_norm`, their "+BN"). Scores begin uniform in
+[-fan_in^-1/2, fan_in^-1/2].
 """
 
 from __future__ import annotations
@@ -40,13 +41,17 @@ from cactus_edge.train.stages import (
 
 
 class Ticket(Network):
-    """A network that stands still but for a score per weight. share: float64 scalar, the part of the weights that is gone now."""
+    """A network that stands still but for a score per weight, and what normalisation scales and shifts by with learn_norm.
+
+    share: float64 scalar, the part of the weights that is gone now.
+    """
 
     share: Tensor
 
-    def __init__(self, layers: Layers, sparsity: Sparsity, seed: int) -> None:
+    def __init__(self, layers: Layers, sparsity: Sparsity, seed: int, *, learn_norm: bool = False) -> None:
         super().__init__(layers)
-        self.requires_grad_(False)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(learn_norm and name.startswith(("gamma", "beta")))
         self._sparsity = sparsity
         self.register_buffer("share", torch.tensor(sparsity.share, dtype=torch.float64))
         generator = torch.Generator().manual_seed(
@@ -134,7 +139,7 @@ def tickets(kind: type[Ticket], method: str, recipe: Recipe) -> tuple[Stage, ...
         )
 
     def enter(network: Network, recipe: Recipe, _: Batch) -> Network:
-        return kind(network.layers(), sparsity, recipe.train.seed)
+        return kind(network.layers(), sparsity, recipe.train.seed, learn_norm=recipe.compress.learn_norm)
 
     first, rest = searching(lambda _: ("full",)), searching(lambda r: r.compress.members)
     return (
