@@ -271,6 +271,13 @@ def _check_compression(reader: Reader, recipe: Recipe) -> None:
             f"learn_norm says nothing with method = {recipe.train.method!r}, which trains all it has",
             f"leave it out, or method = one of {', '.join(TICKETS)}",
         )
+    normed = recipe.model.batch_norm and any(layer.batch_norm for layer in recipe.model.layer)
+    if compress.learn_norm and not normed and not recipe.model.module:
+        raise reader.error(
+            ("compress", "learn_norm"),
+            "learn_norm says nothing of a network without batch normalisation",
+            "leave it out",
+        )
     if "sparse" in recipe.train.members and compress.sparsity == "none":
         raise reader.error(
             ("train", "members"), 'members has "sparse", [compress] has no sparsity', 'sparsity = "2:4" there'

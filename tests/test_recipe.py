@@ -230,7 +230,9 @@ def test_keys_of_compression_need_one_another() -> None:
         GOOD + "\n[compress]\nlearn_norm = true\n"
     )
     ticket = changed("learning_rate = 0.01", 'learning_rate = 0.01\nmethod = "biprop"')
-    assert parse_recipe(ticket + "\n[compress]\nlearn_norm = true\n", "mine.toml").compress.learn_norm
+    ticket += "\n[compress]\nlearn_norm = true\n"
+    assert parse_recipe(ticket, "mine.toml").compress.learn_norm
+    assert "learn_norm says nothing of a network without" in refusal(ticket + "\n[model]\nbatch_norm = false\n")
     sparse = changed("learning_rate = 0.01", 'learning_rate = 0.01\nmembers = ["full", "sparse"]')
     assert 'members has "sparse", [compress] has no sparsity' in refusal(sparse)
 
