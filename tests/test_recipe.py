@@ -232,7 +232,9 @@ def test_keys_of_compression_need_one_another() -> None:
     ticket = changed("learning_rate = 0.01", 'learning_rate = 0.01\nmethod = "biprop"')
     ticket += "\n[compress]\nlearn_norm = true\n"
     assert parse_recipe(ticket, "mine.toml").compress.learn_norm
-    assert "learn_norm says nothing of a network without" in refusal(ticket + "\n[model]\nbatch_norm = false\n")
+    assert "learn_norm says nothing of a network without" in refusal(
+        ticket.replace("norm = true\n\n[train]", "norm = false\n\n[train]")
+    )
     sparse = changed("learning_rate = 0.01", 'learning_rate = 0.01\nmembers = ["full", "sparse"]')
     assert 'members has "sparse", [compress] has no sparsity' in refusal(sparse)
 
