@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cactus_edge.train.bounds import Box, Radius, ball, box, over_channels, visible
-from cactus_edge.train.folded import Folded, detach, forward, mapped
+from cactus_edge.train.folded import Folded, detach, forward
 from cactus_edge.train.models import short
 
 
@@ -85,7 +85,6 @@ def climb(
     `products_in`; the points are float32, and which end is the worst is judged there. Source: Madry et al. 2018, arXiv 1706.06083.
     """
     net, region = detach(net), visible(net, region)
-    steepest = mapped(net, short)
     if origin is not None:
         origin = visible(net, box(origin, origin)).centre
     bound = reach * region.radius
@@ -99,7 +98,7 @@ def climb(
             shift = torch.zeros_like(bound) if origin is None else origin - region.centre
         for size in attack.sizes():
             point = short(region.centre + shift).requires_grad_()
-            logits = forward(steepest, point).float()  # in bfloat16 a loss below 1/512 has no gradient
+            logits = forward(net, point).float()  # in bfloat16 a loss below 1/512 has no gradient
             (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), point)
             shift = torch.minimum(torch.maximum(shift + size * bound * gradient.sign(), -bound), bound)
         if attack.restarts == 1:
