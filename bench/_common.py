@@ -206,10 +206,19 @@ def run(main: Callable[[], int]) -> NoReturn:
         raise SystemExit(2) from None
 
 
+def positive(text: str) -> int:
+    """A count on the command line, at least 1."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{value}: expected 1 or more")
+    return value
+
+
 def arguments(description: str, *, seeds: int) -> argparse.Namespace:
     """The options that training benches share."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--seeds", type=int, default=seeds, help=f"how many training seeds, from 0 (default {seeds})")
+    parser.add_argument(
+        "--seeds", type=positive, default=seeds, help=f"how many training seeds, from 0 (default {seeds})"
+    )
     parser.add_argument(
         "--threads",
         type=int,

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from _common import ROOT, Results, Row, Target, median, verdict
+from _common import ROOT, Results, Row, Target, median, positive, verdict
 from _methods import Measurement, estimate, measurements
 from _suite import Case, Group, load_suite
 
@@ -25,9 +25,11 @@ def compare(description: str, bench: str, report: Report) -> int:
     parser.add_argument(
         "--only", action="append", default=[], metavar="ROW", help="rows that begin so; may be repeated"
     )
-    parser.add_argument("--seeds", type=int, default=0, help="how many training seeds, from 0 (default: the suite's)")
+    parser.add_argument(
+        "--seeds", type=positive, default=0, help="how many training seeds, from 0 (default: the suite's)"
+    )
     parser.add_argument("--budget", default="", help="of each sample of `best`, as 2s or 500n (default: the suite's)")
-    parser.add_argument("--threads", type=int, default=1, help="for training and certifying (default 1)")
+    parser.add_argument("--threads", type=positive, default=1, help="for training and certifying (default 1)")
     parser.add_argument("--gpu", action="store_true", help="train the groups that are marked gpu instead of estimating")
     parser.add_argument(
         "--cpu", action="store_true", help="train them on the processor, for the hours that are estimated"
