@@ -24,7 +24,7 @@ from cactus_edge.formats.onnx import read_onnx, write_onnx
 from cactus_edge.formats.onnx.certified import ONNX
 from cactus_edge.formats.onnx.runtime import PROFILE as HOST_PROFILE
 from cactus_edge.formats.onnx.runtime import OrtSession, check_runnable
-from cactus_edge.formats.onnx.tensorrt import RULES, require_tensorrt
+from cactus_edge.formats.onnx.tensorrt import RULES, WEIGHTED, require_tensorrt
 from cactus_edge.formats.zeros import zeros
 from cactus_edge.gains import require_rows
 from cactus_edge.ir.arithmetic import profile as named_profile
@@ -228,7 +228,7 @@ def work_for(data: bytes, x: Array, target: JetsonTarget) -> Work:
         )
     low, high = propagate(program, *point_boxes(program, x))[program.output]
     sparse = any(z.two_of_four for z in zeros(program.graph)) and bool(target.kernels.sparse)
-    nodes = tuple(n.name for n in file.node if n.op_type in ("Conv", "Gemm"))
+    nodes = tuple(n.name for n in file.node if n.op_type in WEIGHTED)
     scale = program.output_tensor.scale
     return Work(
         data,

@@ -15,8 +15,9 @@ from cactus_edge.device.emulator import FirmwareFaultError, qemu_command
 from cactus_edge.device.emulator_counter import CounterName
 from cactus_edge.device.protocol import Link, Log, Timeouts
 from cactus_edge.device.targets import Target
-from cactus_edge.device.transport import open_port
+from cactus_edge.device.transport import open_port, resolve
 from cactus_edge.errors import DeviceError, InputError, InternalError, MismatchError, TargetError
+from cactus_edge.resources import sha256
 
 EmulatorName = Literal["unicorn", "qemu"]
 
@@ -103,13 +104,27 @@ def connect(
         with emulated(elf, target, emulator) as path, _linked(path, target, timeouts, log, "") as (link, name):
             yield Board(link, name, target, f"{emulator} emulator, pseudo-terminal")
         return
+    _require_port(target, port)
+    with _linked(port or "auto", target, timeouts, log, target.serial.reset) as (link, name):
+        yield Board(link, name, target, f"serial port at {target.serial.baud} baud")
+
+
+def identity(target: Target, port: str = "", emulator: EmulatorName = "unicorn") -> str:
+    """What tells the board that `connect` would reach from any other: the emulator's name, or the SHA-256 of the USB serial
+    number, of the port where it has none. Raises what `connect` raises for a port that is not there."""
+    if target.emulated and not port:
+        return emulator
+    _require_port(target, port)
+    address = resolve(port or "auto", target.serial.usb)
+    return sha256((address.usb_serial or address.url).encode())
+
+
+def _require_port(target: Target, port: str) -> None:
     if not target.emulated and target.firmware != "bare-metal" and not port:
         raise TargetError(
             f"{target.title} has no firmware of ours: {target.note}",
             hint="--port PATH, if your own speaks the protocol",
         )
-    with _linked(port or "auto", target, timeouts, log, target.serial.reset) as (link, name):
-        yield Board(link, name, target, f"serial port at {target.serial.baud} baud")
 
 
 @contextmanager

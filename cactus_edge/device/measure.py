@@ -17,11 +17,18 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cactus_edge.device.connect import Board, EmulatorName, connect, require_digest
+from cactus_edge.device.connect import Board, EmulatorName, connect, identity, require_digest
 from cactus_edge.device.protocol import Timeouts
 from cactus_edge.device.session import Row, Session
 from cactus_edge.device.targets import Target
-from cactus_edge.errors import DeviceGarbageError, InputError, MismatchError
+from cactus_edge.errors import (
+    DeviceError,
+    DeviceGarbageError,
+    DeviceProtocolError,
+    DeviceSilentError,
+    InputError,
+    MismatchError,
+)
 
 Int8 = npt.NDArray[np.int8]
 
@@ -101,8 +108,11 @@ def bench(
     digest: SHA-256 of the model's blob, which the board must report. inputs int8 [N, *input], expected int8 [N, *output].
     Raises what `connect` and `bench_device` raise; finished results stay in the folder, and the same call continues.
     """
-    session = Session(folder, target=target.name, inputs=inputs, blob_sha256=digest, firmware_sha256=firmware_sha256)
-    with session, connect(target, port=port, elf=elf, emulator=emulator, timeouts=timeouts, log=session.log) as board:
+    about = {"blob_sha256": digest, "firmware_sha256": firmware_sha256, "device": identity(target, port, emulator)}
+    with (
+        Session(folder, target=target.name, inputs=inputs, **about) as session,
+        connect(target, port=port, elf=elf, emulator=emulator, timeouts=timeouts, log=session.log) as board,
+    ):
         return bench_device(board, session, digest, inputs, expected, layers=layers, progress=progress)
 
 
@@ -139,7 +149,7 @@ def bench_device(
             row = _run(board, session, index, x[index].tobytes())
             session.add(row)
         if not differing and row.output != y[index].tobytes():
-            differing = _difference(board, index, x[index].tobytes(), row.output, y[index].tobytes(), layers)
+            differing = _difference(board, session, row, x[index].tobytes(), y[index].tobytes(), layers)
         if progress is not None:
             progress(index + 1, len(x))
     rows = [session.rows[i] for i in range(len(x))]
@@ -173,18 +183,33 @@ def bench_device(
 
 
 def send(board: Board, index: int, data: bytes, discard: Callable[[float, str, str], None]) -> None:
-    """Loads an input, and again where the board's CRC says that bytes changed on the way: the protocol itself checks none."""
+    """Loads an input, and again where bytes were lost or changed on the way: the protocol itself checks none, the board's CRC does.
+
+    Raises what the last attempt failed with, and at once where the board does not answer to its name afterwards.
+    """
+    problem: DeviceError | None = None
     for attempt in range(_SENDS):
-        board.link.load(data)
-        got, _ = board.link.crc()
+        try:
+            board.link.load(data)
+            got, _ = board.link.crc()
+        except (DeviceProtocolError, DeviceSilentError, DeviceGarbageError) as error:
+            problem = error
+            discard(0.0, f"input {index} did not arrive", f"attempt {attempt + 1}: {error}")
+            try:
+                board.link.handshake()
+            except DeviceError:
+                raise error from None
+            continue
         if got == zlib.crc32(data):
             return
-        discard(
-            0.0, f"input {index} arrived changed", f"attempt {attempt + 1}: crc {got:08x}, sent {zlib.crc32(data):08x}"
+        text = f"attempt {attempt + 1}: crc {got:08x}, sent {zlib.crc32(data):08x}"
+        discard(0.0, f"input {index} arrived changed", text)
+        problem = DeviceGarbageError(
+            f"{board.name}: input {index} arrived changed {_SENDS} times",
+            hint="shorten the cable or lower the baud rate",
         )
-    raise DeviceGarbageError(
-        f"{board.name}: input {index} arrived changed {_SENDS} times", hint="shorten the cable or lower the baud rate"
-    )
+    assert problem is not None
+    raise problem
 
 
 def _run(board: Board, session: Session, index: int, data: bytes) -> Row:
@@ -203,12 +228,14 @@ def _run(board: Board, session: Session, index: int, data: bytes) -> Row:
     return Row(index, zlib.crc32(data), output, ticks.ticks, units, ticks.unit)
 
 
-def _difference(board: Board, index: int, data: bytes, got: bytes, expected: bytes, layers: Layers | None) -> str:
+def _difference(board: Board, session: Session, row: Row, data: bytes, expected: bytes, layers: Layers | None) -> str:
+    """The first byte that differs, and the first operation that does when the input is run again, in words."""
+    index, got = row.index, row.output
     at = next(i for i, (a, b) in enumerate(zip(got, expected, strict=True)) if a != b)
     text = f"input {index}, output {at}: {_int8(got[at])} on the board, {_int8(expected[at])} expected"
     if layers is None:
         return text
-    board.link.load(data)
+    send(board, index, data, session.discard)
     for op, (label, tensor) in enumerate(layers(index)):
         seen = board.link.tap(op)
         if seen != tensor:

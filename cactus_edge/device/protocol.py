@@ -28,7 +28,7 @@ DB_CHUNK_BYTES = 31
 
 _TRIES = 3
 _QUIET_S = 0.15
-_LONGEST_LINE = 1 << 20
+_LONGEST_LINE = 1 << 22
 _BANNER = ("m-timestamp-mode-", "m-init-done")
 _VALID = re.compile(r"[me]-[\x20-\x7e]*")
 
@@ -131,8 +131,11 @@ class Link:
         if self._log is not None:
             self._log(at, direction, text)
 
-    def _line(self, silence_s: float) -> str | None:
-        """The next protocol line; None after `silence_s` without one. Discards what is none, whole lines at a time."""
+    def _line(self, silence_s: float, *, growing: bool = False) -> str | None:
+        """The next protocol line; None after `silence_s` without one. Discards what is none, whole lines at a time.
+
+        growing: a byte of a line that begins as the protocol's do is no silence: a long one takes longer than a short one.
+        """
         deadline = time.monotonic() + silence_s
         while True:
             head, newline, rest = self._buffer.partition(b"\n")
@@ -154,6 +157,8 @@ class Link:
             if not data and left <= 0:
                 return None
             self._buffer += data
+            if growing and data and self._buffer.startswith((b"m-", b"e-")):
+                deadline = time.monotonic() + silence_s
 
     def _drop(self) -> None:
         """Sets aside an unfinished line."""
@@ -161,20 +166,19 @@ class Link:
             self._note("!", self._buffer.decode("ascii", "backslashreplace"))
             self._buffer = b""
 
-    def _settle(self) -> bool:
-        """Reads until the line is quiet; whether a boot banner was among it."""
-        banner = False
-        while (line := self._line(_QUIET_S)) is not None:
-            banner = banner or line.startswith(_BANNER)
+    def _settle(self) -> None:
+        """Reads until the line is quiet, at most as long as a name may take: a board that boots over and over never is."""
+        deadline = time.monotonic() + self._timeouts.name_s * self._timeouts.multiplier
+        while self._line(_QUIET_S) is not None and time.monotonic() < deadline:
+            pass
         self._drop()
-        return banner
 
     # ---- commands ----
 
     def command(self, text: str, silence_s: float | None = None) -> list[str]:
         """Sends `text` and returns the lines of the answer before "m-ready", errors of the board included.
 
-        silence_s: longest time without a line. Raises DeviceSilentError, DeviceGarbageError, DeviceResetError,
+        silence_s: longest time without a line or a part of one. Raises DeviceSilentError, DeviceGarbageError, DeviceResetError,
         DeviceGoneError, or DeviceProtocolError for an answer that breaks off or a processor fault.
         """
         if not text.strip() or "%" in text or not text.isascii() or not text.isprintable():
@@ -185,7 +189,7 @@ class Link:
         self._note(">", f"{text}%")
         self._port.write(text.encode("ascii") + b"%")
         while True:
-            line = self._line(limit)
+            line = self._line(limit, growing=True)
             if line is None:
                 self._drop()
                 raise self._broken_off(text, limit, lines, self.discards[discarded:])

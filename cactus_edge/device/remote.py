@@ -107,7 +107,8 @@ def bench(
     if not len(work.inputs) or len(work.inputs) != len(work.expected):
         raise InputError(f"{len(work.inputs)} inputs and {len(work.expected)} outputs", hint="pass this model's data")
     # Who and where is nobody's business who reads a bundle: the address is kept as a digest.
-    about = {"model_sha256": sha256(work.file), "runtime": work.engine.runtime, "device": sha256(str(address).encode())}
+    device = sha256(f"{address}:{address.port}".encode())
+    about = {"model_sha256": sha256(work.file), "runtime": work.engine.runtime, "device": device}
     with Session(folder, target=target.name, inputs=work.inputs, **about) as session:
         run = _Run(target, work, session, measure or Measure(), progress)
         return on_device(address, run.on, timeout_s=target.ssh.connect_s, password=password, known_hosts=known_hosts)
@@ -137,14 +138,15 @@ class _Run:
         install = install_command(remote.address, engine.package)
         agent = AgentRun(remote, self.target, engine.runtime, install, work.format, session.log)
         count = len(work.inputs)
-        missing = [i for i in range(count) if i not in session.rows] or list(range(count))
+        missing = [i for i in range(count) if i not in session.rows]
         await self._send(agent, [work.file], np.ascontiguousarray(work.inputs[missing]), self.measure)
         async with aclosing(agent.events()) as events:
             async for event in events:
                 await self._take(agent, event, missing)
         wrong = [i for i in range(count) if session.rows[i].output != self.expected[i].tobytes()]
-        first = await self._difference(agent, wrong[0]) if wrong else ""
+        # Before the search for a difference: its pieces are optimised too, and the agent clears its folder when the search ends.
         optimised = await remote.get("optimised.onnx") if engine.runtime == "onnxruntime" else None
+        first = await self._difference(agent, wrong[0]) if wrong else ""
         report = self._report(count - len(wrong), first, optimised)
         session.describe({"report": asdict(report) | {"optimised": optimised and sha256(optimised)}})
         return report

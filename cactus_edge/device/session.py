@@ -5,7 +5,8 @@
     discarded.csv   what did not count, and why: bytes that were not protocol, inputs that had to be sent again
     device.log      every line that was exchanged, with the host's monotonic seconds since the link was opened
 
-A folder is named after the digest of what decides the results; a second run with equal inputs continues it.
+A folder is named after the digest of what decides the results, the device among it. A second run of the same continues what was
+broken off; where everything was finished it measures all of it again, so that no report is of a device that did nothing.
 """
 
 from __future__ import annotations
@@ -87,6 +88,8 @@ class Session:
             self._read(path)
         # Written anew: a line that was cut off must not be glued to the next.
         write_atomic(path, HEADER + "".join(self.rows[i].to_csv() for i in sorted(self.rows)))
+        if len(self.rows) == len(self._inputs):
+            self.rows = {}  # measured again; in the file a later line of an index replaces the earlier one
         self.resumed = len(self.rows)
         self.describe({})
         try:

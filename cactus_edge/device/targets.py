@@ -16,7 +16,8 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
-from cactus_edge.errors import TargetError
+from cactus_edge.device.transport import parse_reset
+from cactus_edge.errors import InputError, TargetError
 from cactus_edge.recipe_values import n_of_m
 from cactus_edge.resources import data_path
 
@@ -375,8 +376,17 @@ class _Reader:
                     raise self.error(
                         section, "usb", f"usb id {identity!r}: expected vid:pid in lower-case hex", "0483:374b"
                     )
+        try:
+            parse_reset(target.serial.reset)
+        except InputError as error:
+            raise self.error("serial", "reset", error.message, error.hint) from None
         for argument in target.flash.command:
-            for placeholder in _placeholders(argument):
+            try:
+                found = _placeholders(argument)
+            except ValueError as error:
+                text = f"{argument!r}: {error}"
+                raise self.error("flash", "command", text, "write a brace that is no placeholder's twice") from None
+            for placeholder in found:
                 if placeholder not in PLACEHOLDERS:
                     near = difflib.get_close_matches(placeholder, PLACEHOLDERS, n=1)
                     hint = near[0] if near else f"one of {', '.join(PLACEHOLDERS)}"

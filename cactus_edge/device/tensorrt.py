@@ -232,7 +232,8 @@ def parse_output(text: str, name: str, batch: int, shape: Sequence[int]) -> Arra
 
     They are decimals of six digits: enough for `codes_of`, not for comparing floats.
     """
-    for entry in _json(text, "outputs"):
+    entries = _json(text, "outputs")
+    for entry in entries if isinstance(entries, list) else []:
         match entry:
             case {"name": str() as found, "dimensions": str() as dims, "values": list() as values} if found == name:
                 want = (batch, *shape)
@@ -291,7 +292,8 @@ def _layer(row: Any) -> Layer:
     if not isinstance(row, dict) or not isinstance(row.get("Name"), str):
         raise DeviceError("trtexec's report has a layer without a name")
     inputs, outputs = (
-        tuple(_type(t) for t in row.get(key) or [] if isinstance(t, dict)) for key in ("Inputs", "Outputs")
+        tuple(_type(t) for t in ports if isinstance(t, dict)) if isinstance(ports := row.get(key), list) else ()
+        for key in ("Inputs", "Outputs")
     )
     stored = row.get("Weights")
     weights = _word(str(stored.get("Type", ""))) if isinstance(stored, dict) else None
@@ -334,6 +336,9 @@ def precision(layers: Sequence[Layer], nodes: Sequence[str]) -> Precision:
         if odd:
             against.append(f"{layer.name}: holds {', '.join(odd)}")
     for node in nodes:
+        if not node:
+            unknown.append("a layer without a name in the file cannot be looked up in the engine")
+            continue
         runs = [x for x in layers if node in x.nodes or node in re.split(r" [+|]+ ", x.name)]
         runs = [x for x in runs if x.weights is not None] or runs
         if len(runs) != 1:

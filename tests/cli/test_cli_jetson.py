@@ -160,6 +160,22 @@ def test_the_work_for_a_device_holds_its_own_member(jetson: Path, recipe: Path) 
     assert len(work.nodes) == 3 and np.all([node.split("/")[-1] in ("Conv", "Gemm") for node in work.nodes])
 
 
+@pytest.mark.parametrize("kind", ["Gemm", "MatMul"])
+def test_every_weighted_layer_is_looked_up(kind: str) -> None:
+    from onnx_models import File
+
+    from cactus_edge.device.targets import JetsonTarget, load_target
+    from cactus_edge.jetson import work_for
+
+    f = File((6,), np.int8)
+    weight = np.random.default_rng(0).integers(-127, 128, (6, 4))
+    f.node(kind, [f.rounded("input", (0.5, 0), "x"), f.weight("w", weight, 0.01)], "sums")
+    target = load_target("jetson")
+    assert isinstance(target, JetsonTarget)
+    work = work_for(f.bytes(f.rounded("sums", (0.25, 0), "y")), np.zeros((3, 6), np.float32), target)
+    assert work.nodes == (f"sums/{kind}",)
+
+
 def test_a_finding_of_a_run_raises_the_alarm(jetson: Path) -> None:
     results = BuildResults.from_json((jetson / "results.json").read_text())
     rows = (Row("Outputs", "99 of 100"),)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,14 @@ from device_kit import HASTY
 from saboteur import BANNER, NOISE, Saboteur, on
 
 from cactus_edge.device import session as sessions
-from cactus_edge.device.connect import emulated
+from cactus_edge.device.connect import emulated, identity
 from cactus_edge.device.firmware import build_firmware
 from cactus_edge.device.measure import DeviceReport, bench
 from cactus_edge.device.session import Row, Session
 from cactus_edge.errors import (
     DeviceGarbageError,
     DeviceGoneError,
+    DeviceNotFoundError,
     DeviceProtocolError,
     DeviceResetError,
     DeviceSilentError,
@@ -57,6 +59,13 @@ def sabotaged(built, stack: ExitStack, rule) -> str:
     return stack.enter_context(Saboteur(upstream, rule)).path
 
 
+def plugged(port: str, name: Path) -> str:
+    """The port under a name that stays when the board is plugged in again, as a USB serial number does."""
+    name.unlink(missing_ok=True)
+    name.symlink_to(port)
+    return str(name)
+
+
 @pytest.mark.parametrize(
     ("sin", "error"),
     [
@@ -69,11 +78,14 @@ def sabotaged(built, stack: ExitStack, rule) -> str:
     ids=["silent", "garbage", "resets_halfway", "vanishes", "error"],
 )
 def test_finished_results_survive_a_misbehaving_board_and_the_next_run_continues(built, sin, error, tmp_path: Path):
+    board = tmp_path / "board"
     with ExitStack() as stack, pytest.raises(error):
-        run(built, tmp_path, 6, port=sabotaged(built, stack, on(b"infer", sin, skip=3)), timeouts=HASTY)
+        port = plugged(sabotaged(built, stack, on(b"infer", sin, skip=3)), board)
+        run(built, tmp_path, 6, port=port, timeouts=HASTY)
     kept = next(tmp_path.glob("*/results.csv")).read_text().splitlines()
     assert len(kept) == 1 + 3
-    report = run(built, tmp_path, 6)
+    with emulated(built.firmware.elf, built.target) as path:
+        report = run(built, tmp_path, 6, port=plugged(path, board))
     assert (report.resumed, report.compared, report.equal) == (3, 6, 6)
     assert next(tmp_path.glob("*/results.csv")).read_text().splitlines()[:4] == kept
 
@@ -100,6 +112,29 @@ def test_a_cut_off_or_damaged_line_is_measured_again(built, tmp_path: Path):
     report = run(built, tmp_path, 5)
     assert (report.resumed, report.equal) == (3, 5)
     assert report.instructions == first.instructions
+
+
+def test_a_finished_run_is_measured_again(built, tmp_path: Path):
+    first = run(built, tmp_path, 5)
+    path = tmp_path / first.session / "results.csv"
+    row = Row.from_csv(path.read_text().splitlines(keepends=True)[1])
+    assert row is not None
+    # What the file says of a finished run is not what the board says today.
+    path.write_text(path.read_text().replace(row.to_csv(), replace(row, output=bytes(len(row.output))).to_csv()))
+    report = run(built, tmp_path, 5)
+    assert (report.resumed, report.equal, report.session) == (0, 5, first.session)
+    again = run(built, tmp_path, 5)
+    assert (again.resumed, again.equal) == (0, 5)
+
+
+def test_each_board_and_each_emulator_has_a_session_of_its_own(built, tmp_path: Path):
+    target, names = built.target, {str(tmp_path / name) for name in ("a", "b")}
+    for name in names:
+        Path(name).touch()
+    keys = {identity(target), identity(target, emulator="qemu"), *(identity(target, name) for name in names)}
+    assert len(keys) == 4
+    with pytest.raises(DeviceNotFoundError):
+        identity(target, str(tmp_path / "c"))
 
 
 def test_another_model_data_set_or_firmware_is_another_session(built, tmp_path: Path):

@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +19,15 @@ import pytest
 pytest.importorskip("asyncssh", reason="pip install 'cactus-edge[device]'")
 pytest.importorskip("ai_edge_litert", reason="pip install 'cactus-edge[build]'")
 
+from onnx_kit import vnni
 from ssh_kit import Server
 from strategies import random_inputs
 
+from cactus_edge.computer import work_for
+from cactus_edge.device import remote
 from cactus_edge.device.agent_run import Measure
 from cactus_edge.device.remote import Layer, Work, bench
-from cactus_edge.device.ssh import Remote
+from cactus_edge.device.ssh import Remote, SshAddress
 from cactus_edge.device.targets import SshTarget, parse_target
 from cactus_edge.errors import (
     DeviceError,
@@ -36,6 +40,7 @@ from cactus_edge.errors import (
     MismatchError,
 )
 from cactus_edge.formats.litert import with_output
+from cactus_edge.formats.onnx import write_onnx
 from cactus_edge.formats.tflite import write_tflite
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import profile
@@ -105,6 +110,21 @@ def work(target: SshTarget) -> Work:
     return Work(data, "tflite", target.tflite, codes, evaluate(graph, codes, rule), layers)
 
 
+@pytest.fixture(scope="module")
+def onnx_work() -> tuple[SshTarget, Work]:
+    """The same network as a .onnx file, and a target that runs it."""
+    pytest.importorskip("onnxruntime", reason="pip install 'cactus-edge[build]'")
+    engine = TARGET[: TARGET.index("[tflite]")] + (
+        '[onnx]\nruntime = "onnxruntime"\nprofile = "ort-x86"\nhost = "onnxruntime"\npackage = "onnxruntime"\n'
+    )
+    target = parse_target(engine, "here.toml")
+    assert isinstance(target, SshTarget)
+    graph = network()
+    data = write_onnx(graph)
+    x = (random_inputs(np.random.default_rng(1), graph, 9).astype(np.float32) - 3) * np.float32(0.5)
+    return target, work_for(data, x, target)
+
+
 def left_behind(server: Server) -> list[Path]:
     """Folders of ours that this server's commands named and that are still there."""
     folders = {
@@ -133,6 +153,45 @@ def test_outputs_are_equal_and_latency_is_measured(serve, target: SshTarget, wor
     described = json.loads((tmp_path / "run" / report.session / "session.json").read_text())
     assert described["report"]["equal"] == 70
     assert "127.0.0.1" not in json.dumps(described)
+
+
+@vnni
+def test_a_difference_of_a_onnx_file_is_named_and_its_optimised_form_kept(serve, onnx_work, tmp_path: Path) -> None:
+    target, work = onnx_work
+    good = bench(target, serve().address, work, tmp_path / "good", measure=QUICK)
+    assert (good.compared, good.equal, good.resumed) == (9, 9, 0)
+    wrong = work.expected.copy()
+    wrong[3, 2] += 1.75
+    off = bench(target, serve().address, replace(work, expected=wrong), tmp_path / "off", measure=QUICK)
+    assert off.equal == 8 and "not repeatable" in off.first_difference
+    layer = work.layers(3)[0]
+    moved = [replace(layer, expected=layer.expected + np.float32(0.5)), *work.layers(3)[1:]]
+    named = replace(work, expected=wrong, layers=lambda index: moved)
+    seen = bench(target, serve().address, named, tmp_path / "named", measure=QUICK)
+    assert "first operation that differs" in seen.first_difference
+    # Of the file itself, not of a piece that the search for the difference ran.
+    assert good.optimised and good.optimised == off.optimised == seen.optimised
+
+
+def test_devices_at_two_ports_of_one_gateway_have_sessions_of_their_own(
+    target: SshTarget, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders: list[str] = []
+
+    def never(address: SshAddress, run: Any, **_: Any) -> None:
+        folders.append(run.__self__.session.folder.name)
+        raise DeviceGoneError("gone")
+
+    monkeypatch.setattr(remote, "on_device", never)
+    for text in ("pi@gw:2201", "pi@gw:2202", "pi@gw:2201"):
+        with pytest.raises(DeviceGoneError):
+            bench(target, SshAddress.parse(text), work, tmp_path)
+    assert folders[0] == folders[2] != folders[1]
+
+
+def test_a_finished_run_is_measured_again(serve, target: SshTarget, work: Work, tmp_path: Path) -> None:
+    reports = [bench(target, serve().address, work, tmp_path / "run", measure=QUICK) for _ in range(2)]
+    assert [(r.equal, r.resumed) for r in reports] == [(70, 0)] * 2
 
 
 def test_an_emulated_host_gives_no_latency(serve, target, work, tmp_path, monkeypatch) -> None:

@@ -103,6 +103,8 @@ SINS = {
         "change it",
     ),
     "unknown_placeholder": ("command = []", 'command = ["tool", "{prot}"]', "unknown placeholder .prot.", "port"),
+    "brace_left_open": ("command = []", 'command = ["a{b"]', "expected .}. before end of string", "twice"),
+    "no_reset_step": ('reset = ""', 'reset = "D0|X1"', "reset step 'X1': expected D0", "D0|R1"),
     "not_toml": ('kind = "emulated"', "kind = emulated", "not TOML", "compare"),
 }
 

@@ -197,6 +197,8 @@ def test_outputs_become_codes() -> None:
     ("text", "message"),
     [
         (output("other", "2x3", [0] * 6), "no output 'logits'"),
+        ("null", "no output 'logits'"),
+        ("5", "no output 'logits'"),
         (output("logits", "3x2", [0] * 6), "expected"),
         (output("logits", "2x3", [0] * 5), "5 values"),
         (output("logits", "2x3", ["nan"] * 6), "no JSON"),
@@ -276,13 +278,26 @@ def test_what_a_report_shows_of_one_convolution(layer: dict[str, Any], against: 
         (json.dumps({"Layers": []}), "lists no layers"),
         (json.dumps([]), "lists no layers"),
         (json.dumps({"Layers": [{}]}), "without a name"),
+        ("null", "lists no layers"),
         ("no", "no JSON"),
     ],
-    ids=["names", "none", "list", "nameless", "text"],
+    ids=["names", "none", "list", "nameless", "null", "text"],
 )
 def test_a_report_of_another_form_is_refused(text: str, message: str) -> None:
     with pytest.raises(DeviceError, match=message):
         parse_layers(text)
+
+
+@pytest.mark.parametrize("ports", [5, "input", None, [3], {}])
+def test_ports_of_another_form_are_not_told(ports: Any) -> None:
+    (layer,) = parse_layers(report(conv(Inputs=ports)))
+    assert layer.inputs == ()
+    assert not precision([layer], ["conv_sum/Conv"]).holds
+
+
+def test_a_layer_without_a_name_is_not_told() -> None:
+    found = precision(parse_layers(report(conv())), ["conv_sum/Conv", ""])
+    assert (found.int8, found.weighted, len(found.unknown), found.holds) == (1, 2, 1, False)
 
 
 def test_an_output_outside_its_envelope_is_named() -> None:
