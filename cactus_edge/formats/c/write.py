@@ -84,6 +84,11 @@ def write_c(
     files = [*dict.fromkeys(kernels), *SUPPORT]
     for file in files:
         write_atomic(folder / f"{file}.c", data_path("export", "c", "src", f"{file}.c").read_bytes())
+    for source in data_path("export", "c", "src").glob("*.c"):
+        if (
+            source.stem not in files
+        ):  # of another model that was written here: a firmware takes every source of the folder
+            (folder / source.name).unlink(missing_ok=True)
     for header in sorted(data_path("export", "c", "include").glob("*.h")):
         write_atomic(folder / header.name, header.read_bytes())
     write_atomic(folder / "model.h", _header(blob, name, shape, program.values[program.output].shape, profile.name))

@@ -93,6 +93,11 @@ class _Form:
                     ops.freeze(weight.transpose(2, 0, 1)[..., None], np.int8),
                     *(op.bias, op.weight_scale, op.stride, op.padding, op.dilation, op.activation),
                 )
+            case ops.Dense(weight=weight) if weight.shape[1] != x.size:
+                raise UnsupportedError(
+                    f"{where}: a dense layer of each row of {x.shape}; ONNX has one of all elements",
+                    hint="a .tflite file can hold it",
+                )
             case ops.Dense() if len(x.shape) != 1:
                 flat = replace(x, name=f"{x.name}_flat", shape=(x.size,))
                 sources = (self.node(ops.Reshape(), sources, flat),)

@@ -19,13 +19,7 @@ import numpy.typing as npt
 from cactus_edge.errors import InputError, UnsupportedError
 from cactus_edge.formats.onnx.form import onnx_form
 from cactus_edge.formats.onnx.package import onnx_module
-from cactus_edge.formats.onnx.read.layout import (
-    Image,
-    as_image,
-    clip_bounds,
-    keeps_order,
-    stored_columns,
-)
+from cactus_edge.formats.onnx.read.layout import clip_bounds, keeps_order, stored_columns, stored_image
 from cactus_edge.formats.onnx.read.proto import FLOAT, INT8, INT32, UINT8
 from cactus_edge.ir import ops
 from cactus_edge.ir.arith import INT8_MIN, LARGEST_FLOAT_BIAS
@@ -80,7 +74,6 @@ class _Writer:
         # First, so that suffixed names make way for the graph's own.
         self.names = [self._unique(t.name or "tensor") for t in graph.tensors]
         self.real: dict[int, str] = {}
-        self.image: list[Image | None] = [as_image(t.shape) for t in graph.tensors]
 
     def file(self, metadata: dict[str, bytes]) -> bytes:
         h = self.onnx.helper
@@ -162,7 +155,6 @@ class _Writer:
                 self._end(node)
                 return
             case ops.Reshape():
-                self.image[out] = self.image[x]
                 value = self._emit("Flatten", [source], self._unique(f"{name}_flat"), axis=1)
             case ops.MaxPool(kernel, stride, padding, activation):
                 value = self._emit(
@@ -184,18 +176,16 @@ class _Writer:
                     count_include_pad=0,
                 )
             case ops.Softmax():
-                self.image[out] = self.image[x]
                 value = self._emit("Softmax", [source], self._unique(f"{name}_softmax"), axis=-1)
             case ops.Requantize():
                 # Concat rescales what it joins; the form admits no other.
-                self.real[out], self.image[out] = source, self.image[x]
+                self.real[out] = source
                 return
             case ops.Relu():
                 value = self._emit("Relu", [source], self._unique(f"{name}_relu"))
             case ops.Mean():
                 value = self._emit("GlobalAveragePool", [source], self._unique(f"{name}_mean"))
             case ops.Add(activation):
-                self.image[out] = self.image[x]
                 value = self._emit("Add", [self.real[i] for i in node.inputs], self._unique(f"{name}_sum"))
             case ops.Concat(axis):
                 stored = {0: 2, 1: 3, 2: 1}[axis] if len(tensor.shape) == 3 else 1
@@ -238,7 +228,7 @@ class _Writer:
                 weight, kind = op.weight.transpose(2, 0, 1)[:, np.newaxis], "Conv"
                 groups = channels
             case ops.Dense():
-                weight, kind, groups = stored_columns(op.weight, self.image[x]), "Gemm", 1
+                weight, kind, groups = stored_columns(op.weight, stored_image(self.graph, x)), "Gemm", 1
                 attributes = {"transB": 1}
             case _:
                 assert_never(op)
@@ -264,7 +254,7 @@ class _Writer:
     def _end(self, node: Node) -> None:
         """The graph's output is the dequantised value of its last int8 tensor, under the output's name."""
         x = node.inputs[0]
-        if len(self.graph.tensors[x].shape) == 1 and not keeps_order(self.image[x]):
+        if len(self.graph.tensors[x].shape) == 1 and not keeps_order(stored_image(self.graph, x)):
             raise UnsupportedError(
                 f"{self.graph.label(len(self.graph.nodes) - 1)}: the output is a flattened image, whose elements "
                 "channel-first ONNX orders otherwise"

@@ -48,11 +48,24 @@ def our_columns(weight: ops.Int8, image: Image | None) -> ops.Int8:
     return weight.reshape(-1, c, h, w).transpose(0, 2, 3, 1).reshape(weight.shape)
 
 
+EACH = (
+    *(ops.Relu, ops.Relu6, ops.LeakyRelu, ops.HardSwish, ops.Logistic, ops.Tanh, ops.Softmax, ops.Requantize),
+    *(ops.Add, ops.Sub, ops.Mul, ops.Maximum, ops.Minimum),
+)
+"""Ops whose outputs stand where their inputs stood, in whatever order these are stored."""
+
+
 def stored_image(graph: Graph, tensor: int) -> Image | None:
     """The image whose flattened elements `tensor` holds, or which it is; None where their order is ours anyway."""
     writer = {n.output: n for n in graph.nodes}
-    while tensor in writer and isinstance(writer[tensor].op, ops.Reshape):
-        tensor = writer[tensor].inputs[0]
+    while (node := writer.get(tensor)) is not None:
+        shape = graph.tensors[tensor].shape
+        if isinstance(node.op, ops.Reshape):
+            tensor = node.inputs[0]
+        elif isinstance(node.op, EACH) and len(shape) == 1:
+            tensor = next((i for i in node.inputs if graph.tensors[i].shape == shape), node.inputs[0])
+        else:
+            break
     return as_image(graph.tensors[tensor].shape)
 
 
