@@ -234,13 +234,16 @@ class Maker(Parts):
         return self.node(ops.Softmax(), [i], Tensor(f"t{len(self.known)}", x.shape, "int8", 1 / 256, -128))
 
     def finish(self, last: int, ends: Sequence[str]) -> Graph:
-        """The graph, after the closing op that is chosen of `ends`: "", "softmax", "dequantize" or both, in this order."""
+        """The graph, after the closing ops that are chosen of `ends`: of "softmax", "reshape" and "dequantize", in this order."""
         closing = self.choose.pick(ends)
         x = self.builder.tensor(last)
         # From 512 equal inputs on, TFLM's softmax divides by 2^32, which it asserts not to do.
         if "softmax" in closing and x.shape and x.shape[-1] < 512:
             beta = self.choose.pick([1.0, 0.5, 2.0])
             last = self.builder.node(ops.Softmax(beta), [last], Tensor("softmax", x.shape, "int8", 1 / 256, -128))
+        if "reshape" in closing:
+            x = replace(self.builder.tensor(last), name="flat", shape=(1, x.size))
+            last = self.builder.node(ops.Reshape(), [last], x)
         if "dequantize" in closing:
             last = self.builder.node(ops.Dequantize(), [last], Tensor("real", x.shape, "float32"))
         return self.builder.finish(last)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from cactus_edge.errors import UnsupportedError
 from cactus_edge.ir.arith import INT32_MAX
-from cactus_edge.ir.atoms import AnyOf, Program, Softmax
+from cactus_edge.ir.atoms import AnyOf, Gather, Program, ReshapeTo, Softmax
 from cactus_edge.ir.evaluate import dequantize
 from cactus_edge.ir.ops import Int64
 from cactus_edge.ir.rules import (
@@ -84,12 +84,19 @@ def every(rows: Bools) -> Bools:
 
 
 def _logits(program: Program) -> tuple[tuple[AnySoftmaxRule, ...], int]:
-    """Every rule of the softmax that writes the program's output, if one does, and the value that decides: its input, else the output."""
-    for step in program.steps:
-        if step.out == program.output:
-            atoms = step.atom.atoms if isinstance(step.atom, AnyOf) else (step.atom,)
-            if found := tuple(atom.rule for atom in atoms if isinstance(atom, Softmax)):
-                return found, step.args[0]
+    """Every rule of the softmax that the output holds, in whatever shape, if it does, and the value that decides: its input, else
+    the output. UnsupportedError where its rows are not the classes."""
+    writer, value = {step.out: step for step in program.steps}, program.output
+    while value in writer and writer[value].atom == Gather(ReshapeTo(program.values[value].shape)):
+        value = writer[value].args[0]
+    if value in writer:
+        atom = writer[value].atom
+        atoms = atom.atoms if isinstance(atom, AnyOf) else (atom,)
+        if found := tuple(a.rule for a in atoms if isinstance(a, Softmax)):
+            shape = program.values[value].shape
+            if shape[-1] != program.output_tensor.size:
+                raise UnsupportedError(f"softmax over rows of {shape}: the output is not one row of classes")
+            return found, writer[value].args[0]
     return (), program.output
 
 
@@ -97,8 +104,6 @@ def _check_end(program: Program, softmaxes: tuple[AnySoftmaxRule, ...]) -> None:
     tensor = program.output_tensor
     if tensor.size < 2:
         raise UnsupportedError(f"the output {tensor.name!r} has {tensor.size} element; a decision needs two classes")
-    if softmaxes and tensor.shape[-1] != tensor.size:
-        raise UnsupportedError(f"softmax over rows of {tensor.shape}: the output is not one row of classes")
     if not all(map(_rises, softmaxes)):
         raise UnsupportedError("the softmax's table of exponentials is not monotone")
     least, most = tensor.codes

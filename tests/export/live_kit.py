@@ -106,12 +106,14 @@ def classifier(rng: np.random.Generator, per_channel: bool, ending: str) -> Grap
     x = b.node(hidden, [x], Tensor("hidden", (16,), scale=0.109375, zero_point=-128))
     weight = np.clip(rng.normal(0, 40, 16) + rng.normal(0, 25, (4, 16)), -127, 127).astype(np.int8)
     # Before a softmax, steps so small that one alone does not separate its outputs.
-    unit = 1 / 16 if ending == "softmax" else 1
+    unit = 1 / 16 if ending.startswith("softmax") else 1
     steps = (unit * 2.0 ** rng.uniform(-9, -8.5, 4 if per_channel else 1)).astype(np.float32)
     dense = ops.Dense(weight, rng.integers(-900, 900, 4, dtype=np.int32), steps)
     x = b.node(dense, [x], Tensor("logits", (4,), scale=unit * 0.09375, zero_point=-9))
-    if ending == "softmax":
+    if ending.startswith("softmax"):
         x = b.node(ops.Softmax(), [x], Tensor("p", (4,), scale=1 / 256, zero_point=-128))
+    if ending == "softmax, reshaped":
+        x = b.node(ops.Reshape(), [x], Tensor("row", (1, 4), scale=1 / 256, zero_point=-128))
     if ending == "requantised":
         x = b.node(ops.Requantize(), [x], Tensor("coarser", (4,), scale=0.140625, zero_point=3))
         x = b.node(ops.Relu(), [x], Tensor("relu", (4,), scale=0.125, zero_point=-100))

@@ -69,7 +69,7 @@ def check_certified(program: Program, seed: int, n: int = 10) -> tuple[int, int]
         least = margins(program, points, labels[i]).min()
         assert decision.correct[i] == (margins(program, x[i : i + 1], labels[i])[0] >= 1)
         assert least >= 1 or not decision.certified[i]
-        if not isinstance(program.steps[-1].atom, Softmax):
+        if not goal_module.Goal(program).softmaxes:
             assert decision.margin[i] <= least
         missed += all_of_them and least >= 1 and not decision.certified[i]
     return int(decision.certified.sum()), missed
@@ -108,7 +108,7 @@ def test_the_fused_margin_decides_most_one_layer_boxes() -> None:
 @settings(max_examples=60)
 @given(data=st.data())
 def test_attack_never_refutes_a_certificate(data: st.DataObject) -> None:
-    graph = data.draw(graphs(max_nodes=4, ends=("", "softmax")))
+    graph = data.draw(graphs(max_nodes=4, ends=("", "softmax", "softmax reshape")))
     try:
         program = lower(graph, TFLM)
         decider = Decider(program)
@@ -207,6 +207,13 @@ def test_softmax_can_tie_where_logits_differ() -> None:
     assert verdict(dense([[1], [0]], [0, 0], 1.0, softmax=0.1), [1], [1], 0) == (True, True, 1)
 
 
+def test_a_softmax_in_another_shape_decides_at_its_input() -> None:
+    """As without the reshape, whose outputs' intervals alone would certify less; and brute force refutes nothing."""
+    plain, reshaped = (classifiers(7, 25, ends=(end,)) for end in ("softmax", "softmax reshape"))
+    found = [sum(check_certified(p, k)[0] for k, p in enumerate(programs)) for programs in (plain, reshaped)]
+    assert found[0] == found[1] > 20
+
+
 def test_two_large_probabilities_do_not_tie_at_the_top() -> None:
     assert verdict(dense([[1], [0]], [0, 0], 1.0, softmax=0.1), [120], [127], 0) == (True, True, 120)
 
@@ -260,8 +267,9 @@ def test_reciprocal_check_sees_an_error(monkeypatch: pytest.MonkeyPatch) -> None
 def test_ends_without_a_rule_are_refused() -> None:
     with pytest.raises(UnsupportedError, match="two classes"):
         Decider(dense([[1, 2]], [0]))
-    with pytest.raises(UnsupportedError, match="one row"):
-        Decider(lower(_softmax_rows(), TFLM))
+    for reshaped in (False, True):
+        with pytest.raises(UnsupportedError, match="one row"):
+            Decider(lower(_softmax_rows(reshaped), TFLM))
 
 
 @pytest.mark.parametrize(("scale", "ties"), [(2.0**-149, False), (2.0**-150, True)])
@@ -277,10 +285,13 @@ def test_codes_that_dequantise_to_equal_floats_are_refused(scale: float, ties: b
         Decider(changed)
 
 
-def _softmax_rows() -> Graph:
+def _softmax_rows(reshaped: bool) -> Graph:
     build = GraphBuilder()
     last = build.input(Tensor("x", (2, 3), "int8", 0.125, 0))
-    return build.finish(build.node(ops.Softmax(), [last], Tensor("p", (2, 3), "int8", 1 / 256, -128)))
+    last = build.node(ops.Softmax(), [last], Tensor("p", (2, 3), "int8", 1 / 256, -128))
+    if reshaped:
+        last = build.node(ops.Reshape(), [last], Tensor("flat", (6,), "int8", 1 / 256, -128))
+    return build.finish(last)
 
 
 def test_a_table_that_is_not_monotone_is_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -72,7 +73,7 @@ def random_claims(seed: int) -> list[Claim]:
     return found
 
 
-def ramps(softmax: bool) -> list[Claim]:
+def ramps(softmax: bool, reshaped: bool = False) -> list[Claim]:
     """out_0 - out_1 = 40 - x over boxes [-40, b] that are split at 10: true up to some b, and not beyond."""
     build = GraphBuilder()
     one = ops.freeze([1.0], np.float32)
@@ -80,6 +81,8 @@ def ramps(softmax: bool) -> list[Claim]:
     x = build.node(op, [build.input(Tensor("x", (1,), "int8", 2.0**-9, 0))], Tensor("y", (2,), "int8", 2.0**-9, 0))
     if softmax:
         x = build.node(ops.Softmax(), [x], Tensor("softmax", (2,), "int8", 1 / 256, -128))
+    if reshaped:
+        x = build.node(ops.Reshape(), [x], replace(build.tensor(x), name="row", shape=(1, 2)))
     model = write_tflite(build.finish(x))
     program = program_of(model)
     checker, found = Checker(program, {}), []
@@ -95,7 +98,12 @@ def ramps(softmax: bool) -> list[Claim]:
 @pytest.fixture(scope="module")
 def claims() -> list[Claim]:
     """Random proofs, and tight ones, one record each."""
-    found = [*ramps(False), *ramps(True), *(claim for seed in range(15) for claim in random_claims(seed))]
+    found = [
+        *ramps(False),
+        *ramps(True),
+        *ramps(True, reshaped=True),
+        *(claim for seed in range(15) for claim in random_claims(seed)),
+    ]
     for case in cases(3):
         checker = Checker(case.program, case.proof.slopes)
         for one in case.proof.records:

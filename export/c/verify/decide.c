@@ -75,15 +75,19 @@ ce_goal ce_goal_of(const ce_program *program, const ce_graph *graph)
     if (goal.classes < 2) {
         ce_refuse("an output of one element: a decision needs two classes");
     }
-    if (program->output != program->input) {
-        const ce_step *step = &program->steps[program->values[program->output].writer];
+    for (int v = program->output; v != program->input;) {
+        const ce_step *step = &program->steps[program->values[v].writer];
         if (step->kind == CE_STEP_SOFTMAX) {
             goal.softmax = step->softmax;
             goal.logits = step->args[0];
-            if (ce_channels(shape) != shape->count) {
+            if (ce_channels(&program->values[v].shape) != shape->count) {
                 ce_refuse("a softmax at the end over more than one row of classes");
             }
         }
+        if (step->kind != CE_STEP_RESHAPE) {
+            break;
+        }
+        v = step->args[0];
     }
     if (last->kind == CE_DEQUANTIZE) {
         check_dequantised(&graph->tensors[last->input[0]]);

@@ -202,13 +202,16 @@ static void read_reshape(ce_operator *o)
                 ce_refuse("the model is malformed: a shape that does not fit its tensor");
             }
         }
+        if (left > 1) {
+            ce_refuse("the model is malformed: a shape that does not fit its tensor");
+        }
         shape.rank = count;
         shape.count = 1;
         for (int i = 0; i < count; i++) {
             shape.size[i] = wanted[i] == -1 ? o->x->shape.count / known : wanted[i];
             shape.count *= shape.size[i];
         }
-        if (left > 1 || shape.count != o->x->shape.count) {
+        if (shape.count != o->x->shape.count) {
             ce_refuse("the model is malformed: a shape that does not fit its tensor");
         }
     }
