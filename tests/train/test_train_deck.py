@@ -125,6 +125,13 @@ def test_distances_are_mahalanobis(few_digits: Dataset) -> None:
     assert abs(sums[0] + sums[1]) <= 1
 
 
+def test_samples_of_one_spectrum_are_refused(few_digits: Dataset) -> None:
+    source = Tensor("input", few_digits.shape, "int8", float(np.float32(1 / 255)), -128)
+    grey = tuple(np.full((5, *few_digits.shape), value, np.float32) for value in (0.5, 0.7))
+    with pytest.raises(InputError, match="one spectrum each"):
+        fitted(source, ("a", "b"), grey, 4)
+
+
 def test_no_window_larger_than_the_input(recipe: Recipe, few_digits: Dataset) -> None:
     with pytest.raises(InputError, match="no such window fits inputs of 8 x 8"):
         fit_gate(replace(recipe, deck=replace(recipe.deck, tile=9)), few_digits)

@@ -214,6 +214,11 @@ class _Fit:
         """
         means = [f.mean(0) for f in features]
         spread = np.mean([np.cov(f, rowvar=False) for f in features], axis=0)
+        if not np.trace(spread) > 0:
+            raise InputError(
+                f"the samples of schemes {schemes} have one spectrum each: nothing tells them apart by theirs",
+                hint='[deck] gate = "none"',
+            )
         spread = spread + RIDGE * np.trace(spread) / len(spread) * np.eye(len(spread))
         direction = np.linalg.solve(spread, means[1] - means[0])
         ring = self.spectrum.ring
