@@ -68,7 +68,7 @@ def decide(model: Source, asked: Property, *, profile: str = "", budget: str = B
     from cactus_edge.verify.decide import RULES
     from cactus_edge.verify.proof import Robust
     from cactus_edge.verify.read import format_of
-    from cactus_edge.verify.regions import float32_below
+    from cactus_edge.verify.regions import exact, float32_below
     from cactus_edge.verify.runtimes import runtimes
 
     data, limit = content(model, "model"), Budget.parse(budget)
@@ -84,6 +84,9 @@ def decide(model: Source, asked: Property, *, profile: str = "", budget: str = B
         form.confirm(data, one.profile)
     program = named.program
     _require_fit(program, asked)
+    for i, ends in enumerate(zip(asked.lower, asked.upper, strict=True)):
+        for end in ends:
+            exact(end, f"{asked.name}: a bound of X_{i}")  # floats cannot hold larger ones
     lower, upper = (
         shaped(ends, program.values[program.input].shape, form.name == "onnx") for ends in (asked.lower, asked.upper)
     )

@@ -21,7 +21,7 @@ from cactus_edge.certify.local import Local
 from cactus_edge.certify.slopes import Facts, Places, Searched, Twin
 from cactus_edge.ir.atoms import Program
 from cactus_edge.ir.ops import Codes, Int64
-from cactus_edge.verify.check import Path
+from cactus_edge.verify.check import Path, cut
 from cactus_edge.verify.interval import Bounds, step_bounds
 from cactus_edge.verify.lines import ONE
 from cactus_edge.verify.proof import MOST_MU, MOST_S, Bytes, Multiplier, Row
@@ -287,12 +287,7 @@ class Bounder:
         known = [(lo.copy(), hi.copy()) for lo, hi in stacked([p.region.known for p in parts])]
         changed = {v for p in parts for v, _, _, _ in p.path}
         for n, part in enumerate(parts):
-            for v, element, t, above in part.path:
-                low, high = (b[n].reshape(-1) for b in known[v])
-                if above:
-                    low[element] = max(low[element], t)
-                else:
-                    high[element] = min(high[element], t - 1)
+            cut(known, n, part.path)
         if deep and self.deep:
             self._tightened(parts, known)
             return

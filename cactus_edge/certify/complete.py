@@ -255,8 +255,8 @@ class Complete:
             rng = np.random.default_rng((self.seed, turn))
             chosen = rng.choice(free, FREE[turn % len(FREE)], replace=False)
             low, high = best.copy(), best.copy()
-            low.reshape(-1)[chosen] = region.lower.reshape(-1)[chosen]
-            high.reshape(-1)[chosen] = region.upper.reshape(-1)[chosen]
+            at = np.unravel_index(chosen, best.shape)
+            low[at], high[at] = region.lower[at], region.upper[at]
             known = [(lo[0], hi[0]) for lo, hi in propagate(self.program, low[None], high[None])]
         goal = self.bounder.goal
         return solver.search(goal, self.program, known, region.label, seconds=TURN, limit=work, start=best, seed=turn)

@@ -358,7 +358,8 @@ class Profile:
         folded_count: k = min(floor(log2 n), 32, 31 + s0), m = floor(m0 2^k / n), s = s0 - k (reference/reduce.h
         QuantizedMeanOrSum). float32_image: for images QM(f32(S_in / f32(n S_out))) on the plain sum and
         bias = z_out - RHA(f32(f32(z_in S_in) / S_out)) (optimized/integer_ops/mean.h), else folded_count.
-        float32_image_count: for images FloatRequantise with M = f32(S_in / f32(n S_out)) (ONNX Runtime's QLinearGlobalAveragePool).
+        float32_image_count: for images FloatRequantise with M = f32(S_in / f32(n S_out)), 2^-32 <= M < 256 (ONNX
+        Runtime's QLinearGlobalAveragePool).
         float32_reciprocal: FloatAffine with M = f32(f32(S_in / S_out) * f32(1 / n)), offset = f32(z_out - f32(n z_in M)) (XNNPACK).
         float32_fused: the same, each product and sum rounded once (XNNPACK on aarch64).
         """
@@ -382,6 +383,11 @@ class Profile:
             if count * 255 >= 2**24:
                 raise UnsupportedError(f"Mean over {count} elements: their sum is no float32")
             multiplier = single_in / (np.float32(count) * single_out)
+            if not 2.0**-32 <= multiplier < 256:
+                raise UnsupportedError(
+                    f"{kind}: its multiplier {multiplier} is outside [2^-32, 256), where ONNX Runtime refuses to run",
+                    hint="choose scales that are closer to each other",
+                )
             return FloatRequantise(family, np.array([float(multiplier)]), z_out, *out.codes, z_in * count)
         if how == "float32_image" and image_channels:
             m, s = shift_in_range("Mean", float(single_in / (np.float32(count) * single_out)))

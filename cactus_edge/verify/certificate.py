@@ -39,7 +39,7 @@ UNCHECKED = {
     "unit": "what one unit of the data is",
     "notes": "free text",
 }
-"""Fields that no recomputation can confirm."""
+"""Fields that no recomputation can confirm; nor can one the target of a firmware."""
 
 MAX_BYTES = 1 << 28
 

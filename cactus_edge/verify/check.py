@@ -77,7 +77,7 @@ class Checker:
     def right(self, lower: Codes, upper: Codes, labels: Int64) -> Bools:
         """Whether the label wins at samples that may become any codes lower <= x <= upper [N, *input shape], [N]."""
         known, _ = self.relaxation.forward(lower, upper)
-        return self.goal.right(*flat(known[self.goal.logits]), labels)
+        return self.goal.right(lower, *flat(known[self.goal.logits]), labels)
 
     def _refuted(self, records: Sequence[Record]) -> Bools:
         if not self.program.definite:
@@ -116,7 +116,7 @@ class Checker:
         empty = np.zeros(len(parts), np.bool_)
         if parts[0].path or parts[0].leaf.tighten:
             for n, part in enumerate(parts):
-                _cut(known, n, part.path)
+                cut(known, n, part.path)
             lower, upper = known[self.program.input]
             tighten = self._tightening([(p.robust, p.leaf.tighten) for p in parts])
             known, empty = self.relaxation.forward(lower, upper, known, tighten)
@@ -270,14 +270,15 @@ def _leaves(tree: Tree, path: Path = ()) -> Iterator[tuple[Path, Leaf]]:
     yield from _leaves(tree.above, (*path, (*at, True)))
 
 
-def _cut(known: Sequence[Bounds], n: int, path: Path) -> None:
-    """Cuts sample n's bounds with the splits."""
+def cut(known: Sequence[Bounds], n: int, path: Path) -> None:
+    """Cuts sample n's bounds, int64 [N, *shape] of each value, with the splits of the path, in place."""
     for value, element, threshold, above in path:
-        low, high = (b[n].reshape(-1) for b in known[value])
+        low, high = (b[n] for b in known[value])
+        at = np.unravel_index(element, low.shape)
         if above:
-            low[element] = max(low[element], threshold)
+            low[at] = max(low[at], threshold)
         else:
-            high[element] = min(high[element], threshold - 1)
+            high[at] = min(high[at], threshold - 1)
 
 
 def _multipliers(listed: _Listed) -> dict[int, Multipliers]:

@@ -99,7 +99,7 @@ class Decider:
         else:
             acc_low, acc_high = self.tail.accumulators(bounds)
             lo, hi = self.tail.lowest(acc_low), self.tail.highest(acc_high)
-        return self.goal.right(lo, hi, labels)
+        return self.goal.right(samples, lo, hi, labels)
 
 
 def flat(bounds: Bounds) -> tuple[Int64, Int64]:

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from cactus_edge.errors import UnsupportedError
 from cactus_edge.ir.arith import INT32_MAX
 from cactus_edge.ir.atoms import AnyOf, Gather, Program, ReshapeTo, Softmax
-from cactus_edge.ir.evaluate import dequantize
-from cactus_edge.ir.ops import Int64
+from cactus_edge.ir.evaluate import dequantize, run
+from cactus_edge.ir.ops import Codes, Int64
 from cactus_edge.ir.rules import (
     AnySoftmaxRule,
     FloatSoftmaxRule,
@@ -37,7 +37,7 @@ class Goal:
     """
 
     def __init__(self, program: Program) -> None:
-        self.definite, self.first_maximum = program.definite, program.first_maximum
+        self.program, self.definite, self.first_maximum = program, program.definite, program.first_maximum
         self.softmaxes, self.logits = _logits(program)
         self.classes = program.output_tensor.size
         _check_end(program, self.softmaxes)
@@ -56,20 +56,22 @@ class Goal:
         """[N, classes]: which classes the label wins over with an equal output."""
         return self.first_maximum & (np.arange(self.classes) > labels[:, None])
 
-    def right(self, low: Int64, high: Int64, labels: Int64) -> Bools:
+    def right(self, samples: Codes, low: Int64, high: Int64, labels: Int64) -> Bools:
         """[N]: whether the label wins at points whose logits are bounded by low, high [N, classes].
 
-        Of one function both are the logits themselves, and the softmax is computed; else it is only bounded.
+        samples: the points themselves, codes [N, *input shape], of a program that is one function. Where the bounds of its
+        logits meet they are the logits, and the softmax is computed; where they do not, the program is run. Of others all is bounded.
         """
-        rows = np.arange(len(labels))
-        if self.softmaxes and not self.definite:
-            won = self.won(low[rows, labels][:, None] - high, labels)
-        else:
+        won = self.won(low[np.arange(len(labels)), labels][:, None] - high, labels)
+        found = every(won)
+        if self.definite:
+            known = every(low == high)
             for softmax in self.softmaxes:
-                low = high = softmax.apply(low)
-            won = low[rows, labels][:, None] - high >= 1 - self.may_tie(labels)
-            won[rows, labels] = True
-        return every(won)
+                found[known] = wins(softmax.apply(low[known]), labels[known], self.first_maximum)
+            if not known.all():
+                out = run(self.program, samples[~known]).reshape(-1, self.classes)
+                found[~known] = wins(out, labels[~known], self.first_maximum)
+        return found
 
 
 def wins(output: npt.NDArray[Any], labels: Int64, first_maximum: bool = False) -> Bools:

@@ -243,9 +243,10 @@ class Boxes:
 
     def __init__(self, program: Program, region: Region, x: npt.NDArray[Any]) -> None:
         self.program, self.region, self.x = program, region, x
-        self._useful = region.kind == "linf" and x.dtype == np.float32
+        lo, hi = (float(d) for d in region.domain)
+        # A domain that is narrower than doubles tell apart, or than float32 slots can number, is not worth a table.
+        self._useful = region.kind == "linf" and x.dtype == np.float32 and hi - lo > self.SLOTS * 2.0**-100
         if self._useful:
-            lo, hi = (float(d) for d in region.domain)
             self._lo, self._scale = np.float32(lo), np.float32((self.SLOTS - 1) / (hi - lo))
             low, high = float32_below(region.domain[0]), -float32_below(-region.domain[1])
             seen = x[: self.SLOTS].ravel()

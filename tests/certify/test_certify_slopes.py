@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import numpy as np
 import pytest
 from brute import boxes
 from search_kit import decidable
 
-from cactus_edge.certify import slopes
+from cactus_edge.certify import bound, slopes
 from cactus_edge.certify.bound import Bounder, Part, stacked
+from cactus_edge.certify.complete import Budget, Complete
 from cactus_edge.certify.linear import Linear
 from cactus_edge.certify.slopes import Facts, Twin
+from cactus_edge.errors import InternalError
+from cactus_edge.ir import ops
+from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.atoms import Program
+from cactus_edge.ir.builder import GraphBuilder
+from cactus_edge.ir.evaluate import run
+from cactus_edge.ir.graph import Tensor
+from cactus_edge.ir.lowering import lower
+from cactus_edge.verify import check
+from cactus_edge.verify.check import Checker, Path, cut
+from cactus_edge.verify.interval import Bounds
+from cactus_edge.verify.proof import Leaf, Robust, Split
 from cactus_edge.verify.relax import NONE
 
 torch = pytest.importorskip("torch")
@@ -72,6 +86,63 @@ def test_search_never_ends_below_its_start_and_often_above() -> None:
             assert b.gap <= a.gap + 1e-3 * a.gap + 2
             better += b.gap < a.gap
     assert better >= 3
+
+
+def resized(seed: int) -> Program:
+    """A resize, whose accumulators are no contiguous array, and two dense layers."""
+    rng = np.random.default_rng(seed)
+    b = GraphBuilder()
+    x = b.input(Tensor("x", (2, 3, 2), "int8", 0.125, 0))
+    x = b.node(ops.ResizeBilinear(False, False), [x], Tensor("resized", (3, 4, 2), "int8", 0.125, 0))
+    for name, rows, columns, activation in (("hidden", 8, 24, ops.Activation.RELU), ("out", 3, 8, ops.Activation.NONE)):
+        weight, bias = rng.integers(-127, 128, (rows, columns)), rng.integers(-500, 500, rows)
+        scale = ops.freeze([2.0**-9], np.float32)
+        dense = ops.Dense(ops.freeze(weight, np.int8), ops.freeze(bias, np.int32), scale, activation=activation)
+        x = b.node(dense, [x], Tensor(name, (rows,), "int8", 0.25, -128 if name == "hidden" else 0))
+    return lower(b.finish(x), profile("tflm"))
+
+
+def test_a_split_cuts_the_bounds_of_every_value() -> None:
+    """Wherever the value's array lies in memory, and by the words of the checker."""
+    program = resized(0)
+    middle = np.zeros((1, 2, 3, 2), np.int8)
+    for value in range(len(program.values)):
+        known, _ = Checker(program, {}).relaxation.forward(middle - 9, middle + 9)
+        low, high = (b[0].ravel().copy() for b in known[value])
+        for element in range(len(low)):
+            threshold = int(low[element] + high[element]) // 2
+            for above, end in ((False, 1), (True, 0)):
+                cut_known = [(lo.copy(order="K"), hi.copy(order="K")) for lo, hi in known]
+                cut(cut_known, 0, ((value, element, threshold, above),))
+                wanted = (low.copy(), high.copy())
+                wanted[end][element] = threshold if above else min(high[element], threshold - 1)
+                assert np.array_equal([b[0].ravel() for b in cut_known[value]], wanted)
+
+
+def split_values(tree: Split | Leaf) -> set[int]:
+    """The values that a proof's tree splits."""
+    return set() if isinstance(tree, Leaf) else {tree.value} | split_values(tree.below) | split_values(tree.above)
+
+
+def test_a_proof_that_splits_a_resize_is_taken() -> None:
+    """Found by branching, for a region that no pass without splits decides."""
+    program, rng = resized(3), np.random.default_rng(3)
+    x = rng.integers(-60, 60, (3, 2, 3, 2)).astype(np.int8)[2:3]
+    search = Complete(program, Budget(nodes=300))
+    (found,) = search.records(x - 10, x + 10, np.zeros(1, np.int64), run(program, x).reshape(1, -1).argmax(1), x)
+    assert isinstance(found.record.verdict, Robust)
+    assert program.steps[0].out in split_values(found.record.verdict.tree)
+    assert Checker(program, search.linear.slopes).holds([found.record]).all()
+
+
+@pytest.mark.parametrize("module", [check, bound])
+def test_planted_fault_a_split_that_is_written_to_a_copy(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(known: list[Bounds], n: int, path: Path) -> None:
+        cut([(lo.copy(order="C"), hi.copy(order="C")) if lo.ndim == 4 else (lo, hi) for lo, hi in known], n, path)
+
+    monkeypatch.setattr(module, "cut", lost)
+    with pytest.raises((AssertionError, InternalError)):
+        test_a_proof_that_splits_a_resize_is_taken()
 
 
 def test_bounds_of_a_part_are_the_checkers() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -173,3 +174,16 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert main(["certify", str(tmp_path / "m.tflite"), *files, *wrong]) == 2
         assert f"--vnnlib has no use for {wrong[0].split('=')[0]}" in capsys.readouterr().err
     assert main(["certify", str(tmp_path / "m.tflite"), f"--out={out}"]) == 2
+
+
+@pytest.mark.parametrize("bound", ["1" + "0" * 39, "1e400", "-1" + "0" * 31])
+def test_bounds_that_no_float_holds_are_refused(bound: str) -> None:
+    rng = np.random.default_rng(0)
+    asked = written([Fraction(-1)] * 3, [Fraction(1)] * 3, unsafe(rng, 0, 0))
+    ends = (
+        (asked.lower, (Fraction(bound), *asked.upper[1:]))
+        if bound[0] != "-"
+        else ((Fraction(bound), *asked.lower[1:]), asked.upper)
+    )
+    with pytest.raises(InputError, match="a bound of X_0"):
+        decide(write_tflite(network(0, classes=CLASSES).graph), replace(asked, lower=ends[0], upper=ends[1]))

@@ -12,6 +12,7 @@ from onnx_models import File, one, one_on_codes
 from cactus_edge.certify.gradient import margin_gradient
 from cactus_edge.errors import ModelError, UnsupportedError
 from cactus_edge.formats.onnx import read_onnx, write_onnx
+from cactus_edge.formats.onnx.runtime import OrtSession
 from cactus_edge.formats.tflite import write_tflite
 from cactus_edge.ir import linear, ops
 from cactus_edge.ir.arithmetic import profile
@@ -43,6 +44,23 @@ def pools(rng: np.random.Generator, count: int) -> list[tuple[bytes, Any]]:
         codes = rng.integers(-128, 128, (3, 9, 10, channels))
         made.append((data, (np.float32(scale) * (codes - before[1])).astype(np.float32)))
     return made
+
+
+@vnni
+@pytest.mark.parametrize(("power", "runs"), [(8, False), (7, True), (-32, True), (-33, False)])
+def test_a_global_average_is_taken_where_the_runtime_runs_it(power: int, runs: bool) -> None:
+    """Multipliers S_in / (4 S_out) of 2^power, by ONNX Runtime's own word."""
+    scale = 2.0 ** (power // 2)
+    data = one("GlobalAveragePool", (3, 2, 2), (scale, 0), (scale / 2.0 ** (power + 2), 0))
+    x = (np.random.default_rng(0).integers(-128, 128, (5, 2, 2, 3)) * scale).astype(np.float32)
+    if runs:
+        assert mismatches(data, x) == 0
+        return
+    graph = read_onnx(data).graph
+    with pytest.raises(UnsupportedError, match="where ONNX Runtime refuses to run"):
+        lower(graph, profile("ort-x86"))
+    with pytest.raises(ModelError, match="does not run the model"):
+        OrtSession(data, graph, False).run_batch(x)
 
 
 @vnni

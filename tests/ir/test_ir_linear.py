@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -67,6 +71,8 @@ MAPS = [
     linear.WindowSum((5, 4, 3), (3, 2), (2, 2), Padding2d(1, 1, 0, 1)),
     linear.AxisSum((4, 3, 2), (0, 1), False),
     linear.AxisSum((4, 3, 2), (1,), True),
+    linear.Transposed(linear.Conv(np.arange(-18, 18).reshape(2, 3, 3, 2), (5, 4, 2), (2, 1), Padding2d(1, 0, 2, 1))),
+    linear.Interpolation(np.arange(6).reshape(3, 2), np.arange(-4, 8).reshape(4, 3), 2),
 ]
 
 
@@ -76,6 +82,41 @@ def test_adjoint_moves_across_the_inner_product(linear_map: linear.Linear) -> No
     x = rng.integers(-9, 10, (3, *linear_map.in_shape))
     y = rng.integers(-9, 10, (3, *linear_map.out_shape))
     assert (linear_map.apply(x) * y).sum() == (x * linear_map.adjoint(y)).sum()
+
+
+def flipped(conv: linear.Conv) -> linear.Conv:
+    """Its taps in the opposite order."""
+    return replace(conv, weight=conv.weight[:, ::-1, ::-1])
+
+
+def small(conv: linear.Conv) -> np.ndarray:
+    """The reach without absolute values: positive and negative taps cancel."""
+    return np.abs(conv.weight.astype(np.int64).sum((1, 2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("test", "name", "fault"),
+    [
+        (test_conv_equals_the_loops, "apply", lambda real: lambda conv, x: real(flipped(conv), x)),
+        (test_reach_bounds_every_output, "reach", lambda real: small),
+        (lambda: test_adjoint_moves_across_the_inner_product(MAPS[1]), "adjoint", lambda real: lambda conv, y: real(flipped(conv), y)),
+        (lambda: test_adjoint_moves_across_the_inner_product(MAPS[6]), "apply", lambda real: lambda conv, y: real(flipped(conv), y)),
+    ],
+    ids=["taps", "reach", "adjoint", "transposed"],
+)  # fmt: skip
+def test_planted_faults(test: Callable[[], None], name: str, fault: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear.Conv, name, fault(getattr(linear.Conv, name)))
+    with pytest.raises((AssertionError, ExceptionGroup)):
+        test()
+
+
+def test_planted_fault_a_lost_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = linear.Interpolation(MAPS[7].rows, np.abs(MAPS[7].columns), 2)
+    monkeypatch.setattr(
+        linear.Interpolation, "adjoint", lambda self, y: linear.Interpolation(wrong.rows.T, wrong.columns.T, 2).apply(y)
+    )
+    with pytest.raises(AssertionError):
+        test_adjoint_moves_across_the_inner_product(MAPS[7])
 
 
 def test_window_sum_counts_only_taps_inside() -> None:

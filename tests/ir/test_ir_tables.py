@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -148,3 +149,42 @@ def test_index_maps_are_numpy_s(data: st.DataObject) -> None:
     cut = image[tuple(slice(b, None, s) for b, s in zip(begin, stride, strict=True))]
     found = source_index(ops.Slice(begin, cut.shape, stride), shape, cut.squeeze().shape)
     assert np.array_equal(found, cut.squeeze()) and found.shape == cut.squeeze().shape
+
+
+def ends_alone(table: Table) -> tuple[Any, Any]:
+    """What a table that never turns would have."""
+    y = table.table
+    return np.minimum.outer(y, y), np.maximum.outer(y, y)
+
+
+def without_zero_point(op: Any, rule: Any, x: Tensor, out: Tensor) -> Any:
+    return tables.code_table(op, rule, replace(x, zero_point=0), out)
+
+
+def never_centred(n: int, m: int, aligned: bool, centred: bool) -> Any:
+    return tables.nearest_source(n, m, aligned, False)
+
+
+def there_for_back(op: Any, shape: tuple[int, ...], out: tuple[int, ...]) -> Any:
+    turned = replace(op, perm=tuple(np.argsort(op.perm).tolist())) if isinstance(op, ops.Transpose) else op
+    return tables.source_index(turned, shape, out)
+
+
+FAULTS: list[tuple[Callable[[], None], str, Any]] = [
+    (lambda: test_a_table_is_within_rounding_of_its_function(ops.Tanh(), "tflm"), "code_table", without_zero_point),
+    (test_nearest_sources_are_those_of_the_scalar_code, "nearest_source", never_centred),
+    (test_index_maps_are_numpy_s, "source_index", there_for_back),
+]
+
+
+@pytest.mark.parametrize(("test", "name", "fault"), FAULTS, ids=["zero point", "centre", "inverse"])
+def test_planted_faults(test: Callable[[], None], name: str, fault: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), name, fault)
+    with pytest.raises((AssertionError, ValueError, ExceptionGroup)):
+        test()
+
+
+def test_planted_fault_extremes_of_the_ends_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Table, "extremes", property(ends_alone))
+    with pytest.raises(AssertionError):
+        test_extremes_are_those_of_every_interval()

@@ -42,7 +42,10 @@ def test_what_is_issued_is_accepted_and_says_what_was_proved() -> None:
     assert 0 < verdict["certified"] <= verdict["correct"] == 39
     flags = np.unpackbits(np.frombuffer(bytes.fromhex(verdict["certified_bits"]), np.uint8))[:40]
     assert flags.sum() == verdict["certified"] and not flags[0]
-    assert {c.name for c in report.checks if c.state == "not checked"} == {"tool", "created", "unit", "notes"}
+    assert {c.name for c in report.checks if c.state == "not checked"} == {
+        *("tool", "created", "unit", "notes"),
+        "firmware 0: target",
+    }
     assert report.record["region"] == {"kind": "linf", "eps": "1/64", "domain": ["0", "1"]}
     assert {f["op"] for f in report.record["overflow"]} == {"Dense"}
 
@@ -163,6 +166,8 @@ LIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a group too many": (lambda r: r.update(guarantee=None), "guarantee"),
     "a group that is a list": (lambda r: r.update(verdict=[]), "verdict"),
     "a firmware of another blob": (lambda r: r["firmware"][0].update(blob_sha256="0" * 64), "firmware 0: blob"),
+    "a claim beside a firmware": (lambda r: r["firmware"][0].update(verdict="40 of 40 certified"), "firmware 0: fields"),
+    "a firmware without a target": (lambda r: r["firmware"][0].pop("target"), "firmware 0: fields"),
     "a firmware list that is none": (lambda r: r.update(firmware={}), "firmware"),
 }  # fmt: skip
 

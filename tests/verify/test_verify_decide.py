@@ -24,6 +24,7 @@ from cactus_edge.ir.rules import SoftmaxRule
 from cactus_edge.verify import goal as goal_module
 from cactus_edge.verify import overflow
 from cactus_edge.verify import tail as tail_module
+from cactus_edge.verify.check import Checker
 from cactus_edge.verify.decide import BATCH, Decider, certify, decide
 from cactus_edge.verify.interval import Engine, propagate
 from cactus_edge.verify.overflow import prove
@@ -212,6 +213,28 @@ def test_a_softmax_in_another_shape_decides_at_its_input() -> None:
     plain, reshaped = (classifiers(7, 25, ends=(end,)) for end in ("softmax", "softmax reshape"))
     found = [sum(check_certified(p, k)[0] for k, p in enumerate(programs)) for programs in (plain, reshaped)]
     assert found[0] == found[1] > 20
+
+
+def test_a_softmax_in_the_middle_does_not_decide_who_wins_a_point() -> None:
+    """Its outputs are any codes to the bounds, at a point too; whether a point is right is what the program says."""
+    programs = classifiers(21, 30, middle=("dense", "softmax"), ends=("", "softmax", "softmax reshape"))
+    inside = [p for p in programs if sum(isinstance(s.atom, Softmax) for s in p.steps) > 1]
+    assert len(inside) > 5
+    for k, program in enumerate(inside):
+        check_certified(program, k)
+        rng = np.random.default_rng(k)
+        _, x, _ = boxes(rng, program.values[program.input].shape, 20)
+        labels = rng.integers(0, program.output_tensor.size, 20)
+        wanted = [margins(program, x[i : i + 1], labels[i])[0] >= 1 for i in range(20)]
+        assert np.array_equal(Checker(program, {}).right(x, x, labels), wanted)
+        assert np.array_equal(Decider(program).correct(x, labels), wanted)
+
+
+def test_planted_fault_bounds_that_are_taken_for_a_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = goal_module.Goal.right
+    monkeypatch.setattr(goal_module.Goal, "right", lambda goal, x, low, high, labels: real(goal, x, low, low, labels))
+    with pytest.raises(AssertionError):
+        test_a_softmax_in_the_middle_does_not_decide_who_wins_a_point()
 
 
 def test_two_large_probabilities_do_not_tie_at_the_top() -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cactus_edge.errors import ModelError
+from cactus_edge.verify import elf as elf_module
 from cactus_edge.verify.elf import find_blob, load_segments, read_elf
 
 CODE, DATA, RAM = bytes(range(64)), b"initial!", 0x2000_0000
@@ -108,14 +108,27 @@ def test_only_loaded_bytes_count_as_the_blob():
         find_blob(make(), b"")
 
 
-@given(st.integers(0, len(make()) - 1), st.integers(0, 255), st.integers(0, len(make())))
-def test_no_damage_raises_anything_else(at, value, length):
-    data = bytearray(make())
-    data[at] = value
-    try:
-        elf = read_elf(bytes(data[:length]))
-    except ModelError:
-        return
-    for segment in elf.segments:
-        assert len(segment.data) <= segment.memory_bytes
-        assert segment.address + segment.memory_bytes <= 1 << 32
+def damaged() -> Iterator[bytes]:
+    """Every byte set to what overflows, and every length."""
+    good = make()
+    for at in range(len(good)):
+        yield good[:at]
+        for value in (0, 1, 0x7F, 0x80, 0xFF):
+            yield good[:at] + bytes([value]) + good[at + 1 :]
+
+
+def test_no_damage_raises_anything_else():
+    for data in damaged():
+        try:
+            elf = read_elf(data)
+        except ModelError:
+            continue
+        for segment in elf.segments:
+            assert len(segment.data) <= segment.memory_bytes
+            assert segment.address + segment.memory_bytes <= 1 << 32
+
+
+def test_planted_fault_a_segment_that_ends_beyond_memory(monkeypatch):
+    monkeypatch.setattr(elf_module, "_ADDRESSES", 1 << 40)
+    with pytest.raises(AssertionError):
+        test_no_damage_raises_anything_else()

@@ -261,3 +261,14 @@ def test_the_data_digest_sees_every_change() -> None:
     assert data_digest(x, y.astype(np.uint8)) == data_digest(x.astype(">f4"), y) == data_digest(np.asfortranarray(x), y)
     with pytest.raises(DataError, match="integers"):
         data_digest(x, y.astype(float))
+
+
+@pytest.mark.parametrize("width", ["1/1" + "0" * 30, "1/1" + "0" * 60, "1e-45"])
+@pytest.mark.parametrize("low", [0, 1])
+def test_a_domain_that_floats_cannot_tell_apart_or_number(low: int, width: str) -> None:
+    """Only the table of samples' boxes is of floats: without it the boxes are the same."""
+    program = sensor(shape=(3,))
+    chosen = region(program, 0, (low, low + Fraction(width)))
+    x = np.full((2, 3), low, np.float32)
+    for got, want in zip(Boxes(program, chosen, x)()[:2], box(program, chosen, x), strict=True):
+        assert np.array_equal(got, want)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import platform
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -91,7 +93,8 @@ class OrtSession:
         stored = np.ascontiguousarray(x.transpose(0, 3, 1, 2) if x.ndim == 4 else x)
         if self._keep:
             self._last = x
-        out: Array = self._session.run(None, {self._input: stored})[0]
+        with _refusals("run"):
+            out: Array = self._session.run(None, {self._input: stored})[0]
         return out.transpose(0, 2, 3, 1) if out.ndim == 4 else out
 
     def tensor(self, index: int) -> Array | None:
@@ -245,10 +248,17 @@ def _open(optimised: bytes) -> Any:
 
 
 def _session(data: bytes, options: Any) -> Any:
+    with _refusals("accept"):
+        return _ort().InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+@contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    """ONNX Runtime's own exceptions as ModelError: it does not `what` the model."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     try:
-        return _ort().InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        yield
     except (
         state.Fail,
         state.RuntimeException,
@@ -257,4 +267,4 @@ def _session(data: bytes, options: Any) -> Any:
         state.NotImplemented,
         state.InvalidArgument,
     ) as error:
-        raise ModelError(f"ONNX Runtime does not accept the model: {error}") from error
+        raise ModelError(f"ONNX Runtime does not {what} the model: {error}") from error
