@@ -5,7 +5,7 @@ Each function imports what it needs when it is called: `verify` runs on numpy al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -299,7 +299,7 @@ def certify_files(
     from cactus_edge.certify.complete import summary
     from cactus_edge.samples import read_samples
 
-    require_file(out, "--out")
+    require_certificate(out, (model, data, *firmware))
     x, y = read_samples(data)
     images = [(path.name, content(path, "firmware")) for path in firmware]
     keep = out.with_name(f"{out.name}.parts")
@@ -390,6 +390,14 @@ def verify(
         ties = report.record.get("rule") == RULES[True]
         signed = (second_check(read, shown, ties), *signed)
     return replace(report, checks=(*report.checks, *signed))
+
+
+def require_certificate(out: Path, inputs: Iterable[object]) -> None:
+    """As `resources.require_file`, for a certificate and the proof file beside it, which are two files."""
+    if out == proof_beside(out):
+        raise InputError(f"--out {out} is the name of the proof file", hint=f"--out {out.with_suffix('.json')}")
+    for path in (out, proof_beside(out)):
+        require_file(path, "--out", inputs)
 
 
 def proof_beside(certificate: Path) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cactus_edge.errors import InputError, InternalError, UnsupportedError
-from cactus_edge.resources import require_folder, sha256, write_atomic
+from cactus_edge.resources import require_file, require_folder, sha256, write_atomic
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -115,8 +115,10 @@ def convert(model: Source, *, to: str, out: str | Path, name: str = "") -> Conve
         raise InputError(f"unknown form {to!r}", hint=hint)
     data = content(model, "model")
     stem = "model" if isinstance(model, bytes) else re.sub(r"[^A-Za-z0-9._-]", "-", Path(model).stem)[:32]
-    folder = require_folder(Path(out), "--out")
-    return FORMS[to](read_model(data), sha256(data), folder, name or stem or "model")
+    folder, chosen = require_folder(Path(out), "--out"), name or stem or "model"
+    if to != "c":
+        require_file(_file(folder, chosen, to), "--out", (model,))
+    return FORMS[to](read_model(data), sha256(data), folder, chosen)
 
 
 def _to_tflite(model: AnyModel, source: str, folder: Path, name: str) -> Converted:

@@ -226,13 +226,14 @@ def max_eps_files(
     """
     import shutil
 
-    from cactus_edge.api import proof_beside
+    from cactus_edge.api import proof_beside, require_certificate
     from cactus_edge.samples import read_samples
 
     against, report = (out.with_name(f"{out.stem}.{part}.json") for part in ("refuted", "radii"))
+    given = (model, data)
     for path in (out, against, report):
-        require_file(path, "--out")
-    if plot is not None and require_file(plot, "--plot").suffix not in IMAGES:
+        require_certificate(path, given)
+    if plot is not None and require_file(plot, "--plot", given).suffix not in IMAGES:
         raise InputError(f"--plot {plot}, expected a name that ends in {' or '.join(IMAGES)}")
     x, y = read_samples(data)
     keep = out.with_name(f"{out.name}.parts")

@@ -66,7 +66,7 @@ def semantic_files(
     """`semantic` from files to a file. domain: "LO,HI" or ""."""
     from cactus_edge.samples import read_samples
 
-    require_file(out, "--out")
+    require_file(out, "--out", (model, data))
     x, y = read_samples(data)
     ends = two_ends(domain, "domain", "--domain 0,1") if domain else None
     report = semantic(

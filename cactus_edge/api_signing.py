@@ -56,7 +56,11 @@ def sign(
     """
     from cactus_edge import signing
 
-    path = require_file(Path(out) if out is not None else beside(Path(certificate)), "--out")
+    path = require_file(
+        Path(out) if out is not None else beside(Path(certificate)),
+        "--out",
+        (key, certificate, model, *firmware, proof),
+    )
     source = content(certificate, "certificate")
     files = [("model", model), *(("firmware", image) for image in firmware), *([("proof", proof)] if proof else [])]
     about = signing.statement(source)

@@ -168,7 +168,7 @@ class Answers:
 
 def decide_files(model: Path, properties: Sequence[Path], *, out: Path, profile: str = "", budget: str = "") -> Answers:
     """`decide` for one property after the other, and the report: JSON at `out`."""
-    require_file(out, "--out")
+    require_file(out, "--out", (model, *properties))
     asked = [read(path) for path in properties]
     data = content(model, "model")
     answers = [decide(data, one, profile=profile, budget=budget or BUDGET) for one in asked]

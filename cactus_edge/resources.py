@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from cactus_edge.errors import InputError, InternalError
@@ -37,10 +38,12 @@ def write_atomic(path: Path, content: bytes | str, *, private: bool = False) -> 
     """Writes `content` to `path` so that readers see the old file or the whole new one. Creates the parent folders.
 
     private: only its owner may read or write the file. Raises InputError where the folder cannot be written or the disk is
-    full; nothing half-written stays behind.
+    full, and where something else than a file is there; nothing half-written stays behind.
     """
     data = content.encode() if isinstance(content, str) else content
     try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"cannot write {path}: it is no regular file", hint="choose another path")
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
@@ -73,12 +76,27 @@ def require_folder(path: Path, option: str) -> Path:
     return _require(path, path, option)
 
 
-def require_file(path: Path, option: str) -> Path:
-    """`path`, where a file can be written there. Raises InputError as `require_folder` does, and for a path that is a folder."""
+def require_file(path: Path, option: str, inputs: Iterable[object] = ()) -> Path:
+    """`path`, where a file can be written there. Raises InputError as `require_folder` does, for a path that is a folder or a
+    device, and for one of the `inputs`, of which paths alone count: nothing of the user's is overwritten by what is made of it."""
     _require(path, path.parent, option)
+    hint = f"name another file with {option}"
     if path.is_dir():
-        raise InputError(f"{option} {path} is a folder, expected a file", hint=f"name a file with {option}")
+        raise InputError(f"{option} {path} is a folder, expected a file", hint=hint)
+    if path.exists() and not path.is_file():
+        raise InputError(f"{option} {path} is a device, expected a file", hint=hint)
+    for given in inputs:
+        if isinstance(given, str | Path) and _same(path, given):
+            raise InputError(f"{option} {path} is an input of this command", hint=hint)
     return path
+
+
+def _same(path: Path, given: str | Path) -> bool:
+    """Whether both name one file that exists."""
+    try:
+        return path.samefile(given)
+    except (OSError, ValueError):  # one is not there, or its name is none that a file can have
+        return False
 
 
 def _require(path: Path, folder: Path, option: str) -> Path:

@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     from cactus_edge.samples import read_inputs
 
     if arguments.out:
-        require_file(arguments.out, "--out")
+        require_file(arguments.out, "--out", (arguments.model, arguments.data))
     x, y = read_inputs(arguments.data)
     outputs = api_files.run(arguments.model, x, y, profile=arguments.profile)
     rows = outputs.summary()
