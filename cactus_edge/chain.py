@@ -158,12 +158,16 @@ class Chain:
         } | ({"live": True} if o.live else {})
 
     def _train(self, advance: Advance) -> TrainedModel | TrainedDeck:
-        from cactus_edge.runs import read_run
+        from cactus_edge.runs import read_run, require_network
 
-        trained, threads = self.options.trained, self.options.threads or None
+        threads = self.options.threads or None
+        if self.options.trained is None:
+            return networks.train(self.recipe, self.dataset, self.folder / ".train", threads, advance)
         # A run's network is the one that it trained, whatever grid this target asks for afterwards.
-        recipe = read_run(trained).recipe if trained else self.recipe
-        return networks.train(recipe, self.dataset, trained or self.folder / ".train", threads, advance)
+        run = read_run(self.options.trained)
+        found = networks.train(run.recipe, self.dataset, run.folder, threads, advance)
+        require_network(run, found.digest())
+        return found
 
     def quantised(self) -> Graph:
         """The integer network that ships, calibrated on the validation split."""

@@ -14,6 +14,8 @@ import datetime
 import os
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,9 +26,14 @@ from cactus_edge.progress import SILENT, Progress, Seldom
 from cactus_edge.recipe import Recipe, load_recipe
 from cactus_edge.report import results as r
 from cactus_edge.report import strict_json
-from cactus_edge.resources import write_atomic
+from cactus_edge.resources import require_folder, write_atomic
 from cactus_edge.train.history import EpochStats, Underway
 from cactus_edge.version import __version__
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from cactus_edge.train.parallel import Group
@@ -141,6 +148,33 @@ def require_unchanged(run: Run, recipe: Recipe) -> None:
         )
 
 
+def require_network(run: Run, digest: str) -> None:
+    """Raises InputError where `digest` is not that of the network that the finished run names."""
+    if digest != run.record.network_sha256:
+        raise InputError(
+            f"{run.folder / run.record.network} holds network {digest[:16]}..., the run's is {run.record.network_sha256[:16]}...",
+            hint="bring the file back, or train again in another folder",
+        )
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One training at a time in `folder`, which is made. InputError where another process trains there; Windows has no such lock."""
+    require_folder(folder, "--out").mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another process trains in {folder}", hint="wait for it, or another --out") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def train_run(
     recipe: Recipe, folder: Path, group: Group, *, threads: int = 0, command: str = "", progress: Progress = SILENT
 ) -> Run:
@@ -152,6 +186,12 @@ def train_run(
     from cactus_edge.train.data import load_dataset
     from cactus_edge.train.loop import planned, train
 
+    plan = planned(recipe)
+    if not sum(plan.values()):
+        raise InputError(
+            f"method {recipe.train.method!r} has no epoch to train",
+            hint="[compress] finetune_epochs = 3, say, or `build`",
+        )
     dataset = load_dataset(recipe.data)
     record = Record(
         __version__,
@@ -169,19 +209,19 @@ def train_run(
         checkpoint(recipe, dataset, folder).name,
     )
     run = Run(folder, record)
-    new = group.first and _begin(run, recipe)
-    plan = planned(recipe)
-    report = EpochReport(plan, progress)
-    progress.begin("train", 1, 1)
-    try:
-        trained = train(recipe, dataset, folder, report, threads or None, group=group, on_step=report.underway)
-    except InputError:
-        if new:
-            _take_back(run)
-        raise
-    run = replace(run, record=_whole(record, trained))
-    if group.first:
-        _finish(run)
+    with locked(folder) if group.first else nullcontext():
+        new = group.first and _begin(run, recipe)
+        report = EpochReport(plan, progress)
+        progress.begin("train", 1, 1)
+        try:
+            trained = train(recipe, dataset, folder, report, threads or None, group=group, on_step=report.underway)
+        except InputError:
+            if new:
+                _take_back(run)
+            raise
+        run = replace(run, record=_whole(record, trained))
+        if group.first:
+            _finish(run)
     last = trained.history[-1]
     progress.end(
         sum(e.seconds for e in trained.history),
@@ -202,10 +242,22 @@ def _begin(run: Run, recipe: Recipe) -> bool:
         )
     if known is None and (folder / RECIPE).exists():
         raise InputError(f"{folder} holds a {RECIPE} and no run", hint="another --out: that file would be overwritten")
+    text = portable(recipe, folder).to_toml()
     if known is None or not known.finished:
-        write_atomic(folder / RECIPE, portable(recipe, folder).to_toml())
+        write_atomic(folder / RECIPE, text)
         write_atomic(folder / RECORD, strict_json.dump(run.record, FORMAT, VERSION))
+    elif _text(folder / RECIPE) != text:  # what comes after training may change: the key is of what decides the weights
+        write_atomic(folder / RECIPE, text)
+        changed = replace(known.record, recipe_sha256=run.record.recipe_sha256)
+        write_atomic(folder / RECORD, strict_json.dump(changed, FORMAT, VERSION))
     return known is None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def _take_back(run: Run) -> None:
@@ -228,12 +280,17 @@ def _whole(record: Record, trained: TrainedModel) -> Record:
 
 
 def _finish(run: Run) -> None:
-    """Leaves the record of a run that was finished already as it is: it names the command and the machine that made it."""
+    """Leaves the record of a run that was finished already as it is: it names the command and the machine that made it.
+
+    Raises InputError where that names another network: what lies there is not what was trained.
+    """
     from cactus_edge.report.plots import training_image
 
     known = find_run(run.folder)
     curves = run.folder / CURVES
-    if known is None or known.record.network_sha256 != run.record.network_sha256 or not curves.is_file():
+    if known is not None and known.finished:
+        require_network(known, run.record.network_sha256)
+    if known is None or not known.finished or not curves.is_file():
         write_atomic(curves, training_image(epochs(run.record.epochs), "svg"))
         write_atomic(run.folder / RECORD, strict_json.dump(run.record, FORMAT, VERSION))
 

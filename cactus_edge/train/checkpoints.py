@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,6 +67,14 @@ def kept(file: Path) -> bytes | None:
         return None
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror or error}", hint="choose another folder") from error
+
+
+def require_intact(content: bytes) -> None:
+    """Raises ValueError where a part of what torch.save wrote has not its CRC-32, which torch.load does not look at."""
+    with zipfile.ZipFile(io.BytesIO(content)) as parts:
+        damaged = parts.testzip()
+    if damaged is not None:
+        raise ValueError(f"{damaged} is damaged: its checksum is another")
 
 
 def shared(recipe: Recipe, dataset: Dataset, workdir: Path, stage: Stage, seed: int) -> tuple[Path, str]:

@@ -25,7 +25,7 @@ from cactus_edge.train.augment import augmented, check, views
 from cactus_edge.train.averaging import Average, nothing
 from cactus_edge.train.bits import ChosenBits, chosen_bits, require_choice
 from cactus_edge.train.bounds import Box, ball, cut, holds, propagate
-from cactus_edge.train.checkpoints import checkpoint, kept, run_key, shared
+from cactus_edge.train.checkpoints import checkpoint, kept, require_intact, run_key, shared
 from cactus_edge.train.data import Dataset, Split
 from cactus_edge.train.fakequant import Ceilings, clamp, layer_bits, usual_ceilings
 from cactus_edge.train.folded import Folded, fold, forward, statistics
@@ -374,6 +374,7 @@ class _Run:
 
     def _load(self, file: Path, key: str, content: bytes) -> None:
         try:
+            require_intact(content)
             state = torch.load(io.BytesIO(content), map_location=self._group.device, weights_only=True)
             if state["key"] != key:
                 raise ValueError("it belongs to another run")

@@ -8,6 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from file_kit import Shown, build_command, refused
 from cactus_edge.cli import main
 from cactus_edge.progress import Seldom
 from cactus_edge.recipe import load_recipe
-from cactus_edge.runs import EpochReport, find_run, read_run
+from cactus_edge.runs import EpochReport, find_run, locked, read_run
 from cactus_edge.train.history import EpochStats
 from cactus_edge.train.loop import _Run
 
@@ -249,6 +251,69 @@ def test_a_run_with_an_epoch_stays_whatever_refuses_it_later(copy: Path, recipe:
     (copy / read_run(copy).record.network).write_bytes(b"no network")
     refused(train_command(copy, f"--recipe={recipe}"), capsys, "is not a checkpoint of this run")
     assert sorted(p.name for p in copy.iterdir()) == before
+
+
+def flip(path: Path, at: int, by: int = 1) -> None:
+    """One bit."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= by
+    path.write_bytes(bytes(data))
+
+
+def weights_at(path: Path) -> int:
+    """Where the bytes of the first weights lie in a checkpoint."""
+    with zipfile.ZipFile(path) as parts:
+        largest = max(parts.infolist(), key=lambda part: part.file_size)
+    return path.read_bytes().index(largest.filename.encode()) + len(largest.filename) + 200
+
+
+@pytest.mark.parametrize("by", [1, 0x40], ids=["mantissa", "exponent"])
+def test_one_bit_of_a_network_is_seen(copy: Path, recipe: Path, capsys: Shown, no_epochs: None, by: int) -> None:
+    network = copy / read_run(copy).record.network
+    before = (copy / "run.json").read_bytes()
+    flip(network, weights_at(network), by)
+    refused(train_command(copy, f"--recipe={recipe}"), capsys, "is damaged: its checksum is another")
+    refused(["build", f"--run={copy}", f"--out={copy.parent / 'b'}"], capsys, "is damaged")
+    refused(["compare", str(copy)], capsys, "is damaged")
+    assert (copy / "run.json").read_bytes() == before
+
+
+def test_another_network_than_the_records_is_seen(copy: Path, recipe: Path, capsys: Shown, no_epochs: None) -> None:
+    """A whole checkpoint, with right checksums, of other weights."""
+    network = copy / read_run(copy).record.network
+    state = torch.load(network, weights_only=True)
+    next(t for t in state["network"].values() if t.dtype == torch.float32).view(-1)[0] += 1
+    torch.save(state, network)
+    refused(train_command(copy, f"--recipe={recipe}"), capsys, "holds network", "bring the file back")
+    refused(["build", f"--run={copy}", f"--out={copy.parent / 'b'}"], capsys, "holds network")
+    refused(["compare", str(copy)], capsys, "holds network")
+
+
+def test_what_comes_after_training_may_change(copy: Path, recipe: Path, tmp_path: Path, no_epochs: None) -> None:
+    """The network is the run's, the recipe the last that was given."""
+    changed = tmp_path / "changed.toml"
+    changed.write_text(recipe.read_text().replace("[certify]\n", "[certify]\nsamples = 5\n", 1))
+    assert load_recipe(changed).certify.samples == 5
+    before = read_run(copy)
+    assert main(train_command(copy, f"--recipe={changed}", "--quiet")) == 0
+    after = read_run(copy)
+    assert after.recipe == load_recipe(changed) and after.record.recipe_sha256 == load_recipe(changed).digest()
+    assert after.record == replace(before.record, recipe_sha256=after.record.recipe_sha256)
+
+
+def test_one_training_at_a_time(copy: Path, recipe: Path, capsys: Shown) -> None:
+    with locked(copy):
+        refused(train_command(copy, f"--recipe={recipe}"), capsys, "another process trains in")
+    assert main(train_command(copy, f"--recipe={recipe}", "--quiet")) == 0
+
+
+def test_a_recipe_without_an_epoch_is_refused(recipe: Path, tmp_path: Path, capsys: Shown) -> None:
+    bad = tmp_path / "bad.toml"
+    bad.write_text(recipe.read_text().replace("[train]\n", '[train]\nmethod = "adverfine-scratch"\n', 1))
+    text = re.sub(r"finetune_epochs = \d+", "finetune_epochs = 0", bad.read_text())
+    bad.write_text(text)
+    refused(train_command(tmp_path / "run", f"--recipe={bad}"), capsys, "has no epoch to train")
+    assert not (tmp_path / "run").exists()
 
 
 def test_runs_that_are_refused(copy: Path, recipe: Path, tmp_path: Path, capsys: Shown, no_epochs: None) -> None:
