@@ -134,7 +134,11 @@ def _of_run(run: Run, threads: int, progress: Progress) -> Entry:
 def _whole_build(folder: Path) -> tuple[BuildResults, bytes]:
     """A build's results and its model file."""
     path = folder / "results.json"
-    results = BuildResults.from_json(path.read_text(encoding="utf-8"), source=str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}", hint="build it again") from error
+    results = BuildResults.from_json(text, source=str(path))
     if results.tool_version != __version__:
         raise InputError(
             f"{folder} was built by cactus-edge {results.tool_version}, this is {__version__}", hint="build it again"

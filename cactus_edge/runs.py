@@ -30,10 +30,8 @@ from cactus_edge.resources import require_folder, write_atomic
 from cactus_edge.train.history import EpochStats, Underway
 from cactus_edge.version import __version__
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from cactus_edge.train.parallel import Group
@@ -161,7 +159,7 @@ def require_network(run: Run, digest: str) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """One training at a time in `folder`, which is made. InputError where another process trains there; Windows has no such lock."""
     require_folder(folder, "--out").mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
+    if sys.platform == "win32":
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)

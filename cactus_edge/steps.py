@@ -1,12 +1,11 @@
 """Steps that are done once: a step is skipped when its inputs and its output files have the digests they had last time.
 
-Each finished step leaves `<folder>/.steps/<name>.json` with the digest of its inputs, its result (JSON values) and the
-SHA-256 of the files it wrote. An interrupted step leaves nothing there and runs again.
+Each finished step leaves `<folder>/.steps/<name>.json` with the digest of its inputs, its result (JSON values), the SHA-256 of the
+files it wrote and that of all this. An interrupted step leaves nothing there and runs again, and so does one whose record changed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -57,7 +56,7 @@ class Steps:
         action writes. `summary` puts the result in words.
         """
         self._progress.begin(name, len(self.finished) + 1, self._count)
-        key = hashlib.sha256(json.dumps([name, inputs], sort_keys=True).encode()).hexdigest()
+        key = _digest([name, inputs])
         record = self.folder / ".steps" / f"{name}.json"
         known = self._recall(record, key, outputs)
         if known is None:
@@ -66,7 +65,7 @@ class Steps:
             done = Done(name, time.perf_counter() - start, False, result)
             files = {o: sha256((self.folder / o).read_bytes()) for o in outputs}
             content = {"key": key, "seconds": done.seconds, "files": files, "result": result}
-            write_atomic(record, json.dumps(content, sort_keys=True, indent=1) + "\n")
+            write_atomic(record, json.dumps(content | {"sha256": _digest(content)}, sort_keys=True, indent=1) + "\n")
         else:
             done = known
         self.finished.append(done)
@@ -79,9 +78,10 @@ class Steps:
             return None
         try:
             content = json.loads(record.read_text())
-            same = content["key"] == key and set(content["files"]) == set(outputs)
+            whole = content.pop("sha256") == _digest(content)
+            same = whole and content["key"] == key and set(content["files"]) == set(outputs)
             seconds, result, files = float(content["seconds"]), dict(content["result"]), dict(content["files"])
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError):
             return None
         if not same:
             return None
@@ -90,3 +90,7 @@ class Steps:
             if not path.is_file() or sha256(path.read_bytes()) != digest:
                 return None
         return Done(record.stem, seconds, True, result)
+
+
+def _digest(content: Any) -> str:
+    return sha256(json.dumps(content, sort_keys=True).encode())

@@ -204,7 +204,7 @@ def read_region(record: object) -> Region:
 
 def _read_family(record: object) -> Family:
     match record:
-        case {"kind": "patch", "patch": [int() as height, int() as width]}:
+        case {"kind": "patch", "patch": [int() as height, int() as width]} if not {type(height), type(width)} - {int}:
             return Patch(height, width)
         case {
             "kind": "tone",
@@ -212,7 +212,7 @@ def _read_family(record: object) -> Family:
             "contrast": [str(), str()] as contrast,
             "pivot": str() as pivot,
             "cells": int() as cells,
-        } if cells > 0:
+        } if type(cells) is int and cells > 0:  # True is an int to Python
             return tone((brightness[0], brightness[1]), (contrast[0], contrast[1]), pivot, cells)
         case {"kind": kind}:
             raise CertificateError(

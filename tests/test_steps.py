@@ -1,0 +1,66 @@
+"""Steps are done once: a record is taken where inputs, files and the record itself are what they were."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cactus_edge.progress import SILENT
+from cactus_edge.steps import Result, Steps
+
+
+class Work:
+    """A step that counts how often it runs, and writes a file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.runs = folder, 0
+
+    def __call__(self, _: Any) -> Result:
+        self.runs += 1
+        (self.folder / "made").write_text("x")
+        return {"certified": 10, "of": 20}
+
+    def result(self, **inputs: Any) -> Result:
+        return Steps(self.folder, 1, SILENT).run("certify", inputs, ("made",), self)
+
+
+def test_a_step_is_done_once(tmp_path: Path) -> None:
+    work = Work(tmp_path)
+    assert [work.result(eps="1/8") for _ in range(3)] == [{"certified": 10, "of": 20}] * 3
+    assert work.runs == 1
+    work.result(eps="1/4")
+    assert work.runs == 2
+
+
+def edited(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Any]:
+    def edit(record: Path) -> None:
+        content = json.loads(record.read_text())
+        change(content)
+        record.write_text(json.dumps(content))
+
+    return edit
+
+
+SINS: dict[str, Callable[[Path], Any]] = {
+    "a verdict": edited(lambda c: c["result"].update(certified=18)),
+    "no result": edited(lambda c: c.update(result={})),
+    "no digest": edited(lambda c: c.pop("sha256")),
+    "a list": lambda record: record.write_text("[]"),
+    "no text": lambda record: record.write_bytes(b"\xff\xfe"),
+    "half": lambda record: record.write_text(record.read_text()[:40]),
+    "another file": lambda record: (record.parents[1] / "made").write_text("y"),
+    "no file": lambda record: (record.parents[1] / "made").unlink(),
+}
+
+
+@pytest.mark.parametrize("sin", SINS)
+def test_what_was_changed_since_is_done_again(sin: str, tmp_path: Path) -> None:
+    work = Work(tmp_path)
+    work.result(eps="1/8")
+    SINS[sin](tmp_path / ".steps" / "certify.json")
+    assert work.result(eps="1/8") == {"certified": 10, "of": 20}
+    assert work.runs == 2
