@@ -90,13 +90,15 @@ def _cpu() -> str:
 class Results:
     """bench/results/NAME.json: rows by key, each with its own provenance. A row whose `inputs` are unchanged is kept.
 
-    Processes may measure rows of one file side by side: each adds its own to what the file holds by then.
+    Processes may measure rows of one file side by side: each adds its own to what the file holds by then. fresh: a row that this
+    process did not measure itself is not looked up; all others stay in the file.
     """
 
     def __init__(self, name: str, *, fresh: bool = False) -> None:
         self.path = RESULTS / f"{name}.json"
         self._fresh = fresh
-        self.rows: dict[str, Row] = {} if fresh else self._stored()
+        self._measured: set[str] = set()
+        self.rows = self._stored()
 
     def _stored(self) -> dict[str, Row]:
         rows: dict[str, Row] = json.loads(self.path.read_text())["rows"] if self.path.exists() else {}
@@ -107,14 +109,15 @@ class Results:
         folder = os.open(self.path.parent, os.O_RDONLY)
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)
-            self.rows = (self.rows if self._fresh else self._stored()) | {key: row}
+            self.rows = self._stored() | {key: row}
             write_atomic(self.path, json.dumps({"rows": self.rows}, indent=1, sort_keys=True) + "\n")
         finally:
             os.close(folder)
+        self._measured.add(key)
 
     def row(self, key: str, inputs: str, measure: Callable[[], Row], digests: Mapping[str, str] | None = None) -> Row:
         """The stored row `key` if it was measured with the same `inputs` (a digest), else measured now and stored."""
-        known = self.rows.get(key)
+        known = None if self._fresh and key not in self._measured else self.rows.get(key)
         if known is None or known["inputs"] != inputs:
             start = time.monotonic()
             values = measure()
@@ -213,6 +216,20 @@ def positive(text: str) -> int:
     return value
 
 
+def natural(text: str) -> int:
+    """A count that may be none, or the number of a network or a mutant, on the command line: at least 0."""
+    if (value := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"{value}: expected 0 or more")
+    return value
+
+
+def existing(text: str) -> Path:
+    """A folder on the command line, which is there."""
+    if not (path := Path(text)).is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {text!r}")
+    return path
+
+
 def arguments(description: str, *, seeds: int) -> argparse.Namespace:
     """The options that training benches share."""
     parser = argparse.ArgumentParser(description=description)
@@ -221,7 +238,7 @@ def arguments(description: str, *, seeds: int) -> argparse.Namespace:
     )
     parser.add_argument(
         "--threads",
-        type=int,
+        type=natural,
         default=0,
         help="threads for training and certification (default: the recipe's, else all)",
     )

@@ -24,8 +24,8 @@ def search(network: Network, around: Region, budget: str) -> Found:
 
 
 def searched(network: Network, around: Region, budget: str, processes: int) -> tuple[list[Network], list[Found], float]:
-    """(every `processes`-th sample from the k-th on, what its process found, the seconds that all took)."""
-    shares = [network.part(slice(k, None, processes)) for k in range(processes)]
+    """(every `processes`-th sample from the k-th on, what its process found, the seconds that all took); no share is empty."""
+    shares = [network.part(slice(k, None, processes)) for k in range(min(processes, len(network.y)))]
     start = time.monotonic()
     with multiprocessing.get_context("spawn").Pool(processes, initializer=settle) as pool:
         found = pool.starmap(search, [(share, around, budget) for share in shares])

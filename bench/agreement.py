@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from _common import ROOT, Results, Row, agreed
+from _common import ROOT, Results, Row, agreed, existing, positive, run
 
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -193,11 +193,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description="Agreement of the interpreter with TFLM, LiteRT, the compiled C and ONNX Runtime."
     )
-    parser.add_argument("--graphs", type=int, default=200, help="random networks")
-    parser.add_argument("--inputs", type=int, default=10_000, help="inputs over all random networks, and for each file")
-    parser.add_argument("--onnx-inputs", type=int, default=1000, help="inputs for each random network in ONNX Runtime")
+    parser.add_argument("--graphs", type=positive, default=200, help="random networks")
+    parser.add_argument(
+        "--inputs", type=positive, default=10_000, help="inputs over all random networks, and for each file"
+    )
+    parser.add_argument(
+        "--onnx-inputs", type=positive, default=1000, help="inputs for each random network in ONNX Runtime"
+    )
     parser.add_argument("--runtime", nargs="+", choices=RUNTIMES, default=RUNTIMES, help="compare with these only")
-    parser.add_argument("--build", type=Path, default=ROOT / "build", help="folder of finished builds")
+    parser.add_argument("--build", type=existing, default=ROOT / "build", help="folder of finished builds")
     parser.add_argument("--fresh", action="store_true", help="measure everything again")
     options = parser.parse_args()
     tflm = profile("tflm")
@@ -220,4 +224,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from _common import ROOT, Results, Row, Target, run, table, verdict
+from _common import ROOT, Results, Row, Target, positive, run, table, verdict
 from _networks import Network, trained
 
 # isort: split
@@ -107,7 +107,7 @@ def measure(network: Network, eps: str, budget: str) -> Row:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=60)
+    parser.add_argument("--samples", type=positive, default=60)
     parser.add_argument("--budget", default="30s", help="of each sample")
     parser.add_argument("--workdir", type=Path, default=ROOT / "build" / "bench", help="checkpoints of training")
     parser.add_argument("--fresh", action="store_true", help="measure again what is recorded")

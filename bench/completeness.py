@@ -17,7 +17,7 @@ from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
-from _common import ROOT, Results, Row, Target, run, table, verdict
+from _common import ROOT, Results, Row, Target, natural, positive, run, table, verdict
 from _networks import DENSE, Network, trained
 
 # isort: split
@@ -64,10 +64,10 @@ def measure(network: Network, eps: str, budget: str, processes: int) -> Row:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=100)
-    parser.add_argument("--eps", type=int, nargs="+", default=[1, 2, 4], help="radii in 255ths")
+    parser.add_argument("--samples", type=positive, default=100)
+    parser.add_argument("--eps", type=natural, nargs="+", default=[1, 2, 4], help="radii in 255ths")
     parser.add_argument("--budget", default="10s", help="of each sample")
-    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--processes", type=positive, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--workdir", type=Path, default=ROOT / "build" / "bench", help="checkpoints of training")
     parser.add_argument("--fresh", action="store_true", help="measure again what is recorded")
     given = parser.parse_args()

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from _common import ROOT, Results, Row, Target, run, table, verdict
+from _common import ROOT, Results, Row, Target, existing, positive, run, table, verdict
 
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -118,9 +118,9 @@ def code_digest() -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Firmware on the emulated Cortex-M4 against the interpreter.")
-    parser.add_argument("--inputs", type=int, default=100, help="inputs for each file")
-    parser.add_argument("--graphs", type=int, default=10, help="random networks")
-    parser.add_argument("--build", type=Path, default=ROOT / "build", help="folder of finished builds")
+    parser.add_argument("--inputs", type=positive, default=100, help="inputs for each file")
+    parser.add_argument("--graphs", type=positive, default=10, help="random networks")
+    parser.add_argument("--build", type=existing, default=ROOT / "build", help="folder of finished builds")
     parser.add_argument("--fresh", action="store_true", help="measure everything again")
     options = parser.parse_args()
     compilers: list[Literal["zig", "gcc"]] = ["zig", *(["gcc"] if shutil.which("arm-none-eabi-gcc") else [])]  # type: ignore[list-item]

@@ -32,7 +32,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from _common import ROOT, Results, Row, Target, run, table, verdict
+from _common import ROOT, Results, Row, Target, existing, positive, run, table, verdict
 from _networks import DENSE, Network, Twin, built, images, threads, trained
 
 # isort: split
@@ -201,11 +201,11 @@ def main() -> int:
     parser.add_argument(
         "--lirpa", type=Path, default=os.environ.get("AUTO_LIRPA"), help="folder with auto_LiRPA's sources"
     )
-    parser.add_argument("--build", type=Path, default=ROOT / "build", help="folder of finished builds")
+    parser.add_argument("--build", type=existing, default=ROOT / "build", help="folder of finished builds")
     parser.add_argument("--workdir", type=Path, default=ROOT / "build" / "bench", help="checkpoints of training")
-    parser.add_argument("--batch", type=int, nargs="+", default=[128, 1000])
-    parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, len(os.sched_getaffinity(0))}))
-    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--batch", type=positive, nargs="+", default=[128, 1000])
+    parser.add_argument("--threads", type=positive, nargs="+", default=sorted({1, len(os.sched_getaffinity(0))}))
+    parser.add_argument("--runs", type=positive, default=7)
     parser.add_argument("--fresh", action="store_true", help="measure again what is recorded")
     given = parser.parse_args()
     settle()

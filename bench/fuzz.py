@@ -28,8 +28,9 @@ from collections import Counter
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
-from _common import ROOT, Results, Row, Target, run, table, verdict
+from _common import ROOT, Results, Row, Target, natural, run, table, verdict
 
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -187,19 +188,35 @@ def outcomes(row: Row) -> str:
     return ", ".join(f"{count:,} {name}" for name, count in row["outcomes"].items())
 
 
+class Reproduced(argparse.Action):
+    """--reproduce NAME NUMBER as (the name of an attack, the number of a mutant)."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        name, number = values
+        if name not in ATTACKS:
+            raise argparse.ArgumentError(self, f"invalid choice: {name!r} (choose from {', '.join(ATTACKS)})")
+        try:
+            setattr(namespace, self.dest, (name, natural(number)))
+        except (ValueError, argparse.ArgumentTypeError):
+            raise argparse.ArgumentError(self, f"{number}: expected the number of a mutant, 0 or more") from None
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tflite", type=int, default=75_000)
-    parser.add_argument("--onnx", type=int, default=27_000)
-    parser.add_argument("--others", type=int, default=3_000, help="each of data, certificate, firmware, recipe")
-    parser.add_argument("--runtimes", type=int, default=4_000)
-    parser.add_argument("--onnx-runtime", type=int, default=4_000)
+    parser.add_argument("--tflite", type=natural, default=75_000)
+    parser.add_argument("--onnx", type=natural, default=27_000)
+    parser.add_argument("--others", type=natural, default=3_000, help="each of data, certificate, firmware, recipe")
+    parser.add_argument("--runtimes", type=natural, default=4_000)
+    parser.add_argument("--onnx-runtime", type=natural, default=4_000)
     parser.add_argument("--fresh", action="store_true", help="measure again what is recorded")
-    parser.add_argument("--reproduce", nargs=2, metavar=("NAME", "NUMBER"))
+    parser.add_argument("--reproduce", nargs=2, metavar=("NAME", "NUMBER"), action=Reproduced)
     given = parser.parse_args()
     if given.reproduce:
-        attack = ATTACKS[given.reproduce[0]]()
-        print(attack.examine(attack.mutant(int(given.reproduce[1]))))
+        name, number = given.reproduce
+        attack = ATTACKS[name]()
+        print(attack.examine(attack.mutant(number)))
         return 0
     counts = {"tflite": given.tflite, "onnx": given.onnx, "runtimes": given.runtimes}
     counts["onnx-runtime"] = given.onnx_runtime

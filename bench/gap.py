@@ -11,18 +11,17 @@ intervals, by lines without any search for slopes, and by the complete search wi
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 from functools import partial
 from pathlib import Path
 
-from _common import ROOT, Results, Row, Target, percent, run, table, verdict
+from _common import ROOT, Results, Row, Target, percent, positive, run, table, verdict
 from _networks import Network, trained
 
 # isort: split
 import numpy as np
 from _attack import survivors
-from completeness import search
+from _search import searched
 
 from cactus_edge.certify.interval import certify
 from cactus_edge.certify.linear import Linear
@@ -43,12 +42,11 @@ def measure(network: Network, eps: str, budget: str, processes: int) -> Row:
     left = np.flatnonzero(plain.correct & ~plain.certified)
     rest = network.part(left)
     lower, upper, _ = around.boxes(program, rest.x)
-    lined = np.array([isinstance(r.verdict, Robust) for r in Linear(program).records(lower, upper, left, rest.y)])
-    shares = [rest.part(slice(k, None, processes)) for k in range(processes)]
-    with multiprocessing.get_context("spawn").Pool(processes, initializer=settle) as pool:
-        found = pool.starmap(search, [(share, around, budget) for share in shares if len(share.y)])
+    records = Linear(program).records(lower, upper, left, rest.y) if len(left) else []
+    lined = np.array([isinstance(r.verdict, Robust) for r in records], np.bool_)
+    shares, found, _ = searched(rest, around, budget, processes)
     robust, refuted = np.zeros((2, len(left)), np.bool_)
-    for k, (share, (proof, _)) in enumerate(zip(shares, found, strict=False)):
+    for k, (share, (proof, _)) in enumerate(zip(shares, found, strict=True)):
         shown, lost = decided(program, around, share.x, share.y, proof, key)
         robust[k::processes], refuted[k::processes] = shown.certified, lost
     open_ = np.flatnonzero(~robust & ~refuted)
@@ -77,9 +75,9 @@ def measure(network: Network, eps: str, budget: str, processes: int) -> Row:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workdir", type=Path, default=ROOT / "build" / "bench" / "train-methods", help="checkpoints")
-    parser.add_argument("--samples", type=int, default=500)
+    parser.add_argument("--samples", type=positive, default=500)
     parser.add_argument("--budget", default="10s", help="of each sample that intervals leave open")
-    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--processes", type=positive, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--fresh", action="store_true", help="measure again what is recorded")
     given = parser.parse_args()
     settle()

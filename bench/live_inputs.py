@@ -14,13 +14,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from _common import ROOT, Results, Row, Target, run, table, verdict
+from _common import ROOT, Results, Row, Target, existing, natural, positive, run, table, verdict
 from device_agree import code_digest
 
 from cactus_edge.board import Options, bound_on_board, run_on_board
 from cactus_edge.device.firmware import build_firmware
 from cactus_edge.device.targets import load_target
-from cactus_edge.errors import UnsupportedError
+from cactus_edge.errors import InputError, UnsupportedError
 from cactus_edge.formats.c.blob import blob_digest
 from cactus_edge.formats.c.write import write_c
 from cactus_edge.ir.arithmetic import profile
@@ -61,9 +61,9 @@ def measured(program: Program, x: np.ndarray, radius: int) -> Row:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Live inputs on the emulated Cortex-M4.")
-    parser.add_argument("--inputs", type=int, default=100, help="inputs for each file")
-    parser.add_argument("--radius", type=int, default=8, help="codes around each input")
-    parser.add_argument("--build", type=Path, default=ROOT / "build", help="folder of finished builds")
+    parser.add_argument("--inputs", type=positive, default=100, help="inputs for each file")
+    parser.add_argument("--radius", type=natural, default=8, help="codes around each input")
+    parser.add_argument("--build", type=existing, default=ROOT / "build", help="folder of finished builds")
     parser.add_argument("--fresh", action="store_true", help="measure everything again")
     options = parser.parse_args()
     results, rows = Results("live_inputs", fresh=options.fresh), dict[str, Row]()
@@ -76,6 +76,10 @@ def main() -> int:
             continue
         inputs = sha256(f"{code_digest()} {blob} {options.radius}".encode() + x.tobytes())
         rows[path.parent.name] = results.row(path.parent.name, inputs, partial(measured, program, x, options.radius))
+    if not rows:
+        raise InputError(
+            f"no build in {options.build} runs as portable C: there is nothing to compare", hint="cactus-edge build"
+        )
     lines = [["model", "inputs", "certified", "equal", "inference", "bounds", "times", "flash B", "RAM B"]]
     for key, row in rows.items():
         columns = ("inputs", "certified", "equal", "inference_median", "bounds_median")

@@ -27,7 +27,7 @@ from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
-from _common import ROOT, Results, Row, agreed, run
+from _common import ROOT, Results, Row, agreed, existing, positive, run
 
 sys.path.insert(0, str(ROOT / "tests" / "formats"))
 sys.path.insert(0, str(ROOT / "tests"))
@@ -238,9 +238,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="The aarch64 wheels under emulation against the interpreter.")
     parser.add_argument("--prepare", action="store_true", help="unpack the emulation")
     parser.add_argument("--record", action="store_true", help="write the vectors of the tests")
-    parser.add_argument("--graphs", type=int, default=40, help="random networks of each op")
-    parser.add_argument("--inputs", type=int, default=100, help="inputs for each file")
-    parser.add_argument("--build", type=Path, default=ROOT / "build", help="folder of finished builds")
+    parser.add_argument("--graphs", type=positive, default=40, help="random networks of each op")
+    parser.add_argument("--inputs", type=positive, default=100, help="inputs for each file")
+    parser.add_argument("--build", type=existing, default=ROOT / "build", help="folder of finished builds")
     parser.add_argument("--fresh", action="store_true", help="measure everything again")
     options = parser.parse_args()
     if options.prepare:

@@ -20,7 +20,7 @@ import tempfile
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from _common import ROOT, Results, Row, Target, run, table, verdict
+from _common import ROOT, Results, Row, Target, natural, positive, run, table, verdict
 
 sys.path.insert(0, str(ROOT / "tests"))
 sys.path.insert(0, str(ROOT / "tests" / "verify"))
@@ -57,10 +57,10 @@ def kinds(count: int, networks: int) -> Row:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mutants", type=int, default=4_000)
-    parser.add_argument("--cases", type=int, default=40, help="networks with a right proof each")
+    parser.add_argument("--mutants", type=positive, default=4_000)
+    parser.add_argument("--cases", type=positive, default=40, help="networks with a right proof each")
     parser.add_argument("--fresh", action="store_true", help="measure again what is recorded")
-    parser.add_argument("--reproduce", type=int, metavar="NUMBER")
+    parser.add_argument("--reproduce", type=natural, metavar="NUMBER")
     given = parser.parse_args()
     if given.reproduce is not None:
         case, spoiled = mutant(cases(given.cases), given.reproduce)

@@ -23,7 +23,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from _common import Results, Row, Target, run, table, verdict
+from _common import Results, Row, Target, existing, positive, run, table, verdict
 from _networks import SUITES, Network
 
 # isort: split
@@ -130,9 +130,9 @@ def replay(subject: Subject, share: Network, eps: int, proof: bytes) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--published", type=Path, required=True, metavar="DIR", help="clone with the weights")
+    parser.add_argument("--published", type=existing, required=True, metavar="DIR", help="clone with the weights")
     parser.add_argument("--budget", default="10s", help="of each sample")
-    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--processes", type=positive, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--fresh", action="store_true", help="measure again what is recorded")
     given = parser.parse_args()
     settle()

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from _common import ROOT, Results, Row, Target, run, table, verdict
+from _common import ROOT, Results, Row, Target, positive, run, table, verdict
 
 from cactus_edge.errors import InputError
 from cactus_edge.process import settle
@@ -70,7 +70,7 @@ def measure(model: bytes, data: Path, rounds: int, eps: str) -> Row:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--eps", default="2", help="radius in steps of the input (default 2)")
     given = parser.parse_args()
     settle()

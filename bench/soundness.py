@@ -23,7 +23,7 @@ from functools import partial
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from _common import ROOT, Results, Row, Target, run, table, verdict
+from _common import ROOT, Results, Row, Target, natural, positive, run, table, verdict
 
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -80,11 +80,11 @@ def digest() -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--graphs", type=int, default=10_400, help="random networks")
-    parser.add_argument("--tiny", type=int, default=520, help="tiny networks whose regions are enumerated")
-    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--graphs", type=natural, default=10_400, help="random networks")
+    parser.add_argument("--tiny", type=natural, default=520, help="tiny networks whose regions are enumerated")
+    parser.add_argument("--processes", type=positive, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--fresh", action="store_true", help="examine again what is recorded")
-    parser.add_argument("--reproduce", type=int, metavar="NUMBER")
+    parser.add_argument("--reproduce", type=natural, metavar="NUMBER")
     parser.add_argument("--tiny-one", action="store_true", help="--reproduce is the number of a tiny network")
     given = parser.parse_args()
     if given.reproduce is not None:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 
-from _common import Results, Row, Target, run, verdict
+from _common import Results, Row, Target, positive, run, verdict
 
 from cactus_edge.version import __version__
 
@@ -32,7 +32,7 @@ def measure(runs: int) -> Row:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=RUNS)
+    parser.add_argument("--runs", type=positive, default=RUNS)
     options = parser.parse_args()
     inputs = hashlib.sha256(f"{__version__} {options.runs}".encode()).hexdigest()
     row = Results("startup", fresh=True).row("cactus-edge --help", inputs, lambda: measure(options.runs))

@@ -24,7 +24,7 @@ from dataclasses import replace
 from functools import partial
 from typing import IO
 
-from _common import Results, Row, Target, run, table, verdict
+from _common import Results, Row, Target, positive, run, table, verdict
 
 # isort: split
 import torch
@@ -180,10 +180,10 @@ def main() -> int:
     parser.add_argument(
         "--network", default="mnist", help="the recipe whose network and data are taken (default mnist)"
     )
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--batch", type=positive, default=256)
+    parser.add_argument("--threads", type=positive, nargs="+", default=[1, 2])
     parser.add_argument("--precision", choices=PRECISIONS, nargs="+", default=[*PRECISIONS], help="of ours (both)")
-    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--runs", type=positive, default=15)
     parser.add_argument("--fresh", action="store_true", help="measure everything again")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
