@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from cactus_edge.runs import Run
 
 
+MOST_THREADS = 4096
+"""As many as a recipe may ask for."""
+
+
 def train(
     recipe: Recipe | str | Path | None = None,
     out: Path | str | None = None,
@@ -38,9 +42,9 @@ def train(
     from cactus_edge.runs import RECIPE, command_line, find_run, train_run
     from cactus_edge.train.parallel import joined
 
-    for name, value, most in (("seed", seed or 0, 2**31 - 1), ("threads", threads, 4096)):
-        if not 0 <= value <= most:
-            raise InputError(f"{name} is {value}, expected an integer in [0, {most}]")
+    _require_within("seed", seed or 0, 2**31 - 1)
+    _require_within("threads", threads, MOST_THREADS)
+    _require_named(out)
     if recipe is None:
         if out is None or find_run(Path(out)) is None:
             where = "no folder is named" if out is None else f"{out} holds no run to go on with"
@@ -70,8 +74,8 @@ def compare(
     """The runs and builds in `folders` side by side, in groups of the same data, listed inputs and region.
 
     A run is first exported as an int8 file of no target, certified and attacked under profile `tflm`, into its own folder, once. out:
-    where compare.html and compare.json are written. Raises InputError for a folder that holds neither, or one that is not
-    whole or another version's; MismatchError for a build that contradicts its certificate.
+    where compare.html and compare.json are written. threads: all by default. Raises InputError for a folder that holds neither, or
+    one that is not whole or another version's; MismatchError for a build that contradicts its certificate.
     """
     import datetime
 
@@ -79,6 +83,8 @@ def compare(
     from cactus_edge.report.compare import compared, render
     from cactus_edge.version import __version__
 
+    _require_within("threads", threads, MOST_THREADS)
+    _require_named(out)
     paths = [Path(folder) for folder in folders]
     if not paths:
         raise InputError("nothing to compare", hint="cactus-edge compare runs/a runs/b")
@@ -93,3 +99,15 @@ def compare(
         write_atomic(where / "compare.html", render(found, created=created, tool=f"cactus-edge {__version__}"))
         write_atomic(where / "compare.json", json.dumps(found.to_json(), indent=2, sort_keys=True) + "\n")
     return found
+
+
+def _require_within(name: str, value: int, most: int) -> None:
+    """Raises InputError for an option that is not in [0, most]."""
+    if not 0 <= value <= most:
+        raise InputError(f"{name} is {value}, expected an integer in [0, {most}]")
+
+
+def _require_named(out: Path | str | None) -> None:
+    """Raises InputError for an empty name, which `Path` takes for the current folder."""
+    if out == "":
+        raise InputError("--out is empty", hint="name a folder with --out; . is the current one")

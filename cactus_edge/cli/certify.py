@@ -42,7 +42,7 @@ def add_parser(verbs: Any) -> None:
     p.add_argument(
         "--unit",
         choices=("data", "lsb"),
-        default="data",
+        default="",
         help="unit of eps: the data's own (default), or steps of the model's input quantisation",
     )
     p.add_argument(
@@ -80,9 +80,9 @@ def add_parser(verbs: Any) -> None:
     p.add_argument(
         "--bounds",
         choices=("interval", "linear"),
-        default="interval",
-        help="linear: bound by lines what intervals leave open; slower, for networks not trained for intervals; "
-        "writes a proof file beside the certificate",
+        default="",
+        help="interval (default), or linear: bound by lines what intervals leave open; slower, for networks not trained for "
+        "intervals; writes a proof file beside the certificate",
     )
     p.add_argument(
         "--attack",
@@ -129,7 +129,7 @@ def add_parser(verbs: Any) -> None:
     p.add_argument("--out", type=Path, required=True, metavar="cert.json")
     p.add_argument(
         "--require",
-        type=float,
+        type=percentage,
         metavar="PERCENT",
         help="exit 1 where fewer of the inputs are certified; of several profiles, in any mixture",
     )
@@ -148,6 +148,13 @@ def add_parser(verbs: Any) -> None:
     )
     p.add_argument("--seed", type=int, help="with --semantic: of the draws (default 0)")
     p.set_defaults(run=run)
+
+
+def percentage(text: str) -> float:
+    """A share on the command line: a number in [0, 100]."""
+    if not 0 <= (value := float(text)) <= 100:
+        raise argparse.ArgumentTypeError(f"{text}: expected a percentage in [0, 100]")
+    return value
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -173,7 +180,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.data,
         region=Flags(
             arguments.eps,
-            arguments.unit,
+            arguments.unit or "data",
             arguments.noise,
             arguments.patch,
             arguments.brightness,
@@ -184,7 +191,7 @@ def run(arguments: argparse.Namespace) -> int:
         domain=arguments.domain,
         profile=arguments.profile,
         firmware=arguments.firmware,
-        bounds=arguments.bounds,
+        bounds=arguments.bounds or "interval",
         attack=arguments.attack,
         budget=arguments.budget,
         universal=arguments.universal,
@@ -198,7 +205,7 @@ def run(arguments: argparse.Namespace) -> int:
     return GOOD if enough else NEGATIVE
 
 
-REGION = ("eps", "noise", "patch", "brightness", "contrast", "pivot", "cells")
+REGION = ("eps", "unit", "noise", "patch", "brightness", "contrast", "pivot", "cells")
 """The flags that say what may change."""
 
 DRAWS = ("samples", "confidence", "seed")
@@ -224,7 +231,7 @@ def _max_eps(arguments: argparse.Namespace) -> int:
         plot=arguments.plot,
         domain=arguments.domain,
         profile=arguments.profile,
-        bounds=arguments.bounds,
+        bounds=arguments.bounds or "interval",
         budget=arguments.budget,
         workers=arguments.workers,
         cluster=arguments.cluster,
@@ -239,8 +246,8 @@ def _vnnlib(arguments: argparse.Namespace) -> int:
     from cactus_edge import api_vnnlib
     from cactus_edge.report.table import pairs
 
-    others = ("data", "domain", "firmware", "attack", "universal", "ties", "max_eps", "plot", "workers", "cluster")
-    _alone(arguments, "vnnlib", *REGION, *others, "semantic", *DRAWS)
+    proofs = ("firmware", "bounds", "attack", "universal", "ties", "max_eps", "plot", "workers", "cluster")
+    _alone(arguments, "vnnlib", *REGION, "data", "domain", *proofs, "semantic", *DRAWS)
     found = api_vnnlib.decide_files(
         arguments.model,
         arguments.vnnlib,
@@ -257,7 +264,7 @@ def _semantic(arguments: argparse.Namespace) -> int:
     from cactus_edge import api_semantic
     from cactus_edge.report.table import pairs
 
-    proofs = ("firmware", "attack", "budget", "universal", "max_eps", "plot", "workers", "cluster", "ties")
+    proofs = ("firmware", "bounds", "attack", "budget", "universal", "max_eps", "plot", "workers", "cluster", "ties")
     _alone(arguments, "semantic", *REGION, *proofs)
     report = api_semantic.semantic_files(
         arguments.model,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 from typing import Any
 
 EPILOG = """\
@@ -23,7 +22,7 @@ def add_parser(verbs: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--recipe", help="built-in name or TOML file (default: that of the run in --out)")
-    p.add_argument("--out", type=Path, help="the run folder (default: runs/RECIPE-SEED); a run found there goes on")
+    p.add_argument("--out", help="the run folder (default: runs/RECIPE-SEED); a run found there goes on")
     p.add_argument("--seed", type=int, help="replaces the recipe's training seed")
     p.add_argument(
         "--device", choices=("cpu", "cuda", "auto"), default="auto", help="default: CUDA where there is some"

@@ -132,6 +132,14 @@ def test_folders_that_are_refused(bundle: Path, run_folder: Path, tmp_path: Path
     refused(compare_command(bundle, run), capsys, "is not finished")
 
 
+@pytest.mark.parametrize("threads", ["-3", "-1", "4097", "99999999999"])
+def test_threads_that_there_cannot_be_are_refused(tmp_path: Path, capsys: Shown, threads: str) -> None:
+    """As `build` and `train` do, before any folder is opened."""
+    for command in (["compare", str(tmp_path)], ["train", f"--out={tmp_path}"], ["build", f"--out={tmp_path}"]):
+        refused([*command, "--threads", threads], capsys, f"threads is {threads}, expected an integer in [0, 4096]")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_build_that_contradicts_its_certificate_is_a_negative_verdict(
     bundle: Path, tmp_path: Path, capsys: Shown
 ) -> None:
