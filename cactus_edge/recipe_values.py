@@ -182,7 +182,7 @@ def list_of(item: Parse, *, at_least: int = 1) -> Parse:
 
 def sparsity(value: Any) -> str | float:
     """ "none", the share of weights that are 0 (unstructured), or "n:m": at most n of m neighbours are not 0."""
-    if isinstance(value, Decimal) and 0 < value < 1:
+    if isinstance(value, Decimal) and 0 < float(value) < 1:
         return float(value)
     if isinstance(value, str) and (value == "none" or n_of_m(value) is not None):
         return value

@@ -40,7 +40,13 @@ def read_arrays(path: Path, names: Sequence[str], text: Sequence[str] = ()) -> d
             what = "is a single array" if single else "cannot be read as .npz: it is no zip file"
             raise DataError(f"{path} {what}", hint="save it with np.savez(path, x=..., y=...)")
         with zipfile.ZipFile(path) as archive:
-            held = [name.removesuffix(".npy") for name in archive.namelist()]
+            members = archive.namelist()
+            held = [name.removesuffix(".npy") for name in members if name.endswith(".npy")]
+            if bare := [name for name in names if name in members and name not in held]:
+                raise DataError(
+                    f"{path} has a member {bare[0]}; expected {bare[0]}.npy, an array in the .npy format",
+                    hint="np.savez(path, x=..., y=...)",
+                )
             if names[0] not in held:
                 listed = ", ".join(held[:10]) or "nothing"
                 raise DataError(

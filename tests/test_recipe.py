@@ -216,7 +216,11 @@ def test_sparsity_is_a_word_a_share_or_a_row(given: str, kept: str | float) -> N
     assert recipe.compress.sparsity == kept
 
 
-@pytest.mark.parametrize("given", ["1.0", "0", "2", '"4:2"', '"2:64"', '"2:4:8"', '"half"', "true"])
+NO_SHARE = ["nan", "inf", "-inf", "-0.5", "0.9999999999999999999999", "1e-400"]
+"""Numbers that are no share between 0 and 1 once they are floats."""
+
+
+@pytest.mark.parametrize("given", ["1.0", "0", "2", '"4:2"', '"2:64"', '"2:4:8"', '"half"', "true", *NO_SHARE])
 def test_other_sparsity_is_refused(given: str) -> None:
     assert "mine.toml:29: sparsity = " in refusal(GOOD + f"\n[compress]\nsparsity = {given}\n")
 

@@ -7,25 +7,19 @@ either begins a layer or joins the one that it follows. What fits nowhere is ref
 from __future__ import annotations
 
 import hashlib
-import importlib
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib.machinery import PathFinder
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from cactus_edge.errors import InputError, InternalError
 from cactus_edge.ir.ops import Padding2d
 from cactus_edge.recipe_model import ModelRecipe
 from cactus_edge.train.folded import fold, forward
 from cactus_edge.train.models import INPUT, NORM_EPSILON, Layer, Network, Norm
+from cactus_edge.train.own_module import check_numbers, made, outputs, said
 
 Size = tuple[int, int]
 
@@ -36,19 +30,26 @@ def own_network(model: ModelRecipe, shape: tuple[int, int, int], classes: int, s
     """The network of `model.module` with the weights that it begins with, drawn after torch.manual_seed(seed).
 
     The module takes float [N, channels, height, width], or [N, channels, height] where it holds Conv1d and the width is 1, and
-    gives logits [N, classes]. Raises InputError for a function that is not there or fails, and for what has no layer here.
+    gives logits [N, classes]. Raises InputError for a function that is not there or fails, for a module that fails on such an
+    input or holds or gives what is not finite, and for what has no layer here.
     """
-    module = _made(model, shape, classes, seed)
+    module = made(model, shape, classes, seed)
     flat = shape[1] == 1 and any(isinstance(m, nn.Conv1d) for m in module.modules())
     like = torch.rand((4, shape[2], shape[0]) if flat else (4, shape[2], *shape[:2]), generator=_generator(seed))
+    check_numbers(model.module, module)
+    theirs = outputs(model.module, module, like, seed)
     try:
         traced = fx.symbolic_trace(module)
-        ShapeProp(traced).propagate(like)
-    except Exception as error:  # the user's code, or what torch.fx makes of it
-        raise InputError(f"{model.module}: cannot be traced: {error}", hint="no control flow on values") from error
+        with torch.no_grad():
+            _Shapes(traced).run(like.clone())
+    except (Exception, SystemExit) as error:  # the user's code, or what torch.fx makes of it
+        raise InputError(
+            f"{model.module}: cannot be traced: {said(error)}",
+            hint="forward(x): one argument, no control flow on values",
+        ) from error
     network = Network(_Reading(model.module, traced, (shape[0], shape[1]), shape[2]).layers(classes))
     with torch.no_grad():
-        theirs, ours = module(like), forward(fold(network.layers()), like[..., None] if flat else like)
+        ours = forward(fold(network.layers()), like[..., None] if flat else like)
     if not torch.allclose(theirs, ours, rtol=1e-3, atol=1e-3 * float(theirs.abs().max())):
         raise InternalError(f"{model.module}: the layers that were read compute something else than the module")
     return network
@@ -71,45 +72,15 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _made(model: ModelRecipe, shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
-    name, _, function = model.module.partition(":")
-    here = str(Path.cwd())
-    with _importable(name.partition(".")[0], [model.folder or here, here]):
-        try:
-            make = getattr(importlib.import_module(name), function)
-        except ModuleNotFoundError as error:
-            hint = f"a file {name.replace('.', '/')}.py beside the recipe, or where the command runs"
-            raise InputError(f"{model.module}: {error}", hint=hint) from error
-        except AttributeError as error:
-            raise InputError(f"{model.module}: {error}", hint=f"a function {function}(shape, classes) there") from error
-        except Exception as error:  # the user's code
-            raise InputError(f"{model.module}: {type(error).__name__}: {error}", hint="importing it fails") from error
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            try:
-                made = make(shape, classes)
-            except Exception as error:  # the user's code
-                text = f"{model.module}{(shape, classes)}: {type(error).__name__}: {error}"
-                raise InputError(text, hint="it takes (height, width, channels) and the number of classes") from error
-    if not isinstance(made, nn.Module):
-        raise InputError(f"{model.module}: gives {type(made).__name__}", hint="return a torch.nn.Module")
-    return made.float().eval()
+class _Shapes(fx.Interpreter):
+    """Runs a traced module and notes the shape of each tensor in its node's meta."""
 
-
-@contextmanager
-def _importable(top: str, folders: list[str]) -> Iterator[None]:
-    """The folders come first where modules are looked for; another `top` that was imported before makes way."""
-    found, known = PathFinder.find_spec(top, folders), sys.modules.get(top)
-    if found is not None and known is not None and getattr(known, "__file__", None) != found.origin:
-        for name in [n for n in sys.modules if n == top or n.startswith(f"{top}.")]:
-            del sys.modules[name]
-    sys.path[:0] = folders
-    try:
-        importlib.invalidate_caches()
-        yield
-    finally:
-        for folder in folders:
-            sys.path.remove(folder)
+    def run_node(self, n: fx.Node) -> Any:
+        """As the base class."""
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            n.meta["shape"] = tuple(result.shape)
+        return result
 
 
 @dataclass(eq=False)
@@ -149,6 +120,7 @@ class _Reading:
         self.order: list[_Draft] = []
         self.values: dict[fx.Node, _Value] = {}
         self.used: set[nn.Module] = set()
+        self.owners: dict[int, str] = {}
 
     def layers(self, classes: int) -> tuple[Layer, ...]:
         """All layers in the order of execution. Raises InputError."""
@@ -159,7 +131,7 @@ class _Reading:
                 out = self.values.get(node.args[0])
             elif node.op == "placeholder":
                 self.values[node] = _Value(None)
-            elif isinstance(node.meta.get("tensor_meta"), TensorMetadata):
+            elif "shape" in node.meta:
                 self.values[node] = self._value(node)
         last = out.draft if out is not None else None
         plain = last is not None and last.dense and not (last.relu or last.norm or last.sums)
@@ -190,6 +162,12 @@ class _Reading:
             if module in self.used:
                 raise self.refused(node, "is used twice, and layers do not share weights", "a module for each use")
             self.used.add(module)
+            for part, parameter in module.named_parameters(remove_duplicate=False):
+                own = f"{node.target}.{part}"
+                owner = self.owners.setdefault(parameter.data_ptr(), own)
+                if owner != own:
+                    why = f"its {part} is {owner} as well, and layers do not share weights"
+                    raise self.refused(node, why, "parameters of its own, a copy of those: clone()")
         match name:
             case "conv1d" | "conv2d":
                 return self._convolution(node, module, read)
@@ -373,7 +351,8 @@ _INSTEAD = {
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
-    return tuple(node.meta["tensor_meta"].shape)
+    shape: tuple[int, ...] = node.meta["shape"]
+    return shape
 
 
 def _two(value: Any, one: bool) -> Size | None:

@@ -154,6 +154,12 @@ def test_own_data(tmp_path: Path) -> None:
     assert len(found.train.y) == 5 and found.train.x.dtype == np.float32
 
 
+def test_labels_may_name_classes_that_have_no_sample(tmp_path: Path) -> None:
+    x, y = np.zeros((10, 3, 3, 1), np.float32), np.arange(10) + 20
+    found = load_dataset(_own(tmp_path / "mine.npz", x=x, y=y.astype(np.uint64), labels=np.arange(30)))
+    assert len(found.labels) == 30 and found.train.y.dtype == np.int64 and found.train.y.min() >= 20
+
+
 X, Y = np.zeros((10, 3, 3, 1), np.float32), np.arange(10) % 2
 BROKEN = np.full(2, 0x7FFFFFFF, np.uint32).view("<U1")
 
@@ -168,6 +174,18 @@ BROKEN = np.full(2, 0x7FFFFFFF, np.uint32).view("<U1")
         pytest.param({"x": X[0], "y": Y}, r"expected (floating|10)|class numbers", id="one_sample_without_axis"),
         pytest.param({"x": X, "y": Y[:5]}, "class numbers", id="fewer_labels"),
         pytest.param({"x": X, "y": Y - 1}, "class numbers", id="negative_label"),
+        pytest.param({"x": X, "y": (Y - 1).astype(np.uint32)}, "y holds 4294967295; expected .* 0 to 9", id="wrapped_label"),
+        pytest.param({"x": X, "y": Y.astype(np.uint64) + np.uint64(2**63 + 5)}, "y holds 9223372036854775814", id="label_beyond_int64"),
+        pytest.param({"x": X, "y": Y + 9}, "y holds 10; expected class numbers from 0 to 9, as x has 10", id="label_as_large_as_samples"),
+        pytest.param({"x": X, "y": Y, "x_test": X, "y_test": Y * 20_000}, "y_test holds 20000", id="large_test_label"),
+        pytest.param(
+            {"x": X, "y": (Y - 1).astype(np.uint32), "labels": np.array(["a", "b"])}, "0 to 65535", id="wrapped_label_with_names"
+        ),
+        pytest.param({"x": X, "y": Y, "labels": np.zeros(1 << 17, np.int8)}, "at most 65536", id="names_without_end"),
+        pytest.param({"x": X, "y": Y, "group": Y.astype(np.uint64) + np.uint64(2**63)}, "integers below", id="group_beyond_int64"),
+        pytest.param({"x": np.zeros((10, 0, 8, 1)), "y": Y}, "holds no number", id="no_rows"),
+        pytest.param({"x": np.zeros((10, 8, 8, 0)), "y": Y}, "holds no number", id="no_channels"),
+        pytest.param({"x": X, "y": Y, "x_test": X[:0], "y_test": Y[:0]}, "x_test .* holds no number", id="no_test_sample"),
         pytest.param({"x": X, "y": Y, "labels": np.array(["one"])}, "1 labels for 2", id="names_missing"),
         pytest.param({"x": X, "y": Y, "labels": np.array("ab")}, r"labels have shape \(\)", id="one_name"),
         pytest.param({"x": X, "y": Y, "labels": BROKEN}, "codec can't decode", id="names_no_text"),
@@ -178,7 +196,7 @@ BROKEN = np.full(2, 0x7FFFFFFF, np.uint32).view("<U1")
         pytest.param({"x": X[:4], "y": Y[:4]}, "leave none", id="too_few"),
         pytest.param({"x": X, "y": Y, "x_test": X[:, :2], "y_test": Y}, "x_test has samples", id="other_test_shape"),
     ],
-)
+)  # fmt: skip
 def test_bad_own_data_is_refused(tmp_path: Path, arrays: dict[str, Any], words: str) -> None:
     with pytest.raises(DataError, match=words):
         load_dataset(_own(tmp_path / "bad.npz", **arrays))

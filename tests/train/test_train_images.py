@@ -7,9 +7,11 @@ import hashlib
 import io
 import json
 import lzma
+import struct
 import tarfile
 import urllib.error
 import urllib.request
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +127,22 @@ def test_a_damaged_archive_is_refused() -> None:
             cifar.read_archive(content)
 
 
+def png(colour: int, samples: int) -> bytes:
+    """A PNG of 4 rows and 6 columns with that many samples of 16 bits a pixel."""
+    rows = (b"\0" + b"\x12\x34" * 6 * samples) * 4
+    header = struct.pack(">IIBBBBB", 6, 4, 16, colour, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(c)) + t + c + struct.pack(">I", zlib.crc32(t + c)) for t, c in chunks
+    )
+
+
+def spider(path: Path) -> None:
+    """A SPIDER image, saved beside and renamed: Pillow would save all later files of the suffix so."""
+    Image.new("F", (6, 4)).save(path.with_suffix(".spi"), "SPIDER")
+    path.with_suffix(".spi").rename(path)
+
+
 def image(path: Path, value: int, size: tuple[int, int] = (6, 4), mode: str = "L") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size, value if mode == "L" else (value, 0, 0)).save(path)
@@ -173,6 +191,12 @@ def test_a_folder_with_its_own_test_images_and_sizes(pictures: Path, tmp_path: P
         pytest.param(lambda f: (f / "cat" / "x.csv").write_text("1"), "x.csv is no image", id="other_suffix"),
         pytest.param(lambda f: image(f / "dog" / "z.png", 1, (9, 9)), r"9 x 9 pixels, .* has 4 x 6", id="mixed_sizes"),
         pytest.param(lambda f: Image.new("I;16", (6, 4)).save(f / "cat" / "x.png"), "mode I;16", id="sixteen_bits"),
+        pytest.param(lambda f: (f / "cat" / "x.png").write_bytes(png(2, 3)), "more than 8 bits", id="sixteen_bits_of_colour"),
+        pytest.param(lambda f: (f / "cat" / "x.png").write_bytes(png(4, 2)), "more than 8 bits", id="sixteen_bits_of_alpha"),
+        pytest.param(lambda f: (f / "cat" / "x.ppm").write_bytes(b"P6 6 4 1023 " + b"\1\2" * 72), "more than 8 bits", id="ten_bits"),
+        pytest.param(lambda f: (f / "cat" / "x.pgm").write_bytes(b"P5 0 4 255 "), "x.pgm cannot be read", id="no_pixel"),
+        pytest.param(lambda f: spider(f / "cat" / "x.png"), "x.png cannot be read", id="spider"),
+        pytest.param(lambda f: Image.new("RGB", (6, 4)).save(f / "cat" / "x.png", "DDS"), "x.png cannot be read", id="dds"),
         pytest.param(lambda f: f.rename(f.parent / "gone"), "cannot read the folder", id="no_folder"),
         pytest.param(
             lambda f: [p.unlink() for p in (f / "dog").iterdir()] + [(f / "dog").rmdir()], "at least two", id="one_class"
@@ -185,6 +209,39 @@ def test_what_is_wrong_with_a_folder_is_named(pictures: Path, spoil: Any, words:
     spoil(pictures)
     with pytest.raises(DataError, match=words):
         load(pictures, test_samples=1)
+
+
+@pytest.mark.parametrize("error", [AttributeError, NotImplementedError, struct.error, IndexError])
+def test_whatever_a_decoder_raises_names_the_file(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error("inside Pillow")
+
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    with pytest.raises(DataError, match=r"0\.png cannot be read as an image: inside Pillow"):
+        load(pictures, test_samples=1)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_images_stand_as_their_exif_orientation_says(pictures: Path, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn clockwise brings it upright
+    upright = np.zeros((4, 6), np.uint8)
+    upright[:2] = 255
+    for name in ("cat", "dog"):
+        for old in (pictures / name).iterdir():
+            old.unlink()
+        for i in range(3):
+            Image.fromarray(np.rot90(upright)).save(pictures / name / f"{i}.{suffix}", exif=exif, quality=100)
+    found = load(pictures, test_samples=1)
+    assert found.shape == (4, 6, 1) and np.abs(found.test.x[0, ..., 0] - upright / 255).max() < 0.05
+
+
+def test_an_image_of_another_of_the_formats_is_read_as_what_it_is(pictures: Path) -> None:
+    before = load(pictures, test_samples=1)
+    (pictures / "dog" / "0.png").write_bytes((pictures / "dog" / "1.bmp").read_bytes())
+    assert load(pictures, test_samples=1).digest() == before.digest()
 
 
 def test_a_class_in_one_part_only_is_refused(tmp_path: Path) -> None:

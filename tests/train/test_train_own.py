@@ -135,6 +135,43 @@ def _ends(self: Bad, x: Tensor) -> Tensor:
     return self.out(torch.flatten(x, 1))  # type: ignore[no-any-return]
 
 
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.out(torch.flatten(x * mask, 1))  # type: ignore[no-any-return]
+
+
+class Optional(Masked):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x, mask) if mask is not None else self.out(torch.flatten(x, 1))
+
+
+def _normed() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(1, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 10))
+
+
+def _holding(name: str, value: float) -> nn.Module:
+    """A module with that value in the parameter or buffer `name`."""
+    module = _normed()
+    module.state_dict()[name].view(-1)[1] = value
+    return module
+
+
+def _huge() -> nn.Module:
+    module = nn.Linear(64, 10)
+    nn.init.constant_(module.weight, 3e38)
+    return nn.Sequential(nn.Flatten(), module)
+
+
+def _tied(share: Callable[[nn.Linear, nn.Linear], object]) -> nn.Module:
+    one, other = nn.Linear(64, 64), nn.Linear(64, 64)
+    share(one, other)
+    return nn.Sequential(nn.Flatten(), one, nn.ReLU(), other, nn.ReLU(), nn.Linear(64, 10))
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -178,12 +215,64 @@ def _ends(self: Bad, x: Tensor) -> Tensor:
         pytest.param(lambda: Bad(lambda s, x: _ends(s, s.conv(x) if x.sum() > 0 else x)), ["traced"], id="control_flow"),
         pytest.param(lambda: Residual, ["gives type"], id="no_module"),
         pytest.param(lambda: 1 // 0, ["ZeroDivisionError"], id="fails"),
+        pytest.param(lambda: sys.exit(0), ["SystemExit: 0"], id="exits"),
+        pytest.param(lambda: Bad(lambda s, x: sys.exit(0)), ["fails on an input", "SystemExit: 0"], id="exits_in_forward"),
+        pytest.param(lambda: _holding("4.weight", float("nan")), ["4.weight holds NaN or infinity"], id="nan_weight"),
+        pytest.param(lambda: _holding("1.bias", float("inf")), ["1.bias holds NaN or infinity"], id="infinite_bias"),
+        pytest.param(
+            lambda: _holding("1.running_mean", float("-inf")), ["1.running_mean holds NaN"], id="infinite_statistic"
+        ),
+        pytest.param(lambda: _holding("1.running_var", -0.25), ["1.running_var holds -0.25"], id="negative_variance"),
+        pytest.param(_huge, ["gives NaN or infinity"], id="infinite_outputs"),
+        pytest.param(
+            lambda: nn.Sequential(nn.Flatten(), nn.Linear(63, 10)),
+            ["(4, 1, 8, 8)", "1, Linear(in_features=63", "shapes cannot be multiplied", "takes one float tensor"],
+            id="another_shape",
+        ),
+        pytest.param(
+            lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10, dtype=torch.complex64)),
+            ["1.weight is torch.complex64", "real"], id="complex",
+        ),
+        pytest.param(
+            lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10, device="meta")),
+            ["1.weight", "device meta", "on the CPU"], id="meta",
+        ),
+        pytest.param(Masked, ["missing 1 required positional argument: 'mask'", "takes one"], id="two_arguments"),
+        pytest.param(Optional, ["cannot be traced", "one argument"], id="an_optional_argument"),
+        pytest.param(lambda: Bad(lambda s, x: (_ends(s, x),)), ["forward gives tuple", "one tensor"], id="a_tuple"),
+        pytest.param(
+            lambda: _tied(lambda a, b: setattr(b, "weight", a.weight)), ["3, Linear", "its weight is 1.weight"], id="tied"
+        ),
+        pytest.param(
+            lambda: _tied(lambda a, b: setattr(b.bias, "data", a.bias.data)), ["its bias is 1.bias"], id="tied_data"
+        ),
     ],
 )  # fmt: skip
-def test_refusals(own: Own, make: Callable[[], nn.Module], words: list[str]) -> None:
+def test_refusals(own: Own, make: Callable[[], nn.Module], words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError) as caught:
         own(make)
     assert str(caught.value).startswith("own_nets:make") and all(word in str(caught.value) for word in words)
+    assert "\n" not in caught.value.message and capfd.readouterr().err == ""
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules")
+def test_lazy_modules_are_drawn_by_the_seed_and_the_global_generator_stays(own: Own) -> None:
+    before = torch.get_rng_state()
+    one, other = (
+        own(lambda: nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(10))) for _ in "ab"
+    )
+    assert fingerprint(one) == fingerprint(other) and torch.equal(before, torch.get_rng_state())
+
+
+def test_a_module_whose_own_train_returns_nothing(own: Own) -> None:
+    class Forgets(Masked):
+        def train(self, mode: bool = True) -> None:  # type: ignore[override]
+            super().train(mode)
+
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            return self.out(torch.flatten(x, 1))  # type: ignore[no-any-return]
+
+    assert len(own(Forgets).layers()) == 1
 
 
 @pytest.mark.parametrize(
@@ -192,11 +281,13 @@ def test_refusals(own: Own, make: Callable[[], nn.Module], words: list[str]) -> 
         pytest.param("no_such_nets:make", "no_such_nets.py", id="module"),
         pytest.param("small_nets:build", "build", id="function"),
         pytest.param("broken_nets:make", "ZeroDivisionError", id="import_fails"),
+        pytest.param("leaving_nets:make", "SystemExit: 0", id="import_exits"),
     ],
 )
 def test_a_function_that_is_not_there(tiny: Recipe, tmp_path: Path, module: str, word: str) -> None:
     _recipe(tiny, tmp_path)
     (tmp_path / "broken_nets.py").write_text("1 // 0\n")
+    (tmp_path / "leaving_nets.py").write_text("import sys\nsys.exit(0)\n")
     with pytest.raises(InputError, match=word):
         build(ModelRecipe(module=module, folder=str(tmp_path)), SHAPE, 10, 0)
 
@@ -219,6 +310,20 @@ def _recipe(tiny: Recipe, folder: Path, width: int = 6) -> Recipe:
     (folder / "small_nets.py").write_text(NETS.replace("WIDTH", str(width)))
     model = ModelRecipe(module="small_nets:make", folder=str(folder))
     return replace(tiny, model=model, compress=replace(tiny.compress, keep=0.5))
+
+
+@pytest.mark.parametrize(
+    "change", ["sys.path.remove(sys.path[0])", "sys.path[:] = sys.path[2:]", "sys.path.insert(0, '/odd')"]
+)
+def test_a_file_may_change_where_modules_are_looked_for(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    folder = tmp_path / "nets"
+    recipe = _recipe(tiny, folder)
+    (folder / "small_nets.py").write_text(f"import sys\n{change}\n{NETS.replace('WIDTH', '6')}")
+    assert len(build(recipe.model, SHAPE, 10, 0).layers()) == 3
+    assert str(folder) not in sys.path
 
 
 def test_a_module_trains_and_its_structure_and_weights_are_part_of_the_run(

@@ -224,6 +224,18 @@ def test_an_array_header_that_lies(header: bytes, tmp_path: Path) -> None:
     refused(InputError, "x.npy", lambda: read_inputs(path), 1 << 20)
 
 
+@pytest.mark.parametrize("bare", ["x", "y"])
+def test_an_archive_whose_member_is_no_npy(bare: str, tmp_path: Path) -> None:
+    import zipfile
+
+    path = tmp_path / "x.npz"
+    np.savez(tmp_path / "good.npz", x=np.zeros((2, 3)), y=np.zeros(2))
+    with zipfile.ZipFile(tmp_path / "good.npz") as good, zipfile.ZipFile(path, "w") as out:
+        for name in ("x", "y"):
+            out.writestr(name if name == bare else f"{name}.npy", good.read(f"{name}.npy"))
+    refused(InputError, f"has a member {bare}; expected {bare}.npy", lambda: read_inputs(path), 1 << 20)
+
+
 def test_segments_that_share_their_bytes_are_refused() -> None:
     size = 1 << 20
     data = elf(*((size // 2, k << 24, size // 2) for k in range(200)), size=size)

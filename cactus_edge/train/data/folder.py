@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,12 +29,16 @@ DEPTHS = {
 }
 """Pillow's modes of 8 bits and less -> what they are read as. Transparency is dropped."""
 
+FORMATS = ("PNG", "JPEG", "BMP", "PPM")
+"""Pillow's names of what the suffixes stand for, PGM among PPM: the only decoders that a file reaches."""
+
 
 def load(path: Path, recipe: DataRecipe) -> Dataset:
     """Pixels / 255 of path/CLASS/*.png (JPEG, BMP, PGM, PPM); or of path/train/CLASS and path/test/CLASS. Names order the classes.
 
-    Grey if all images are, else colour. All have one size, or are brought to recipe.size by area (Pillow's BOX filter when
-    smaller, else bilinear). Hidden files are passed over. Raises DataError for anything else, naming the file.
+    Images stand upright, as their EXIF orientation says. Grey if all images are, else colour. All have one size, or are brought
+    to recipe.size by area (Pillow's BOX filter when smaller, else bilinear). Hidden files are passed over. Raises DataError
+    for anything else, more than 8 bits a channel included, naming the file.
     """
     below = _folders(path)
     if {"train", "test"} <= {p.name for p in below}:
@@ -99,19 +104,23 @@ def _read(path: Path, labels: Sequence[str], size: Sequence[int]) -> tuple[list[
 
 
 def _image(path: Path, size: Sequence[int]) -> UInt8:
-    """The image uint8 [H, W, 1] or [H, W, 3]."""
+    """The image uint8 [H, W, 1] or [H, W, 3], turned and mirrored as its EXIF orientation says."""
     try:
-        from PIL import Image
+        from PIL import Image, ImageOps
     except ImportError as error:
         raise InstallError("images are read with Pillow", hint="pip install 'cactus-edge[build]'") from error
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(f"{path} is no image that is read here", hint=f"one of {', '.join(SUFFIXES)}")
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             if image.mode not in DEPTHS:
                 raise DataError(f"{path} has Pillow's mode {image.mode}; expected 8 bits a channel", hint="convert it")
-            whole = image.convert(DEPTHS[image.mode])
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            if any(_deep(tile[3]) for tile in getattr(image, "tile", ())):
+                raise DataError(f"{path} has more than 8 bits a channel; expected 8 at most", hint="convert it")
+            whole = ImageOps.exif_transpose(image).convert(DEPTHS[image.mode])
+    except DataError:
+        raise
+    except Exception as error:  # what Pillow's decoders raise for damaged files is of many types
         raise DataError(f"{path} cannot be read as an image: {error}", hint="remove it, or save it again") from error
     if size and (whole.height, whole.width) != tuple(size):
         smaller = size[0] <= whole.height and size[1] <= whole.width
@@ -119,6 +128,13 @@ def _image(path: Path, size: Sequence[int]) -> UInt8:
         whole = whole.resize((size[1], size[0]), method)
     pixels = np.asarray(whole, np.uint8)
     return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def _deep(arguments: Any) -> bool:
+    """Whether Pillow's decoder cuts samples to 8 bits, by its arguments: PNG's raw mode, or PPM's mode and largest value."""
+    if isinstance(arguments, tuple):
+        return len(arguments) == 2 and isinstance(arguments[1], int) and arguments[1] > 255
+    return isinstance(arguments, str) and arguments.endswith(";16B")
 
 
 def _stacked(images: list[UInt8], channels: int) -> npt.NDArray[np.float32]:

@@ -16,10 +16,14 @@ from cactus_edge.train.data.dataset import UNIT, About, Channel, Dataset, Float3
 
 ARRAYS = ("x", "y", "x_test", "y_test", "labels", "group")
 
+MOST_CLASSES = 1 << 16
+"""More classes than any network here has: what is beyond is no class number."""
+
 
 def load(path: Path, recipe: DataRecipe) -> Dataset:
     """An .npz with x float [N, H, W, C] or [N, H, W] in [0, 1], y integer [N]; optionally x_test, y_test, labels, group.
 
+    Class numbers are below the number of labels, or of x's samples where labels is not there: each class has a sample.
     With [[data.channel]] tables x is in their units, one table a channel, and is divided by the larger end of each range.
     group integer [N]: whose each sample of x is, for validation_groups. Raises DataError for anything else.
     """
@@ -27,7 +31,7 @@ def load(path: Path, recipe: DataRecipe) -> Dataset:
     split = _checked(path, arrays, "x", "y", recipe.channel)
     test = None
     if "x_test" in arrays or "y_test" in arrays:
-        test = _checked(path, arrays, "x_test", "y_test", recipe.channel)
+        test = _checked(path, arrays, "x_test", "y_test", recipe.channel, samples=len(split.y))
     if test is not None and test.x.shape[1:] != split.x.shape[1:]:
         raise DataError(
             f"{path}: x_test has samples of shape {test.x.shape[1:]}, x of {split.x.shape[1:]}",
@@ -38,9 +42,11 @@ def load(path: Path, recipe: DataRecipe) -> Dataset:
     if len(labels) < max(classes, 2):
         raise DataError(f"{path}: {len(labels)} labels for {classes} classes (at least 2)", hint="one label per class")
     group = arrays.get("group")
-    if group is not None and (group.shape != split.y.shape or group.dtype.kind not in "iu"):
+    if group is not None and (
+        group.shape != split.y.shape or group.dtype.kind not in "iu" or int(group.max()) > np.iinfo(np.int64).max
+    ):
         raise DataError(
-            f"{path}: group is {group.dtype} of shape {group.shape}; expected {len(split.y)} integers",
+            f"{path}: group is {group.dtype} of shape {group.shape}; expected {len(split.y)} integers below 2^63",
             hint="one number for each sample of x: whose it is",
         )
     raw = Raw(split.x, split.y, None if group is None else group.astype(np.int64))
@@ -67,14 +73,23 @@ def signed(recipe: DataRecipe) -> bool:
 
 
 def _labels(path: Path, names: npt.NDArray[Any]) -> tuple[str, ...]:
-    if names.ndim != 1:
-        raise DataError(f"{path}: labels have shape {names.shape}; expected [classes]", hint="one label per class")
+    if names.ndim != 1 or len(names) > MOST_CLASSES:
+        raise DataError(
+            f"{path}: labels have shape {names.shape}; expected [classes], at most {MOST_CLASSES}",
+            hint="one label per class",
+        )
     return tuple(str(name) for name in names)
 
 
 def _checked(
-    path: Path, arrays: dict[str, npt.NDArray[Any]], x_key: str, y_key: str, channels: tuple[ChannelRecipe, ...]
+    path: Path,
+    arrays: dict[str, npt.NDArray[Any]],
+    x_key: str,
+    y_key: str,
+    channels: tuple[ChannelRecipe, ...],
+    samples: int | None = None,
 ) -> Split:
+    """The arrays x_key and y_key; samples: how many there are of x, None for as many as of x_key. Raises DataError."""
     if x_key not in arrays or y_key not in arrays:
         raise DataError(
             f"{path} holds {', '.join(arrays) or 'nothing'}; expected {x_key} and {y_key}",
@@ -87,10 +102,19 @@ def _checked(
             f"{path}: {x_key} is {x.dtype} of shape {x.shape}; expected floating point [N, H, W, C]",
             hint="scale to [0, 1]",
         )
+    if x.size == 0:
+        raise DataError(f"{path}: {x_key} of shape {x.shape} holds no number", hint="no size of 0 in [N, H, W, C]")
     if y.shape != x.shape[:1] or not np.issubdtype(y.dtype, np.integer) or len(y) == 0 or y.min() < 0:
         raise DataError(
             f"{path}: {y_key} is {y.dtype} of shape {y.shape}; expected {len(x)} class numbers from 0",
             hint="integer labels",
+        )
+    most = MOST_CLASSES if "labels" in arrays else min(len(x) if samples is None else samples, MOST_CLASSES)
+    if int(y.max()) >= most:
+        raise DataError(
+            f"{path}: {y_key} holds {y.max()}; expected class numbers from 0 to {most - 1}, "
+            + ("the most that are read" if most == MOST_CLASSES else f"as x has {most} samples"),
+            hint="number the classes 0, 1, 2, ... without gaps; the array labels names classes that have no sample",
         )
     if channels:
         return Split(_divided(path, x_key, x, channels), y.astype(np.int64))
