@@ -58,6 +58,7 @@ def build(
     fix, MismatchError where a runtime or the board contradicts the interpreter.
     """
     from cactus_edge.board import Options
+    from cactus_edge.bundle import require_target
     from cactus_edge.device.targets import JetsonTarget, SshTarget, Target, load_target
     from cactus_edge.gains import for_target, require_gain
     from cactus_edge.recipe import Recipe, load_recipe
@@ -90,6 +91,7 @@ def build(
         chosen = for_target(chosen, board)
     name = trained.folder.resolve().name if trained else chosen.name
     folder = require_folder(Path(out) if out is not None else Path("build") / f"{name}-{target}", "--out")
+    require_target(folder, target)
     options = Options(
         target,
         emulator,

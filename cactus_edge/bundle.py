@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cactus_edge.catalogue import trained_by
-from cactus_edge.errors import MismatchError
+from cactus_edge.errors import InputError, MismatchError
 from cactus_edge.formats.nibbles import weight_bytes
 from cactus_edge.formats.zeros import zeros
 from cactus_edge.gains import gains
@@ -41,6 +41,8 @@ PACKAGES = (
     "pyserial",
 )
 """Packages whose versions a manifest records, where they are installed."""
+
+MANIFEST = "manifest.json"
 
 Found = dict[str, dict[str, Any]]
 
@@ -97,7 +99,7 @@ def write_bundle(chain: Chain, found: Found, steps: Steps) -> Built:
     write_atomic(folder / "results.json", results.to_json())
     write_atomic(folder / "report.html", html.render(results))
     write_atomic(
-        folder / "manifest.json",
+        folder / MANIFEST,
         json.dumps(manifest(chain, results, found["compress"]), sort_keys=True, indent=2) + "\n",
     )
     if contradictions := html.problems(results):
@@ -165,6 +167,16 @@ def collect(chain: Chain, found: Found, steps: Steps) -> r.BuildResults:
         latency_us=found["run"].get("latency_us"),
         deck=deck_rows(file.get("deck"), file["bytes"]),
     )
+
+
+def require_target(folder: Path, target: str) -> None:
+    """Raises InputError where `folder` holds a build for another target: its firmware would pass for a file of this one."""
+    try:
+        held = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["target"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # no manifest, or none that names a target
+    if held != target:
+        raise InputError(f"{folder} holds a build for {str(held)[:40]}", hint="another --out, or delete that folder")
 
 
 def deck_rows(deck: dict[str, Any] | None, size: int) -> tuple[r.Row, ...]:
@@ -377,7 +389,7 @@ def versions() -> tuple[r.Version, ...]:
 
 def _files(folder: Path) -> list[str]:
     """The bundle's files that exist before the report, without the steps' own records."""
-    written = {"results.json", "report.html", "manifest.json"}
+    written = {"results.json", "report.html", MANIFEST}
     every = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
     return sorted(p.as_posix() for p in every if not p.parts[0].startswith(".") and p.as_posix() not in written)
 

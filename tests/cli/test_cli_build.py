@@ -105,6 +105,16 @@ def test_full_disk_is_one_line_and_leaves_nothing_half_written(
     assert not [p for p in folder.iterdir() if p.name.startswith(".results")]
 
 
+def test_a_folder_holds_the_build_for_one_target(
+    recipe: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else the firmware of the first would stand in the second's manifest."""
+    before = (bundle / "manifest.json").read_bytes()
+    assert main(build_command(recipe, bundle, "--quiet", "--target=esp32-s3-devkitc")) == 2
+    assert f"{bundle} holds a build for mcu" in capsys.readouterr().err
+    assert (bundle / "manifest.json").read_bytes() == before
+
+
 def test_board_without_firmware_of_ours_is_reported_as_not_measured(
     recipe: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
