@@ -273,12 +273,9 @@ def _leaves(tree: Tree, path: Path = ()) -> Iterator[tuple[Path, Leaf]]:
 def cut(known: Sequence[Bounds], n: int, path: Path) -> None:
     """Cuts sample n's bounds, int64 [N, *shape] of each value, with the splits of the path, in place."""
     for value, element, threshold, above in path:
-        low, high = (b[n] for b in known[value])
-        at = np.unravel_index(element, low.shape)
-        if above:
-            low[at] = max(low[at], threshold)
-        else:
-            high[at] = min(high[at], threshold - 1)
+        end = known[value][0 if above else 1][n]
+        at = np.unravel_index(element, end.shape)
+        end[at] = max(end[at], threshold) if above else min(end[at], threshold - 1)
 
 
 def _multipliers(listed: _Listed) -> dict[int, Multipliers]:

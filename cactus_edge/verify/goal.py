@@ -59,18 +59,15 @@ class Goal:
     def right(self, samples: Codes, low: Int64, high: Int64, labels: Int64) -> Bools:
         """[N]: whether the label wins at points whose logits are bounded by low, high [N, classes].
 
-        samples: the points themselves, codes [N, *input shape], of a program that is one function. Where the bounds of its
-        logits meet they are the logits, and the softmax is computed; where they do not, the program is run. Of others all is bounded.
+        Of a program that is one function, bounds that meet are the logits; where they do not it is run on `samples`, the points' codes.
         """
-        won = self.won(low[np.arange(len(labels)), labels][:, None] - high, labels)
-        found = every(won)
+        found = every(self.won(low[np.arange(len(labels)), labels][:, None] - high, labels))
         if self.definite:
             known = every(low == high)
             for softmax in self.softmaxes:
                 found[known] = wins(softmax.apply(low[known]), labels[known], self.first_maximum)
             if not known.all():
-                out = run(self.program, samples[~known]).reshape(-1, self.classes)
-                found[~known] = wins(out, labels[~known], self.first_maximum)
+                found[~known] = wins(run(self.program, samples[~known]), labels[~known], self.first_maximum)
         return found
 
 
@@ -86,20 +83,18 @@ def every(rows: Bools) -> Bools:
 
 
 def _logits(program: Program) -> tuple[tuple[AnySoftmaxRule, ...], int]:
-    """Every rule of the softmax that the output holds, in whatever shape, if it does, and the value that decides: its input, else
-    the output. UnsupportedError where its rows are not the classes."""
-    writer, value = {step.out: step for step in program.steps}, program.output
-    while value in writer and writer[value].atom == Gather(ReshapeTo(program.values[value].shape)):
-        value = writer[value].args[0]
-    if value in writer:
-        atom = writer[value].atom
-        atoms = atom.atoms if isinstance(atom, AnyOf) else (atom,)
-        if found := tuple(a.rule for a in atoms if isinstance(a, Softmax)):
-            shape = program.values[value].shape
-            if shape[-1] != program.output_tensor.size:
-                raise UnsupportedError(f"softmax over rows of {shape}: the output is not one row of classes")
-            return found, writer[value].args[0]
-    return (), program.output
+    """Every rule of the softmax that the output holds, in whatever shape, and the value that decides: its input, else the output."""
+    writer = {step.out: step for step in program.steps}
+    step = writer.get(program.output)
+    while step is not None and isinstance(step.atom, Gather) and isinstance(step.atom.rearrangement, ReshapeTo):
+        step = writer.get(step.args[0])
+    if step is None:
+        return (), program.output
+    atoms = step.atom.atoms if isinstance(step.atom, AnyOf) else (step.atom,)
+    found, shape = tuple(a.rule for a in atoms if isinstance(a, Softmax)), program.values[step.out].shape
+    if found and shape[-1] != program.output_tensor.size:
+        raise UnsupportedError(f"softmax over rows of {shape}: the output is not one row of classes")
+    return (found, step.args[0]) if found else ((), program.output)
 
 
 def _check_end(program: Program, softmaxes: tuple[AnySoftmaxRule, ...]) -> None:
