@@ -67,7 +67,8 @@ class Goal:
             for softmax in self.softmaxes:
                 found[known] = wins(softmax.apply(low[known]), labels[known], self.first_maximum)
             if not known.all():
-                found[~known] = wins(run(self.program, samples[~known]), labels[~known], self.first_maximum)
+                out = run(self.program, samples[~known]).reshape(-1, self.classes)
+                found[~known] = wins(out, labels[~known], self.first_maximum)
         return found
 
 
