@@ -217,9 +217,7 @@ def _firmware(record: Mapping[str, Any], firmware: bytes | None, blob: bytes | N
         yield _compare(f"firmware {i}: blob", blob_digest, entry, "blob_sha256")
         if set(entry) != {"target", "sha256", "blob_sha256"}:
             yield Check(f"firmware {i}: fields", "failed", "target, sha256 and blob_sha256", _text(sorted(entry)))
-        yield Check(
-            f"firmware {i}: target", "not checked", "the board that it was built for", _text(entry.get("target"))
-        )
+        yield Check(f"firmware {i}: target", "not checked", "the board it is for", _text(entry.get("target")))
     listed = [e.get("sha256") for e in entries]
     if firmware is None:
         if listed:
