@@ -57,10 +57,8 @@ class Goal:
         return self.first_maximum & (np.arange(self.classes) > labels[:, None])
 
     def right(self, samples: Codes, low: Int64, high: Int64, labels: Int64) -> Bools:
-        """[N]: whether the label wins at points whose logits are bounded by low, high [N, classes].
-
-        Of a program that is one function, bounds that meet are the logits; where they do not it is run on `samples`, the points' codes.
-        """
+        """[N]: whether the label wins at points of codes `samples`, whose logits are bounded by low, high [N, classes]. Of a program that
+        is one function, bounds that meet are the logits; where they do not it is run."""
         found = every(self.won(low[np.arange(len(labels)), labels][:, None] - high, labels))
         if self.definite:
             known = every(low == high)
