@@ -273,7 +273,8 @@ def _leaves(tree: Tree, path: Path = ()) -> Iterator[tuple[Path, Leaf]]:
 def cut(known: Sequence[Bounds], n: int, path: Path) -> None:
     """Cuts sample n's bounds, int64 [N, *shape] of each value, with the splits of the path, in place."""
     for value, element, threshold, above in path:
-        end, at = known[value][0 if above else 1], (n, *np.unravel_index(element, known[value][0].shape[1:]))
+        end = known[value][0 if above else 1][n]
+        at = np.unravel_index(element, end.shape)
         end[at] = max(end[at], threshold) if above else min(end[at], threshold - 1)
 
 

@@ -83,14 +83,13 @@ def every(rows: Bools) -> Bools:
 
 def _logits(program: Program) -> tuple[tuple[AnySoftmaxRule, ...], int]:
     """Every rule of the softmax that the output holds, in whatever shape, and the value that decides: its input, else the output."""
-    writer = {step.out: step for step in program.steps}
-    step = writer.get(program.output)
-    while step is not None and isinstance(step.atom, Gather) and isinstance(step.atom.rearrangement, ReshapeTo):
-        step = writer.get(step.args[0])
+    writer, value = {step.out: step for step in program.steps}, program.output
+    while (step := writer.get(value)) is not None and step.atom == Gather(ReshapeTo(program.values[value].shape)):
+        value = step.args[0]
     if step is None:
         return (), program.output
     atoms = step.atom.atoms if isinstance(step.atom, AnyOf) else (step.atom,)
-    found, shape = tuple(a.rule for a in atoms if isinstance(a, Softmax)), program.values[step.out].shape
+    found, shape = tuple(a.rule for a in atoms if isinstance(a, Softmax)), program.values[value].shape
     if found and shape[-1] != program.output_tensor.size:
         raise UnsupportedError(f"softmax over rows of {shape}: the output is not one row of classes")
     return (found, step.args[0]) if found else ((), program.output)

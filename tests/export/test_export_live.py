@@ -26,8 +26,9 @@ def classified(seed: int, count: int = 40) -> list[Questions]:
     """Questions of which some are certified by the ends, some only by the fused margin, and some not at all."""
     rng = np.random.default_rng(seed)
     graphs = [classifier(rng, k < len(ENDINGS), ENDINGS[k % len(ENDINGS)]) for k in range(2 * len(ENDINGS))]
-    graphs += [classifier(rng, per_channel, "softmax, reshaped") for per_channel in (True, False)]
     found = [asked(rng, graph, count, most, (-100, 110)) for graph in graphs for most in (2, 5, 9)]
+    graphs = [classifier(rng, per_channel, "softmax, reshaped") for per_channel in (True, False)]
+    found += [asked(rng, graph, count, most, (-100, 110)) for graph in graphs for most in (2, 5, 9)]
     return [questions for questions in found if questions is not None]
 
 
