@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cactus_edge.ir.lowering import lower
+from cactus_edge.report.table import counted
 from cactus_edge.resources import sha256, write_atomic
 from cactus_edge.samples import write_samples
 from cactus_edge.semantics import Semantic, transforms
@@ -71,8 +72,11 @@ class Semantics:
         rows = [("probabilistic", f"chance of losing a random transform, bounded below {self.threshold:g} (CC-Cert)")]
         for found in self.estimates:
             kept, count = found.certified(self.threshold), len(found.correct)
-            sure, lost = int((kept & (found.risk < self.threshold)).sum()), int((found.losses[kept] > 0).sum())
-            said = f"probabilistically certified: {kept.sum()} of {count} ({kept.mean():.2%})"
+            sure, lost = (
+                int((kept & (found.risk(self.threshold) < self.threshold)).sum()),
+                int((found.losses[kept] > 0).sum()),
+            )
+            said = f"probabilistically certified: {kept.sum()} of {count} ({counted(kept.sum(), count)})"
             said += f", {sure} of them with a risk below {self.threshold:g} that the estimate is too low"
             rows.append((found.transform.name, said + (f"; {lost} of them lost a draw" if lost else "")))
         rows.append(("clean", f"{self.estimates[0].correct.sum()} of {len(self.estimates[0].correct)}"))
@@ -236,11 +240,13 @@ def _entry(found: Estimate, threshold: float) -> dict[str, Any]:
     return {
         "transform": found.transform.name,
         "probabilistically_certified": int(found.certified(threshold).sum()),
-        "of_these_with_a_risk_below_threshold": int((found.certified(threshold) & (found.risk < threshold)).sum()),
+        "of_these_with_a_risk_below_threshold": int(
+            (found.certified(threshold) & (found.risk(threshold) < threshold)).sum()
+        ),
         "samples": len(found.correct),
         "correct": [bool(c) for c in found.correct],
         "log10_bound": [float(b) / math.log(10) for b in found.log_bound],
         "losses": [int(n) for n in found.losses],
         "drawn": found.drawn,
-        "risk": [float(r) for r in found.risk],
+        "risk": [float(r) for r in found.risk(threshold)],
     }

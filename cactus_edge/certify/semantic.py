@@ -8,7 +8,8 @@ d = half the gap between the two largest p_c(x). The label wins Tx strictly wher
 The mean is estimated k times from n transforms each; the bound is the largest over the k of the least over a fixed grid of t,
 divided by SHARE, because an estimate may be too low (Pautov et al., CC-Cert, AAAI 2022, arXiv 2109.10696, section 3).
 All of it in logarithms: exp(t Z) overflows any float. This is an estimate from random draws, and no proof: nothing here goes
-into a certificate, and `risk` says how far the estimate itself can be trusted.
+into a certificate, and `Estimate.risk` says how far the estimate itself can be trusted: CC-Cert's own answer, Cantelli's inequality
+with the variance of the draws, cannot see a rare loss that was never drawn, so that of the draws' number is asked as well.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ SHARE = 0.9
 """An estimate counts as too low where it is under this share of the mean: the bound is divided by it."""
 
 GRID: Real = np.geomspace(1e-4, 1e4, 500)
-"""The t that are tried; fixed in advance, so that the least over them is a bound for each mean."""
+"""The t that are tried; fixed in advance. Each of them gives a bound; which of the estimates is least, the draws decide."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,21 +47,38 @@ class Estimate:
     """Per sample [N]. log_bound: natural logarithm of the bound on P(the label does not win a random transform), at most 0.
 
     correct: the label wins the sample itself strictly; where it does not, the bound is 1. losses: of the k n transforms drawn,
-    those that the label really did not win. risk: the chance that all k estimates were too low, by Cantelli's inequality with
-    the coefficient of variation that the draws showed.
+    those that the label really did not win. too_low: the chance that all k estimates were too low, by Cantelli's inequality with
+    the coefficient of variation that the draws showed: a figure of theirs, and no bound.
     """
 
     transform: Semantic
     correct: npt.NDArray[np.bool_]
     log_bound: Real
     losses: npt.NDArray[np.int64]
-    risk: Real
+    too_low: Real
     drawn: int
 
     def certified(self, threshold: float) -> npt.NDArray[np.bool_]:
         """Right, and bounded below the threshold: certified *probabilistically*."""
         below: npt.NDArray[np.bool_] = self.correct & (self.log_bound < math.log(threshold))
         return below
+
+    def risk(self, threshold: float) -> Real:
+        """The larger of `too_low` and of the chance that so few draws are lost where a transform is lost with that probability."""
+        return np.maximum(self.too_low, at_most(self.drawn, threshold)[self.losses])
+
+
+def at_most(count: int, chance: float) -> Real:
+    """P(X <= i) for i = 0 ... count, float64 [count + 1], X the losses of `count` draws that are each lost with `chance` in (0, 1).
+
+    Where a transform is lost more often, so few losses are rarer still (Clopper and Pearson 1934).
+    """
+    i = np.arange(count)
+    steps = np.log((count - i) / (i + 1)) + math.log(chance) - math.log1p(-chance)
+    logs = count * math.log1p(-chance) + np.concatenate([[0.0], np.cumsum(steps)])
+    with np.errstate(under="ignore"):
+        found: Real = np.minimum(np.cumsum(np.exp(logs)), 1.0)
+    return found
 
 
 def estimate(
@@ -92,7 +110,7 @@ def estimate(
     count = ESTIMATES * samples
     run = outputs(program, (count + 1) * len(y))
     correct, losses = np.zeros(len(y), np.bool_), np.zeros(len(y), np.int64)
-    logs, risk = np.zeros(len(y)), np.ones(len(y))
+    logs, too_low = np.zeros(len(y)), np.ones(len(y))
     for i in range(len(y)):
         drawn = transform.draw(values[i].astype(np.float64), count, (low, high), np.random.default_rng([seed, i]))
         x_and_drawn = np.concatenate([values[i][None].astype(np.float32), drawn.astype(np.float32)])
@@ -102,15 +120,15 @@ def estimate(
         if won[0]:
             runner_up, top = np.sort(p[0])[-2:]
             z = np.abs(p[1:] - p[0]).max(1).reshape(ESTIMATES, samples)
-            logs[i], risk[i] = log_bound(z, (top - runner_up) / 2)
+            logs[i], too_low[i] = log_bound(z, (top - runner_up) / 2)
         progress(i + 1)
-    return Estimate(transform, correct, logs, losses, risk, count)
+    return Estimate(transform, correct, logs, losses, too_low, count)
 
 
 def log_bound(z: Real, d: float, grid: Real = GRID, share: float = SHARE) -> tuple[float, float]:
-    """(log of min(1, max_j min_t mean_i exp(t z_ji) exp(-t d) / share), risk) for discrepancies z [k, n] >= 0 and d > 0.
+    """(log of min(1, max_j min_t mean_i exp(t z_ji) exp(-t d) / share), too_low) for discrepancies z [k, n] >= 0 and d > 0.
 
-    risk: the product over j of v / (v + (1 - share)^2 n), v the squared coefficient of variation of exp(t z_ji) over i at j's t:
+    too_low: the product over j of v / (v + (1 - share)^2 n), v the squared coefficient of variation of exp(t z_ji) over i at j's t:
     Cantelli's bound on the chance that a mean of n is below `share` of its expectation, with v as drawn.
     """
     count = z.shape[1]
@@ -123,8 +141,8 @@ def log_bound(z: Real, d: float, grid: Real = GRID, share: float = SHARE) -> tup
         best = logs.argmin(0)
         at = np.arange(len(z))
         variation = scaled[best, at].var(1) / means[best, at] ** 2
-    too_low = variation / (variation + (1 - share) ** 2 * count)
-    return min(0.0, float(logs[best, at].max()) - math.log(share)), float(too_low.prod())
+    each = variation / (variation + (1 - share) ** 2 * count)
+    return min(0.0, float(logs[best, at].max()) - math.log(share)), float(each.prod())
 
 
 def probabilities(program: Program, out: Codes) -> Real:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from decimal import Decimal, localcontext
 from fractions import Fraction
 from typing import Any
@@ -11,7 +12,16 @@ import numpy as np
 import pytest
 
 from cactus_edge.certify import semantic
-from cactus_edge.certify.semantic import ESTIMATES, Semantic, estimate, log_bound, probabilities, transforms
+from cactus_edge.certify.semantic import (
+    ESTIMATES,
+    Estimate,
+    Semantic,
+    at_most,
+    estimate,
+    log_bound,
+    probabilities,
+    transforms,
+)
 from cactus_edge.errors import DataError, InputError
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import profile
@@ -25,6 +35,7 @@ from cactus_edge.verify.regions import points
 
 Array = Any
 UNIT = (0, 1)
+(BRIGHTER,) = transforms("brightness=0.1")
 
 
 def brightness_net(shape: tuple[int, ...] = (2, 2), name: str = "tflm") -> Program:
@@ -77,6 +88,31 @@ def test_exponents_beyond_any_float_are_no_trouble() -> None:
     assert log_bound(np.full((2, 3), 0.1), 0.4, grid)[0] == pytest.approx(-3000 - math.log(0.9))
     mixed = log_bound(np.array([[0.0, 0.9]]), 0.95, grid)[0]
     assert mixed == pytest.approx(-500 - math.log(2) - math.log(0.9))
+
+
+def test_few_losses_of_few_draws_say_little() -> None:
+    """By the sum of the binomial's terms; a loss that was never drawn is not excluded by a mean without variance."""
+    for count, chance in ((20, 0.3), (1000, 1e-4), (7, 0.999)):
+        terms = [math.comb(count, i) * chance**i * (1 - chance) ** (count - i) for i in range(count + 1)]
+        assert np.allclose(at_most(count, chance), np.cumsum(terms), rtol=1e-9)
+    none = Estimate(BRIGHTER, np.array([True]), np.array([-50.0]), np.array([0]), np.array([0.0]), 1000)
+    assert none.certified(1e-4).all() and none.risk(1e-4) == pytest.approx((1 - 1e-4) ** 1000)
+    assert replace(none, drawn=100_000).risk(1e-4) < 1e-4
+    assert replace(none, too_low=np.array([0.95])).risk(1e-4) == 0.95
+
+
+def test_a_rare_loss_is_seldom_said_to_be_excluded() -> None:
+    """One transform in a thousand loses, and of a thousand draws often none: the planted fault is Cantelli's inequality alone."""
+    rng, wrong, fooled, chance = np.random.default_rng(0), 0, 0, 1e-3
+    for _ in range(300):
+        z = np.where(rng.random((10, 100)) < chance, 1.0, 0.02)
+        log, too_low = log_bound(z, 0.4)
+        found = Estimate(
+            BRIGHTER, np.array([True]), np.array([log]), np.array([int((z >= 0.4).sum())]), np.array([too_low]), z.size
+        )
+        wrong += bool(found.certified(chance) & (found.risk(chance) < 0.05))
+        fooled += bool(found.certified(chance) & (found.too_low < 0.05))
+    assert wrong <= 15 and fooled > 60
 
 
 def test_the_risk_of_an_estimate() -> None:
