@@ -178,8 +178,20 @@ def test_a_folder_with_its_own_test_images_and_sizes(pictures: Path, tmp_path: P
             image(tmp_path / "two" / part / name / "1.png", 100, (4, 4))
     found = load(tmp_path / "two", size=(4, 4))
     assert found.shape == (4, 4, 3) and len(found.test.y) == 4 and len(found.train.y) == 3
-    assert found.test.x[0, 0, 0].tolist() == [1, 0, 0]
-    assert np.ptp(found.test.x[1]) == 0, "a grey image among coloured ones has equal channels"
+    red = found.test.x[:, 0, 0].tolist().index([1, 0, 0])
+    assert np.ptp(found.test.x, (1, 2, 3)).tolist().count(0) == 2, "a grey image among coloured ones has equal channels"
+    assert found.test.x[red, ..., 0].min() == 1
+
+
+def test_the_first_test_images_are_of_all_classes(tmp_path: Path) -> None:
+    """A recipe may judge the first n: which these are must not hang on the folders' names."""
+    for part, count in (("train", 3), ("test", 20)):
+        for name in ("a", "b", "c"):
+            for i in range(count):
+                image(tmp_path / "two" / part / name / f"{i}.png", i, (4, 4))
+    labels = load(tmp_path / "two").test.y
+    assert np.bincount(labels).tolist() == [20] * 3 and len(set(labels[:15].tolist())) == 3
+    assert load(tmp_path / "two").test.y.tolist() == labels.tolist()
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ class Dataset:
         count = self.shape[2]
         if isinstance(eps, Fraction):
             units = sorted({c.unit for c in self.channels})
-            if len(units) > 1:
+            if len(units) > 1 and eps:  # 0 is 0 in every unit
                 raise InputError(
                     f"eps = {eps} of what? The channels of {self.name!r} have the units {', '.join(units)}",
                     hint="eps = { " + ", ".join(f'"{unit}" = "{eps}"' for unit in units) + " }",

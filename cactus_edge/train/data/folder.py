@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from cactus_edge.errors import DataError, InstallError
 from cactus_edge.recipe_sections import DataRecipe
-from cactus_edge.train.data.dataset import About, Dataset, Raw, divide
+from cactus_edge.train.data.dataset import About, Dataset, Raw, divide, in_fixed_order
 
 UInt8 = npt.NDArray[np.uint8]
 
@@ -66,7 +66,8 @@ def load(path: Path, recipe: DataRecipe) -> Dataset:
     about = About(path.name, labels, "pixel / 255")
     test = None
     if len(raws) == 2:
-        test = raws[1].pick(np.arange(len(raws[1].y)))
+        # The first n are judged where a recipe says so: in the order of the folders these would all be of one class.
+        test = raws[1].pick(in_fixed_order(len(raws[1].y), recipe.split_seed))
     return divide(about, raws[0], test, recipe)
 
 

@@ -19,6 +19,7 @@ waste those epochs; and hardening C to ones undoes what they learned. A larger M
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -63,8 +64,15 @@ Soft = Sequence[Tensor]
 def initial(size: Tensor) -> Tensor:
     """C0 = clip(|w| / P(|w|), 0, 1) of any shape, P the `PERCENTILE` over one layer."""
     size = size.detach().abs()
-    level = torch.quantile(size.float().flatten(), PERCENTILE)
+    level = percentile(size.float().flatten(), PERCENTILE)
     return (size / level.clamp(min=1e-12)).clamp(max=1)
+
+
+def percentile(values: Tensor, share: float) -> Tensor:
+    """The value [] of `values` [N] at share (N - 1) in their order, linear between two: torch.quantile takes no more than 2^24."""
+    place = share * (len(values) - 1)
+    low, high = (values.kthvalue(k + 1).values for k in (math.floor(place), math.ceil(place)))
+    return torch.lerp(low, high, place - math.floor(place))
 
 
 class Masked(Network, ABC):

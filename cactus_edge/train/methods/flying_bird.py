@@ -132,6 +132,7 @@ def _note(network: Network, step: Step) -> None:
 def _updated(network: Network) -> None:
     if isinstance(network, Dynamic):
         if network.due:
+            network.hold()  # the optimiser moves what is off too
             network.explore()
         network.hold()
     positive_gamma(network)

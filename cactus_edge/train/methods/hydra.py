@@ -121,7 +121,7 @@ def rest(recipe: Recipe) -> Schedule:
 
 HYDRA = (
     DENSE,
-    Stage("score", _score, False, scoring, only_full, clip, unconstrained, never),
+    Stage("score", _score, False, scoring, only_scores, clip, unconstrained, never),
     Stage("compress", _chosen, True, rest, only_full, clip, positive_gamma, never),
 )
 
