@@ -107,6 +107,7 @@ def convert(model: Source, *, to: str, out: str | Path, name: str = "") -> Conve
     read it. What no such profile computes is refused: UnsupportedError, naming the op. Raises InputError for an unknown
     form, InstallError where the writer's packages are missing.
     """
+    from cactus_edge.formats.c.write import c_name
     from cactus_edge.formats.read import read_model
 
     if to not in FORMS:
@@ -114,8 +115,8 @@ def convert(model: Source, *, to: str, out: str | Path, name: str = "") -> Conve
         hint = f"did you mean {near[0]!r}?" if near else f"one of {', '.join(FORMS)}"
         raise InputError(f"unknown form {to!r}", hint=hint)
     data = content(model, "model")
-    stem = "model" if isinstance(model, bytes) else re.sub(r"[^A-Za-z0-9._-]", "-", Path(model).stem)[:32]
-    folder, chosen = require_folder(Path(out), "--out"), name or stem or "model"
+    folder = require_folder(Path(out), "--out")
+    chosen = name or ("model" if isinstance(model, bytes) else c_name(Path(model).stem))
     if to != "c":
         require_file(_file(folder, chosen, to), "--out", (model,))
     return FORMS[to](read_model(data), sha256(data), folder, chosen)

@@ -215,14 +215,14 @@ class Chain:
     def lower(self, advance: Advance) -> Result:
         """Writes the C sources and the example; cross-compiles the firmware where the target has one of ours."""
         from cactus_edge.device.firmware import build_firmware
-        from cactus_edge.formats.c.write import write_c
+        from cactus_edge.formats.c.write import c_name, write_c
 
         sample = self.program.quantize.apply(self.test.x[0])
         c = write_c(
             self.program.graph,
             self.profile,
             self.folder / "c",
-            name=self.recipe.name,
+            name=c_name(self.recipe.name),
             labels=self.dataset.labels,
             sample=sample,
         )

@@ -15,6 +15,7 @@ from cactus_edge.formats.read import read_for
 from cactus_edge.ir.arithmetic import profile as profile_by_name
 from cactus_edge.ir.evaluate import evaluate
 from cactus_edge.ir.ops import Int64
+from cactus_edge.report.table import counted
 from cactus_edge.resources import write_atomic
 
 Array = npt.NDArray[Any]
@@ -72,9 +73,9 @@ class Outputs:
         if self.labels is not None and self.right is not None and self.strict is not None:
             n = len(self.labels)
             ties = self.right - self.strict
-            rows.append(("right", f"{self.right:,} of {n:,} ({self.right / n:.2%}), first maximum"))
+            rows.append(("right", f"{self.right:,} of {n:,} ({counted(self.right, n)}), first maximum"))
             rows.append(
-                ("", f"{self.strict:,} of {n:,} ({self.strict / n:.2%}), strictly above every other; {ties} tie")
+                ("", f"{self.strict:,} of {n:,} ({counted(self.strict, n)}), strictly above every other; {ties} tie")
             )
         return rows
 

@@ -15,6 +15,7 @@ from cactus_edge.chain import Chain
 from cactus_edge.progress import SILENT, Progress
 from cactus_edge.recipe import Recipe, load_recipe
 from cactus_edge.rehearsal import rehearse
+from cactus_edge.report.table import counted
 from cactus_edge.steps import Advance, Result, Steps
 
 if TYPE_CHECKING:
@@ -74,8 +75,10 @@ def _agreed(result: Result) -> str:
 
 def verdict_in_words(result: Result) -> str:
     """The result of `certify` in words."""
-    n = result["total"]
-    return f"clean {result['correct'] / n:.2%}, attacked {result['attacked'] / n:.2%}, certified {result['certified'] / n:.2%}"
+    return ", ".join(
+        f"{word} {counted(result[key], result['total'])}"
+        for word, key in (("clean", "correct"), ("attacked", "attacked"), ("certified", "certified"))
+    )
 
 
 def _ran(result: Result) -> str:

@@ -43,7 +43,7 @@ BUILT_IN = Path(__file__).resolve().parent / "recipes"
 class Recipe:
     """Everything a build depends on besides the code. Equal digests describe equal builds."""
 
-    name: Annotated[str, takes.text]
+    name: Annotated[str, takes.title]
     data: DataRecipe
     model: ModelRecipe
     train: TrainRecipe

@@ -151,6 +151,17 @@ def text(value: Any) -> str:
     return value
 
 
+def title(value: Any) -> str:
+    """A name that a folder can be called after: at most 64 printable characters, no separator of folders, no dot at its beginning."""
+    if (
+        not isinstance(value, str)
+        or not (0 < len(value) <= 64 and value.isprintable())
+        or re.search(r"^\.|[/\\]", value)
+    ):
+        raise BadValueError("expected a name of at most 64 characters without / and \\ that begins with no dot")
+    return value
+
+
 def flag(value: Any) -> bool:
     """true or false."""
     if not isinstance(value, bool):

@@ -317,7 +317,7 @@ def test_data_keys_that_do_not_fit_are_refused(text: str, words: str) -> None:
 
 def test_what_is_written_reads_back_with_every_kind_of_value() -> None:
     odd = (
-        changed('name = "mine"', r'name = "quote \" back\\slash \u007f tab\t é 東"')
+        changed('name = "mine"', 'name = "mine"\n' r'description = "quote \" back\\slash \u007f tab\t é 東"')
         + '\n[compress]\nsparsity = "2:4"\n'
     )
     recipe = parse_recipe(odd, "mine.toml")
@@ -325,3 +325,9 @@ def test_what_is_written_reads_back_with_every_kind_of_value() -> None:
     assert parse_recipe(written, "written.toml") == recipe
     assert 'eps = "1/16"' in written and "batch_norm = true" in written and "file" not in written
     assert parse_recipe(written.replace("1/16", "1/15"), "written.toml") != recipe
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", "a\\\\b", ".hidden", "x" * 65, "a\\tb"])
+def test_a_name_that_no_folder_can_have_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match="at most 64 characters"):
+        parse_recipe(f'name = "{name}"\n', "x.toml")

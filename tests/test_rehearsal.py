@@ -136,6 +136,23 @@ def test_what_fits_goes_on_to_training(tmp_path: Path, no_epoch: None) -> None:
         pipeline.build_chain(chain, pipeline.SILENT)
 
 
+def test_radii_of_two_units_are_rehearsed_at_none(tmp_path: Path, no_epoch: None) -> None:
+    """0 is 0 in every unit."""
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "own.npz", x=rng.random((120, 16, 1, 2)).astype(np.float32), y=np.arange(120) % 3)
+    channels = "".join(
+        f'[[data.channel]]\nname = "{name}"\nunit = "{unit}"\nlow = 0\nhigh = 1\n'
+        for name, unit in (("a", "g"), ("w", "rad/s"))
+    )
+    data = f'file = "{tmp_path / "own.npz"}"\ntest_samples = 40\nvalidation_samples = 40\n{channels}'
+    text = HEAD.replace('set = "digits"\ntrain_samples = 100\ntest_samples = 50\nvalidation_samples = 50\n', data)
+    text = text.replace('eps = "1/16"', 'eps = { g = "0.01", "rad/s" = "0.02" }').replace(
+        'eps = "1/32"', 'eps = { g = "0.01", "rad/s" = "0.02" }'
+    )
+    layer = '[[model.layer]]\nkind = "conv"\nchannels = 8\nkept = 4\nkernel = [3, 1]\nstride = [2, 1]\n'
+    rehearse(Chain(parse_recipe(text + layer, "x.toml"), tmp_path / "out", Options("mcu")))
+
+
 def test_a_network_that_is_trained_needs_no_rehearsal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_epoch: None
 ) -> None:

@@ -87,14 +87,14 @@ def add_parser(verbs: Any) -> None:
     p.add_argument(
         "--attack",
         action="store_true",
-        help="look for counterexamples around what is not certified; they stand in the proof file",
+        help="look for counterexamples around what is not certified; they stand in the proof file, of a family in the certificate",
     )
     p.add_argument(
         "--budget",
         default="",
         metavar="60s|500n",
         help="search each region by all means (lines with optimised slopes, attacks, branch and bound, an integer solver) until it is "
-        "decided or the seconds, or the nodes, are used; with nodes every run gives the same bytes",
+        "decided or the seconds, or the nodes, are used; with nodes every run gives the same proof",
     )
     p.add_argument(
         "--ties",

@@ -57,6 +57,11 @@ _PACKAGES = (
     _Package("scikit-learn", "sklearn", "build", "build: the digits data set"),
     _Package("tflite-micro", "tflite_micro", "build", "build: agreement with TensorFlow Lite Micro"),
     _Package("ai-edge-litert", "ai_edge_litert", "build", "build: agreement with LiteRT"),
+    _Package("onnx", "onnx", "build", "build, convert: writing .onnx files"),
+    _Package("onnxruntime", "onnxruntime", "build", "build, agree: ONNX Runtime"),
+    _Package("ortools", "ortools", "build", "certify --budget: the integer solver"),
+    _Package("scipy", "scipy", "build", "build: corrupted images"),
+    _Package("pillow", "PIL", "build", "build: folders of images"),
     _Package("flatbuffers", "flatbuffers", "build", "build: writing the .tflite file"),
     _Package("matplotlib", "matplotlib", "build", "build: the report's plots"),
     _Package("jinja2", "jinja2", "build", "build: the report's page"),
@@ -67,6 +72,10 @@ _PACKAGES = (
     _Package("asyncssh", "asyncssh", "device", "build, bench: computers reached by ssh"),
     _Package("unicorn", "unicorn", "device", "build, bench: the emulated Cortex-M4 board"),
 )
+
+
+SETS = ("mnist", "fashion-mnist", "cifar10", "har", "ecg")
+"""Data sets that are looked up in the user's folder."""
 
 
 def examine() -> list[Check]:
@@ -292,7 +301,7 @@ def _tool(
 
 
 def _data_folder(environ: Mapping[str, str]) -> Check:
-    name, purpose = "CACTUS_EDGE_DATA", "build: mnist and fashion-mnist without a download (digits needs neither)"
+    name, purpose = "CACTUS_EDGE_DATA", "build: data sets without a download (digits needs none)"
     folder = environ.get(name, "")
     if not folder:
         return Check(name, False, "not set", purpose, f"export {name}=FOLDER_WITH_mnist/", optional=True)
@@ -301,8 +310,8 @@ def _data_folder(environ: Mapping[str, str]) -> Check:
         return Check(name, False, f"{folder} is not a folder", purpose, f"mkdir -p {shlex.quote(folder)}")
     if not os.access(path, os.R_OK | os.X_OK):
         return Check(name, False, f"{folder} cannot be read", purpose, f"chmod u+rx {shlex.quote(folder)}")
-    sets = [kind for kind in ("mnist", "fashion-mnist") if (path / kind).is_dir()]
-    return Check(name, True, f"{folder}: {', '.join(sets) if sets else 'neither data set in it'}", purpose)
+    sets = [kind for kind in SETS if (path / kind).is_dir()]
+    return Check(name, True, f"{folder}: {', '.join(sets) or 'none of the data sets in it'}", purpose)
 
 
 def _cache_folder() -> Check:

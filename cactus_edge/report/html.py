@@ -14,6 +14,7 @@ from typing import Any
 
 from cactus_edge.errors import InstallError
 from cactus_edge.report.results import INT32_MAX, BuildResults, Layer, Score
+from cactus_edge.report.table import counted
 
 
 @dataclass(frozen=True)
@@ -128,11 +129,9 @@ def verify_command(results: BuildResults) -> str:
 
 
 def measure_command(results: BuildResults) -> str:
-    """The command that runs the model on the target: on a board, or, without sources for one, on a computer by ssh."""
-    if results.model.blob_sha256:
-        return shlex.join(["cactus-edge", "bench", results.model.path, "--target", results.target])
-    words = ["cactus-edge", "build", "--target", results.target, "--recipe", results.recipe, "--out", "."]
-    return shlex.join([*words, "--host", "user@host"])
+    """The command that runs the model on the target, from the bundle's folder: on a board, or by ssh on a computer."""
+    words = ["cactus-edge", "bench", results.model.path, "--target", results.target]
+    return shlex.join(words if results.model.blob_sha256 else [*words, "--host", "user@host"])
 
 
 def percent(fraction: float | None) -> str:
@@ -150,8 +149,7 @@ def score(value: Score | None) -> str:
     """Score(314, 360) -> "87.22 %", from the exact counts."""
     if value is None:
         return "not measured"
-    hundredths = 10_000 * value.count // value.total
-    return f"{hundredths // 100}.{hundredths % 100:02d} %"
+    return counted(value.count, value.total).replace("%", " %")
 
 
 def count(value: int | None) -> str:

@@ -110,3 +110,9 @@ def _wrap(text: str, size: int) -> list[str]:
 def _pad(text: str, size: int, right: bool) -> str:
     blanks = " " * max(0, size - display_width(text))
     return blanks + text if right else text + blanks
+
+
+def counted(count: int, total: int) -> str:
+    """(334, 360) -> "92.77%": rounded down, so that no figure is better than what was counted."""
+    hundredths = 10_000 * int(count) // total
+    return f"{hundredths // 100}.{hundredths % 100:02d}%"

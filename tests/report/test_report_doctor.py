@@ -12,7 +12,8 @@ import pytest
 from cactus_edge.report import doctor
 
 NAMES = [
-    *("python", "cactus-edge", "numpy", "torch", "scikit-learn", "tflite-micro", "ai-edge-litert", "flatbuffers"),
+    *("python", "cactus-edge", "numpy", "torch", "scikit-learn", "tflite-micro", "ai-edge-litert"),
+    *("onnx", "onnxruntime", "ortools", "scipy", "pillow", "flatbuffers"),
     *("matplotlib", "jinja2", "rich", "platformdirs", "pyserial", "ziglang", "asyncssh", "unicorn"),
     *("qemu-system-arm", "arm-none-eabi-gcc", "CACTUS_EDGE_DATA", "cache folder"),
 ]

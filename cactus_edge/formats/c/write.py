@@ -54,6 +54,11 @@ class CSources:
         return self.blob.digest
 
 
+def c_name(text: str) -> str:
+    """A name that `write_c` takes: other characters than its own are '-', of more than 32 the first stay."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", text)[:32] or "model"
+
+
 def write_c(
     graph: Graph,
     profile: Profile,
