@@ -200,8 +200,9 @@ class _Run:
 
     @property
     def _staged(self) -> Recipe:
-        """The recipe by which the present stage trains: every stage but the first fine-tunes."""
-        return self._recipe.finetuning() if self._stage else self._recipe
+        """The recipe by which the present stage trains: every stage but the first fine-tunes, if it does not say otherwise."""
+        tunes = self._stage and not self._stages[self._stage].training
+        return self._recipe.finetuning() if tunes else self._recipe
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         return optimiser(self._network, self._staged.train)

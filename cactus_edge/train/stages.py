@@ -99,6 +99,7 @@ class Stage:
     clamped: whether every member that the stage trains has clamped activations.
     shared: a first stage that does not depend on [compress]; other methods that begin with the stage of this name find what it
     left.
+    training: whether it trains by [train] after another stage too; else every stage but the first trains by [compress].
     """
 
     name: str
@@ -110,6 +111,7 @@ class Stage:
     projection: Projection
     clamped: Callable[[Recipe], bool]
     shared: bool = False
+    training: bool = False
 
 
 def over_layers(

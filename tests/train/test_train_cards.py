@@ -18,7 +18,7 @@ from cactus_edge.formats.zeros import zeros as zeros_of
 from cactus_edge.ir.graph import Graph
 from cactus_edge.ir.ops import constants
 from cactus_edge.recipe import Recipe
-from cactus_edge.recipe_sections import CompressRecipe
+from cactus_edge.recipe_sections import CompressRecipe, TrainRecipe
 from cactus_edge.train import loop
 from cactus_edge.train.calibrate import to_graph
 from cactus_edge.train.data import Dataset
@@ -193,6 +193,23 @@ def test_the_learning_rate_rewinds_each_round(card: Recipe, few_digits: Dataset,
     made = train(replace(card, train=replace(card.train, epochs=3)), few_digits, tmp_path, method="lrr")
     rates = [s.learning_rate for s in made.history]
     assert rates == rates[:3] * 5 and rates[2] < rates[1]
+
+
+@pytest.mark.parametrize("method", ["gmp", "lth", "lrr"])
+def test_rounds_train_by_the_section_of_training(
+    method: str, card: Recipe, few_digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the fine-tuning at the end by its own."""
+    real, seen = loop.optimiser, list[str]()
+
+    def optimiser(network: Network, by: TrainRecipe) -> torch.optim.Optimizer:
+        seen.append(by.optimiser)
+        return real(network, by)
+
+    monkeypatch.setattr(loop, "optimiser", optimiser)
+    tuned = replace(card, compress=replace(card.compress, finetune_epochs=1, optimiser="sgd", momentum=0.9))
+    train(tuned, few_digits, tmp_path, method=method)
+    assert card.train.optimiser == "adam" and seen[-1] == "sgd" and set(seen[:-1]) == {"adam"} and len(seen) > 2
 
 
 def ticket(make: Make, kind: type[Ticket], share: float = 0.75, *, by_layer: bool = False) -> Ticket:

@@ -2,7 +2,7 @@
 
 After the part t of the training the share s_f (1 - (1 - t)^3) of the weights is gone, the smallest first. Source: Zhu and Gupta
 2017, arXiv 1710.01878 (equation 1, from a share of 0); "GMP" of Diffenderfer et al. 2021, arXiv 2106.09129. Weights go once an
-epoch here, and those that went stay away.
+epoch here, and those that went stay away; the optimiser begins each epoch anew, with the rise of its rate.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from cactus_edge.train.stages import Schedule, Stage, clip, never, only_full, sa
 
 
 def gmp(recipe: Recipe) -> tuple[Stage, ...]:
-    """An epoch at each share, at the constant learning rate; the fine-tuning's decay follows at the last one."""
+    """An epoch at each share, at the learning rate before it falls; the fine-tuning's decay follows at the last one."""
     whole, epochs = single_weights(recipe, "gmp"), recipe.train.epochs
     gone = (gradual(whole.share, k / epochs) for k in range(epochs))
     entered = (thinner(replace(whole, share=share)) if share else same for share in gone)
     return (
         *(
-            Stage(f"epoch {k}", enter, False, _epoch(k), only_full, clip, positive_gamma, never)
+            Stage(f"epoch {k}", enter, False, _epoch(k), only_full, clip, positive_gamma, never, training=True)
             for k, enter in enumerate(entered)
         ),
         SHIPS,

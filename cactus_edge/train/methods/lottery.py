@@ -95,7 +95,7 @@ def _rounds(recipe: Recipe, method: str) -> list[Sparsity]:
 
 
 def _round(number: int, enter: Enter) -> Stage:
-    return Stage(f"round {number}", enter, False, training, only_full, clip, positive_gamma, never)
+    return Stage(f"round {number}", enter, False, training, only_full, clip, positive_gamma, never, training=True)
 
 
 def _start(recipe: Recipe) -> Schedule:
