@@ -16,7 +16,6 @@ from cactus_edge.api_files import Pairs, content
 from cactus_edge.api_regions import Channel, Exact, Flags, Unit, asked, described, two_ends
 from cactus_edge.errors import InputError
 from cactus_edge.progress import SILENT, Progress
-from cactus_edge.report.table import counted
 from cactus_edge.resources import require_file, require_folder, write_atomic
 
 if TYPE_CHECKING:
@@ -276,6 +275,8 @@ class CertifyResult:
         return [*rows, ("certificate", str(self.path))]
 
     def _counted(self, flags: npt.NDArray[Any]) -> str:
+        from cactus_edge.report.table import counted
+
         return f"{flags.sum()} of {self.total} ({counted(flags.sum(), self.total)})"
 
 

@@ -246,7 +246,7 @@ def _lines(
         threshold = int(rng.choice(at))
         for above in (False, True):
             cut = [(low[i : i + 1].copy(), high[i : i + 1].copy()) for low, high in known]
-            check_module._cut(cut, 0, ((split, element, threshold, above),))
+            check_module.cut(cut, 0, ((split, element, threshold, above),))
             leaf, empty = relaxation.forward(*cut[program.input], cut)
             there = (at >= threshold) == above
             assert not (empty[0] and there.any()), f"{wrong}: a part that has points is taken for empty"
@@ -384,7 +384,7 @@ FAULTS: Mapping[str, Fault] = {
     ),
     "the worst threshold forgotten": _patched(lines_module, "_extreme", lambda real: lambda *a: real(*a) // 2),
     "a linear bound one too high": _patched(Relaxation, "lower", lambda real: lambda self, *a: real(self, *a) + 1),
-    "a split whose threshold is on neither side": _patched(check_module, "_cut", _gap),
+    "a split whose threshold is on neither side": _patched(check_module, "cut", _gap),
     "a softmax that always separates": _patched(
         goal_module, "softmax_separates", lambda real: lambda e, winner: np.ones(e.shape, np.bool_)
     ),

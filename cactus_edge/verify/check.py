@@ -273,8 +273,8 @@ def _leaves(tree: Tree, path: Path = ()) -> Iterator[tuple[Path, Leaf]]:
 def cut(known: Sequence[Bounds], n: int, path: Path) -> None:
     """Cuts sample n's bounds, int64 [N, *shape] of each value, with the splits of the path, in place."""
     for value, element, threshold, above in path:
-        end = known[value][0 if above else 1][n]
-        at = np.unravel_index(element, end.shape)
+        end = known[value][0 if above else 1]
+        at: tuple[Any, ...] = (n, *np.unravel_index(element, end.shape[1:]))
         end[at] = max(end[at], threshold) if above else min(end[at], threshold - 1)
 
 

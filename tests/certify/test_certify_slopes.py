@@ -135,6 +135,14 @@ def test_a_proof_that_splits_a_resize_is_taken() -> None:
     assert Checker(program, search.linear.slopes).holds([found.record]).all()
 
 
+def test_a_split_cuts_a_value_that_is_one_number() -> None:
+    """Of shape (), as a mean over everything has it."""
+    known = [(np.array([-5, -5]), np.array([5, 5]))]
+    cut(known, 1, ((0, 0, 2, True),))
+    cut(known, 0, ((0, 0, 1, False),))
+    assert np.array_equal(known[0], [[-5, 2], [0, 5]])
+
+
 @pytest.mark.parametrize("module", [check, bound])
 def test_planted_fault_a_split_that_is_written_to_a_copy(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     def lost(known: list[Bounds], n: int, path: Path) -> None:

@@ -57,7 +57,7 @@ def test_both_files_agree_and_are_certified(pi: Path, capsys: pytest.CaptureFixt
 def test_without_a_host_the_report_says_how_to_measure(pi: Path) -> None:
     page = (pi / "report.html").read_text()
     assert "not measured" in page
-    assert "cactus-edge build --target raspberry-pi --recipe tiny --out . --host user@host" in page
+    assert "cactus-edge bench model.tflite --target raspberry-pi --host user@host" in page
     assert "model.onnx" in page and "ort-arm64" in page
 
 

@@ -77,10 +77,10 @@ def left_out(patch: pytest.MonkeyPatch) -> None:
 
 
 def moved_split(patch: pytest.MonkeyPatch) -> None:
-    real = module._cut
+    real = module.cut
     patch.setattr(
         module,
-        "_cut",
+        "cut",
         lambda known, n, path: real(known, n, tuple((v, e, t + 300 if above else t, above) for v, e, t, above in path)),
     )
 
@@ -191,12 +191,12 @@ def test_no_point_is_between_the_parts() -> None:
 
 @pytest.mark.parametrize("lost", [(1, 0), (0, 1)], ids=["below", "above"])
 def test_the_check_of_parts_sees_one_point_lost(lost: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    real = module._cut
+    real = module.cut
 
     def cut(known: Any, n: int, path: Any) -> None:
         real(known, n, tuple((v, e, t + (lost[1] if above else -lost[0]), above) for v, e, t, above in path))
 
-    monkeypatch.setattr(module, "_cut", cut)
+    monkeypatch.setattr(module, "cut", cut)
     with pytest.raises(AssertionError):
         check_no_point_is_between_the_parts()
 
