@@ -27,6 +27,7 @@ from cactus_edge.train.loop import EpochStats, planned, train
 from cactus_edge.train.methods import lottery, popup, stages
 from cactus_edge.train.methods.biprop import BinaryTicket
 from cactus_edge.train.methods.gradual import gradual
+from cactus_edge.train.methods.hydra import Scored
 from cactus_edge.train.methods.popup import Ticket
 from cactus_edge.train.models import Network
 from cactus_edge.train.sparsity import Masks, Sparsity, present
@@ -328,6 +329,22 @@ def test_hydras_scores_learn_also_where_the_weight_is_away(
     stage.objective(recipe)(network, batch, popup.Step(1.0, 0.0, 0.0)).loss.backward()  # type: ignore[no-untyped-call]
     for i, mask in enumerate(away):
         assert bool((getattr(network, f"score{i}").grad[mask] != 0).any())
+
+
+def test_hydras_channels_can_come_back_with_a_sparsity(tiny: Recipe, few_digits: Dataset) -> None:
+    """Channels that are off learn by their scores, whether or not weights go as well."""
+    for sparsity in ("none", 0.5):
+        recipe = replace(tiny, compress=replace(tiny.compress, sparsity=sparsity, finetune_epochs=3))
+        stage = next(s for s in stages("hydra", recipe) if s.name == "score")
+        network = loop.begun(recipe, few_digits.shape, 10, 0)
+        x, y = (t[:20] for t in loop.to_torch(few_digits.train))
+        batch = popup.Batch(x, y, loop.ball(x, 0.0, few_digits.domain))
+        network = stage.enter(network, recipe, batch)
+        assert isinstance(network, Scored)
+        scores, kept = network.scores()[0].detach(), network.kept_widths()[0]
+        off = scores < scores.sort(descending=True).values[kept - 1]
+        stage.objective(recipe)(network, batch, popup.Step(1.0, 0.0, 0.0)).loss.backward()  # type: ignore[no-untyped-call]
+        assert off.any() and bool((network.score0.grad[off] != 0).any()), sparsity  # type: ignore[union-attr,operator,index]
 
 
 @pytest.mark.parametrize("method", CARDS)

@@ -40,6 +40,18 @@ def test_the_soft_mask_begins_at_the_formula() -> None:
     assert torch.equal(csam.initial(torch.zeros(4)), torch.zeros(4))
 
 
+@pytest.mark.parametrize("count", [1, 2, 10, 1001])
+def test_a_percentile_is_torchs_where_torch_has_one(count: int) -> None:
+    values = torch.rand(count, generator=torch.Generator().manual_seed(count))
+    assert torch.allclose(csam.percentile(values, 0.9), torch.quantile(values, 0.9), rtol=1e-6)
+
+
+def test_a_percentile_of_more_values_than_torch_takes() -> None:
+    values = torch.zeros(2**24 + 1)
+    values[0] = 1
+    assert csam.percentile(values, 0.9) == 0 and csam.percentile(values, 1.0) == 1
+
+
 def check_radius(perturb: Callable[..., tuple[Tensor, ...]], rho: float) -> None:
     generator = torch.Generator().manual_seed(0)
     mask = [torch.full(shape, 0.5, requires_grad=True) for shape in ((4, 3), (7,))]

@@ -145,6 +145,25 @@ def test_erdos_renyi_kernels_fill_the_density(density: float) -> None:
     assert all(0 <= share <= 1 for share in shares) and shares[1] == min(shares)
 
 
+def test_what_grows_begins_at_nothing(
+    half: Recipe, few_digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the optimiser made of the weights that were off."""
+    grown: list[Tensor] = []
+    honest = flying_bird.Dynamic.explore
+
+    def watching(network: flying_bird.Dynamic) -> None:
+        before = [mask.clone() for mask in network.masks()]
+        honest(network)
+        for layer, old, new in zip(network.layers(), before, network.masks(), strict=True):
+            grown.append(layer.weight.detach()[(new != 0) & (old == 0)].clone())
+
+    monkeypatch.setattr(flying_bird.Dynamic, "explore", watching)
+    train(half, few_digits, tmp_path, method="flying-bird")
+    found = torch.cat(grown)
+    assert len(found) > 20 and not found.any()
+
+
 @pytest.mark.parametrize("scope", ["global", "layer"])
 def test_flying_bird_is_sparse_at_every_step(
     half: Recipe, few_digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scope: str
