@@ -8,17 +8,17 @@ Exit code 1: a runtime differs from its profile.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
+from cactus_edge.cli.arguments import path
 from cactus_edge.errors import GOOD, NEGATIVE
 
 
 def add_parser(verbs: Any) -> None:
     """Adds the verb."""
     p = verbs.add_parser("agree", help="compare an int8 file in real runtimes, bit for bit", description=__doc__)
-    p.add_argument("model", type=Path, metavar="MODEL")
-    p.add_argument("--data", type=Path, required=True, metavar="X.npz", help="array x [N, ...]")
+    p.add_argument("model", type=path, metavar="MODEL")
+    p.add_argument("--data", type=path, required=True, metavar="X.npz", help="array x [N, ...]")
     p.add_argument(
         "--runtime",
         default="",

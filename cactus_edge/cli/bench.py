@@ -6,23 +6,23 @@ Boards and computers must give the interpreter's bits. TensorRT on a Jetson must
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
+from cactus_edge.cli.arguments import path
 from cactus_edge.errors import GOOD, NEGATIVE
 
 
 def add_parser(verbs: Any) -> None:
     """Adds the verb."""
     p = verbs.add_parser("bench", help="run a model on a device and compare its outputs", description=__doc__)
-    p.add_argument("model", type=Path, metavar="MODEL", help=".tflite, or .onnx for a computer or a Jetson")
+    p.add_argument("model", type=path, metavar="MODEL", help=".tflite, or .onnx for a computer or a Jetson")
     p.add_argument("--target", default="mcu", help="board (default: mcu); see `cactus-edge targets`")
     p.add_argument(
         "--port", default="", help="serial port of a board that runs the firmware already: auto, /dev/..., id:SERIAL"
     )
     p.add_argument("--host", default="", metavar="USER@HOST[:PORT]", help="computer or Jetson to run on, by ssh")
     p.add_argument(
-        "--data", type=Path, metavar="X.npz", help="inputs (default: test.npz beside the model, else random int8)"
+        "--data", type=path, metavar="X.npz", help="inputs (default: test.npz beside the model, else random int8)"
     )
     p.add_argument("--inputs", type=int, default=100, metavar="N", help="how many of them (default: 100)")
     p.add_argument("--emulator", choices=("unicorn", "qemu"), default="unicorn", help="for emulated targets")
@@ -35,7 +35,7 @@ def add_parser(verbs: Any) -> None:
     )
     p.add_argument(
         "--out",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="session folder (default: MODEL's folder/bench-TARGET); a second run resumes",
     )

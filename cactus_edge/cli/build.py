@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
+
+from cactus_edge.cli.arguments import path
 
 
 def add_parser(verbs: Any) -> None:
@@ -13,8 +14,8 @@ def add_parser(verbs: Any) -> None:
     p.add_argument("--target", default="mcu", help="board to build for (default: mcu); see `cactus-edge targets`")
     source = p.add_mutually_exclusive_group()
     source.add_argument("--recipe", default="digits", help="built-in name or TOML file (default: digits)")
-    source.add_argument("--run", dest="trained", type=Path, metavar="DIR", help="export what `train` left there")
-    p.add_argument("--out", type=Path, help="folder of the bundle (default: build/RECIPE-TARGET, build/RUN-TARGET)")
+    source.add_argument("--run", dest="trained", type=path, metavar="DIR", help="export what `train` left there")
+    p.add_argument("--out", type=path, help="folder of the bundle (default: build/RECIPE-TARGET, build/RUN-TARGET)")
     p.add_argument("--seed", type=int, help="replaces the recipe's training seed")
     p.add_argument(
         "--port", default="", help="serial port of a real board: auto, /dev/..., id:SERIAL, rfc2217://HOST:PORT"

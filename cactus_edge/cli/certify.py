@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
+from cactus_edge.cli.arguments import path, percentage
 from cactus_edge.errors import GOOD, NEGATIVE, InputError
 
 
@@ -14,11 +14,11 @@ def add_parser(verbs: Any) -> None:
     p = verbs.add_parser(
         "certify", help="prove the robustness of an int8 file around given inputs", description=__doc__
     )
-    p.add_argument("model", type=Path, metavar="MODEL")
-    p.add_argument("--data", type=Path, metavar="X.npz", help="arrays x [N, ...] and y [N]")
+    p.add_argument("model", type=path, metavar="MODEL")
+    p.add_argument("--data", type=path, metavar="X.npz", help="arrays x [N, ...] and y [N]")
     p.add_argument(
         "--vnnlib",
-        type=Path,
+        type=path,
         nargs="+",
         metavar="P.vnnlib",
         help="instead of --data properties of a classifier in VNN-LIB (.gz too): a box of inputs, and which outputs are unsafe; "
@@ -37,7 +37,7 @@ def add_parser(verbs: Any) -> None:
         help="instead of one radius the largest certified and the smallest refuted one of every sample",
     )
     p.add_argument(
-        "--plot", type=Path, metavar="FILE.png|svg", help="with --max-eps: the share of samples against the radius"
+        "--plot", type=path, metavar="FILE.png|svg", help="with --max-eps: the share of samples against the radius"
     )
     p.add_argument(
         "--unit",
@@ -47,7 +47,7 @@ def add_parser(verbs: Any) -> None:
     )
     p.add_argument(
         "--noise",
-        type=Path,
+        type=path,
         metavar="floors.toml",
         help="noise floors of the sensor's channels: [[channel]] tables with eps, or counts and count; added to eps",
     )
@@ -110,7 +110,7 @@ def add_parser(verbs: Any) -> None:
     )
     p.add_argument(
         "--firmware",
-        type=Path,
+        type=path,
         action="append",
         default=[],
         metavar="FW.elf",
@@ -126,7 +126,7 @@ def add_parser(verbs: Any) -> None:
     p.add_argument(
         "--cluster", default="", metavar="dask://HOST:PORT", help="decide by the workers of an existing Dask cluster"
     )
-    p.add_argument("--out", type=Path, required=True, metavar="cert.json")
+    p.add_argument("--out", type=path, required=True, metavar="cert.json")
     p.add_argument(
         "--require",
         type=percentage,
@@ -150,13 +150,6 @@ def add_parser(verbs: Any) -> None:
     p.set_defaults(run=run)
 
 
-def percentage(text: str) -> float:
-    """A share on the command line: a number in [0, 100]."""
-    if not 0 <= (value := float(text)) <= 100:
-        raise argparse.ArgumentTypeError(f"{text}: expected a percentage in [0, 100]")
-    return value
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Certifies, writes the certificate, prints the verdict; or bounds chances, and writes and prints those."""
     if arguments.vnnlib:
@@ -165,7 +158,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise InputError("nothing is asked: --data is missing", hint="--data X.npz, or --vnnlib P.vnnlib")
     if arguments.semantic:
         return _semantic(arguments)
-    if given := next((name for name in DRAWS if getattr(arguments, name) is not None), None):
+    if given := next((name for name in DRAWS if _given(arguments, name)), None):
         raise InputError(f"--{given} is about random draws", hint="--semantic")
     if arguments.max_eps:
         return _max_eps(arguments)
@@ -212,9 +205,14 @@ DRAWS = ("samples", "confidence", "seed")
 """The flags of --semantic."""
 
 
+def _given(arguments: argparse.Namespace, name: str) -> bool:
+    value = getattr(arguments, name)
+    return value is not None if name in DRAWS else bool(value)  # 0 is a seed
+
+
 def _alone(arguments: argparse.Namespace, flag: str, *others: str) -> None:
     """Raises InputError where one of `others` is given beside --flag, which has no use for it."""
-    if given := next((name.replace("_", "-") for name in others if getattr(arguments, name)), None):
+    if given := next((name.replace("_", "-") for name in others if _given(arguments, name)), None):
         raise InputError(f"--{flag} has no use for --{given}", hint="one command for each")
 
 
@@ -273,7 +271,7 @@ def _semantic(arguments: argparse.Namespace) -> int:
         domain=arguments.domain,
         profile=arguments.profile,
         out=arguments.out,
-        **{name: value for name in DRAWS if (value := getattr(arguments, name)) is not None},
+        **{name: getattr(arguments, name) for name in DRAWS if _given(arguments, name)},
     )
     print(pairs([*report.summary(), ("report", str(arguments.out))]))
     enough = arguments.require is None or 100 * min(report.shares) >= arguments.require

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
+
+from cactus_edge.cli.arguments import path
 
 
 def add_parser(verbs: Any) -> None:
@@ -13,8 +14,8 @@ def add_parser(verbs: Any) -> None:
     p = verbs.add_parser(
         "compare", help="runs and builds side by side: accuracy, proofs, bytes, MACs", description=__doc__
     )
-    p.add_argument("folders", nargs="+", type=Path, metavar="RUN_OR_BUILD", help="folders of `train` and `build`")
-    p.add_argument("--out", type=Path, help="folder for compare.html (tables and plots) and compare.json")
+    p.add_argument("folders", nargs="+", type=path, metavar="RUN_OR_BUILD", help="folders of `train` and `build`")
+    p.add_argument("--out", type=path, help="folder for compare.html (tables and plots) and compare.json")
     p.add_argument("--json", action="store_true", help="print JSON instead of tables")
     p.add_argument("--threads", type=int, default=0, help="CPU threads (default: all)")
     p.add_argument("--quiet", action="store_true", help="print the result only")

@@ -7,16 +7,17 @@ stay as they are, roundings become those of the profiles that are printed.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
+
+from cactus_edge.cli.arguments import path
 
 
 def add_parser(verbs: Any) -> None:
     """Adds the verb."""
     p = verbs.add_parser("convert", help="write an int8 file in another form, exactly", description=__doc__)
-    p.add_argument("model", type=Path, metavar="MODEL")
+    p.add_argument("model", type=path, metavar="MODEL")
     p.add_argument("--to", required=True, metavar="FORM", help="tflite, onnx or c")
-    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write into")
+    p.add_argument("--out", type=path, required=True, metavar="DIR", help="folder to write into")
     p.add_argument("--name", default="", help="name of the model (default: that of the file)")
     p.set_defaults(run=run)
 

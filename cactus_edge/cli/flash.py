@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
+
+from cactus_edge.cli.arguments import path
 
 
 def add_parser(verbs: Any) -> None:
     """Adds the verb."""
     p = verbs.add_parser("flash", help="put a firmware on a board and check what it reports", description=__doc__)
-    p.add_argument("firmware", type=Path, metavar="FW.elf")
+    p.add_argument("firmware", type=path, metavar="FW.elf")
     p.add_argument("--target", required=True, help="board; see `cactus-edge targets`")
     p.add_argument(
-        "--model", type=Path, metavar="MODEL.tflite", help="what it was built from (default: model.tflite beside it)"
+        "--model", type=path, metavar="MODEL.tflite", help="what it was built from (default: model.tflite beside it)"
     )
     p.add_argument("--port", default="auto", help="serial port of the board: auto, /dev/..., id:SERIAL")
     p.set_defaults(run=run)

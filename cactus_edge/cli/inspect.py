@@ -7,9 +7,9 @@ every int32 quantity. Exit code 0: at least one profile can run it, 1: none can,
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
+from cactus_edge.cli.arguments import path
 from cactus_edge.errors import GOOD, NEGATIVE
 
 WIDE = 100
@@ -21,7 +21,7 @@ def add_parser(verbs: Any) -> None:
     p = verbs.add_parser(
         "inspect", help="what an int8 file holds and which profiles can run it (numpy alone)", description=__doc__
     )
-    p.add_argument("model", type=Path, metavar="MODEL")
+    p.add_argument("model", type=path, metavar="MODEL")
     p.set_defaults(run=run)
 
 

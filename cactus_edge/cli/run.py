@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
+
+from cactus_edge.cli.arguments import path
 
 
 def add_parser(verbs: Any) -> None:
     """Adds the verb."""
     p = verbs.add_parser("run", help="exact outputs of an int8 file, and its accuracy", description=__doc__)
-    p.add_argument("model", type=Path, metavar="MODEL")
+    p.add_argument("model", type=path, metavar="MODEL")
     p.add_argument(
-        "--data", type=Path, required=True, metavar="X.npz", help="array x [N, ...], and labels y [N] if known"
+        "--data", type=path, required=True, metavar="X.npz", help="array x [N, ...], and labels y [N] if known"
     )
     p.add_argument(
         "--profile",
         default="",
         help="whose arithmetic (default: tflm, for .onnx ort-x86); `cactus-edge inspect` lists them",
     )
-    p.add_argument("--out", type=Path, metavar="Y.npz", help="write the arrays output [N, ...] and prediction [N]")
+    p.add_argument("--out", type=path, metavar="Y.npz", help="write the arrays output [N, ...] and prediction [N]")
     p.set_defaults(run=run)
 
 

@@ -7,9 +7,9 @@ well as --new-key does. A passphrase is read from $CACTUS_EDGE_PASSPHRASE, else 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
+from cactus_edge.cli.arguments import path
 from cactus_edge.errors import GOOD, InputError
 
 VARIABLE = "CACTUS_EDGE_PASSPHRASE"
@@ -18,15 +18,15 @@ VARIABLE = "CACTUS_EDGE_PASSPHRASE"
 def add_parser(verbs: Any) -> None:
     """Adds the verb."""
     p = verbs.add_parser("sign", help="sign a certificate, or make a key", description=__doc__)
-    p.add_argument("certificate", type=Path, nargs="?", metavar="cert.json")
-    p.add_argument("--key", type=Path, metavar="private.pem", help="Ed25519, ECDSA or RSA, encrypted or not")
-    p.add_argument("--model", type=Path, metavar="MODEL", help="the certified file")
+    p.add_argument("certificate", type=path, nargs="?", metavar="cert.json")
+    p.add_argument("--key", type=path, metavar="private.pem", help="Ed25519, ECDSA or RSA, encrypted or not")
+    p.add_argument("--model", type=path, metavar="MODEL", help="the certified file")
     p.add_argument(
-        "--firmware", type=Path, action="append", default=[], metavar="FW.elf", help="an image that it lists"
+        "--firmware", type=path, action="append", default=[], metavar="FW.elf", help="an image that it lists"
     )
-    p.add_argument("--proof", type=Path, metavar="PROOF", help="the proof file, where the certificate has one")
-    p.add_argument("--out", type=Path, metavar="cert.dsse.json", help="default: beside the certificate")
-    p.add_argument("--new-key", type=Path, metavar="FOLDER", help="make private.pem and public.pem there, and stop")
+    p.add_argument("--proof", type=path, metavar="PROOF", help="the proof file, where the certificate has one")
+    p.add_argument("--out", type=path, metavar="cert.dsse.json", help="default: beside the certificate")
+    p.add_argument("--new-key", type=path, metavar="FOLDER", help="make private.pem and public.pem there, and stop")
     p.set_defaults(run=run)
 
 

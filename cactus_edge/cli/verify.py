@@ -7,35 +7,35 @@ Exit code 0: accepted, 1: rejected, 2: unusable input.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
+from cactus_edge.cli.arguments import path
 from cactus_edge.errors import GOOD, NEGATIVE
 
 
 def add_parser(verbs: Any) -> None:
     """Adds the verb."""
     p = verbs.add_parser("verify", help="re-check a certificate (numpy alone)", description=__doc__)
-    p.add_argument("certificate", type=Path, metavar="cert.json")
-    p.add_argument("--model", type=Path, required=True, metavar="MODEL")
-    p.add_argument("--data", type=Path, required=True, metavar="X.npz")
+    p.add_argument("certificate", type=path, metavar="cert.json")
+    p.add_argument("--model", type=path, required=True, metavar="MODEL")
+    p.add_argument("--data", type=path, required=True, metavar="X.npz")
     p.add_argument(
         "--proof",
-        type=Path,
+        type=path,
         metavar="cert.proof",
         help="the proof file of a certificate that has one (default: beside it)",
     )
-    p.add_argument("--firmware", type=Path, metavar="FW.elf", help="also check the firmware that is flashed")
+    p.add_argument("--firmware", type=path, metavar="FW.elf", help="also check the firmware that is flashed")
     p.add_argument(
         "--key",
-        type=Path,
+        type=path,
         action="append",
         default=[],
         metavar="public.pem",
         help="a public key that has to have signed the certificate; several: every one of them",
     )
     p.add_argument(
-        "--signature", type=Path, metavar="cert.dsse.json", help="the envelope (default: beside the certificate)"
+        "--signature", type=path, metavar="cert.dsse.json", help="the envelope (default: beside the certificate)"
     )
     p.add_argument(
         "--with-c",

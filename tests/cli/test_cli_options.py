@@ -40,6 +40,8 @@ def test_the_ends_of_a_share_are_taken(
         ("--vnnlib=p.vnnlib", "--unit=lsb"),
         ("--vnnlib=p.vnnlib", "--unit=data"),
         ("--vnnlib=p.vnnlib", "--bounds=linear"),
+        ("--vnnlib=p.vnnlib", "--seed=0"),
+        ("--vnnlib=p.vnnlib", "--samples=0"),
         ("--semantic=blur", "--unit=lsb"),
         ("--semantic=blur", "--bounds=linear"),
         ("--semantic=blur", "--bounds=interval"),
@@ -63,6 +65,31 @@ def test_bounds_are_intervals_and_radii_of_the_data_unless_the_user_says(
     assert main([*command, f"--out={said}", "--unit=data", "--bounds=interval"]) == 0
     assert main([*command, f"--out={silent}"]) == 0
     assert said.read_bytes() == silent.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("build --recipe digits --target mcu --out=", "--out"),
+        ("build --run= --target mcu", "--run"),
+        ("convert MODEL --out=", "--out"),
+        ("bench MODEL --target mcu --out=", "--out"),
+        ("certify MODEL --data= --eps=1 --out=c.json", "--data"),
+        ("sign --new-key=", "--new-key"),
+        ("verify c.json --model=m.tflite --data=x.npz --proof=", "--proof"),
+        ("inspect =", "MODEL"),
+    ],
+)
+def test_a_name_that_is_empty_is_not_the_current_folder(
+    command: str, name: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Shown
+) -> None:
+    """As an unset variable of a shell leaves it."""
+    before = set(tmp_path.iterdir())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main([{"MODEL": str(model), "=": ""}.get(word, word) for word in command.split()])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 2 and f"argument {name}: an empty name" in said and set(tmp_path.iterdir()) == before
 
 
 def test_train_into_a_folder_without_a_name(
