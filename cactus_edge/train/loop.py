@@ -233,15 +233,17 @@ class _Run:
             found: list[Terms] = []
 
             def closure(parts: Sequence[Batch] = parts, step: Step = step, found: list[Terms] = found) -> Tensor:
-                found.clear()
+                counted: list[Terms] = []
 
                 def losses() -> Iterator[tuple[Tensor, int]]:
                     for part in parts:
                         with products_in(PRECISIONS[recipe.precision]):
-                            found.append(objective(self._network, part, step))
-                        yield found[-1].loss, len(part.y)
+                            counted.append(objective(self._network, part, step))
+                        yield counted[-1].loss, len(part.y)
 
-                return set_gradient(self._network, losses(), recipe.parts, self._group)
+                loss = set_gradient(self._network, losses(), recipe.parts, self._group)
+                found[:] = found or counted  # the record is of the first point, as the loss is
+                return loss
 
             total += float(update(closure, optimizer)) * len(index)
             stage.projection(self._network)
@@ -314,7 +316,8 @@ class _Run:
 
     def _usual(self, net: Folded) -> Ceilings:
         recipe = self._recipe
-        return usual_ceilings(net, self._typical, clip=recipe.quantise.train_clip, batch=recipe.train.batch)
+        part = -(-recipe.train.batch // recipe.train.parts)
+        return usual_ceilings(net, self._typical, clip=recipe.quantise.train_clip, batch=part)
 
     def _real(self, network: Network, stage: Stage) -> Folded:
         """The network's float form after `stage`, clamped where it is to be."""

@@ -71,6 +71,21 @@ def test_usual_ceilings_are_means_over_batches(make_network: Make) -> None:
         assert float(ceiling) == pytest.approx(float(a + b) / 4, rel=1e-6)
 
 
+def test_ceilings_are_those_of_the_parts_that_training_saw(
+    tiny: Recipe, few_digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[int] = set()
+
+    def watching(net: Folded, x: torch.Tensor, *, clip: float, batch: int) -> tuple[torch.Tensor, ...]:
+        seen.add(batch)
+        return usual_ceilings(net, x, clip=clip, batch=batch)
+
+    monkeypatch.setattr(loop, "usual_ceilings", watching)
+    recipe = _with_members(tiny, "quantised")
+    train(replace(recipe, train=replace(recipe.train, parts=3)), few_digits, tmp_path, threads=1)
+    assert seen == {-(-recipe.train.batch // 3)}
+
+
 def _with_members(recipe: Recipe, *members: str) -> Recipe:
     return replace(recipe, compress=replace(recipe.compress, members=members))  # type: ignore[arg-type]
 

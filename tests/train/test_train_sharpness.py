@@ -15,7 +15,7 @@ from train_kit import sample
 from cactus_edge.recipe import Recipe
 from cactus_edge.train.data import Dataset
 from cactus_edge.train.loop import train
-from cactus_edge.train.methods import cram, flying_bird
+from cactus_edge.train.methods import cram, flying_bird, sam
 from cactus_edge.train.models import Network
 from cactus_edge.train.objectives.loss import Step
 from cactus_edge.train.sparsity import Sparsity, masks
@@ -64,6 +64,20 @@ def test_sam_limits_its_gradient_and_stands_where_there_is_none() -> None:
     scale, start = torch.ones(2), torch.tensor([3.0, 4.0])
     assert torch.allclose(quadratic(sharp(1.0, 0.05), scale, start), start - start / 5)
     assert torch.equal(quadratic(sharp(0.0, 0.1), scale, torch.zeros(2)), torch.zeros(2))
+
+
+def test_the_record_of_sams_step_is_of_where_it_began(
+    tiny: Recipe, few_digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nearly nothing is learnt, so that the first epoch counts the network that began, however far away the gradient is taken."""
+    train_part = replace(tiny.train, epochs=1, warmup_epochs=0, ramp_epochs=0, learning_rate=1e-12)
+    records = []
+    for rho in (0.0, 1e3):
+        monkeypatch.setattr(sam, "RHO", rho)
+        made = train(replace(tiny, train=train_part), few_digits, tmp_path / str(rho), method="sam")
+        records.append(made.history[0])
+    near, far = records
+    assert (near.loss, near.train_clean, near.train_certified) == (far.loss, far.train_clean, far.train_certified)
 
 
 # CrAM.
@@ -162,6 +176,21 @@ def test_what_grows_begins_at_nothing(
     train(half, few_digits, tmp_path, method="flying-bird")
     found = torch.cat(grown)
     assert len(found) > 20 and not found.any()
+
+
+def test_updates_that_were_missed_are_made_once(make_network: Make) -> None:
+    """As after a return to an earlier epoch's state, in the middle of the next one."""
+    layers = make_network(0).layers()
+    network = flying_bird.Dynamic(layers, [layer.weight.numel() // 2 for layer in layers], torch.Generator())
+    for layer in network.layers():
+        layer.weight.grad = torch.ones_like(layer.weight)
+    found = []
+    for part in (0.02, 0.06, 0.5, 0.5, 0.51, 0.56):
+        network.note(part)
+        found.append(network.due)
+        if network.due:
+            network.explore()
+    assert found == [False, True, True, False, False, True]
 
 
 @pytest.mark.parametrize("scope", ["global", "layer"])

@@ -56,7 +56,7 @@ class Dynamic(Network):
 
     @property
     def due(self) -> bool:
-        """Whether the mask has been updated fewer times than it should have been by now."""
+        """Whether the stage has passed a point of update since the mask's last one; of several that it passed the last one counts."""
         return int(self.get_buffer("updates")) < int(float(self.get_buffer("part")) * UPDATES)
 
     def explore(self) -> None:
@@ -65,7 +65,7 @@ class Dynamic(Network):
         for layer, mask in zip(self.layers(), self.masks(), strict=True):
             assert layer.weight.grad is not None
             mask.copy_(exchanged(mask, layer.weight.detach(), layer.weight.grad, share))
-        self.get_buffer("updates").add_(1)
+        self.get_buffer("updates").fill_(int(float(self.get_buffer("part")) * UPDATES))
         self.hold()
 
     def hold(self) -> None:
