@@ -222,8 +222,10 @@ PROFILES: Mapping[str, Profile] = {
     "tflm": Profile(
         name="tflm",
         runtime="TensorFlow Lite for Microcontrollers, reference and CMSIS-NN kernels (and the C that cactus-edge writes)",
-        versions="0.5 (2021) to 2026-10 (wheel 0.dev20261023182759); SUB, RELU and LEAKY_RELU as in the wheel, whose multipliers are "
-        "formed in double (sources up to 2026-08: float32); weights of 4 bits as in the wheel and in CMSIS-NN 99f736a (2026-07)",
+        # Before 2024-09 dense layers with a scale per channel had one multiplier, before 2023-04 means another division.
+        versions="sources of 2024-10 to 2026-10 (wheel 0.dev20261023182759); SUB, RELU and LEAKY_RELU as in the wheel, whose "
+        "multipliers are formed in double (sources up to 2026-08: float32); weights of 4 bits as in the wheel and in CMSIS-NN "
+        "99f736a (2026-07)",
         cpu="any; integer only, built without TFLITE_SINGLE_ROUNDING",
         reads="tflite",
         rules={
