@@ -94,7 +94,10 @@ def _chained(graph: Graph) -> Iterator[tuple[Any, Any]]:
 
 
 def classifier(rng: np.random.Generator, per_channel: bool, ending: str) -> Graph:
-    """8 codes -> 16 -> 4 logits. The classes' weights have most in common, so that their differences vary less than they do."""
+    """8 codes -> 16 -> 4 logits, then one of `ENDINGS`, "softmax, reshaped" or "requantised N times".
+
+    The classes' weights have most in common, so that their differences vary less than they do.
+    """
     b = GraphBuilder()
     x = b.input(Tensor("x", (8,), scale=0.0625, zero_point=-5))
     hidden = ops.Dense(
@@ -117,4 +120,7 @@ def classifier(rng: np.random.Generator, per_channel: bool, ending: str) -> Grap
     if ending == "requantised":
         x = b.node(ops.Requantize(), [x], Tensor("coarser", (4,), scale=0.140625, zero_point=3))
         x = b.node(ops.Relu(), [x], Tensor("relu", (4,), scale=0.125, zero_point=-100))
+    if ending.endswith(" times"):
+        for i in range(int(ending.split()[1])):
+            x = b.node(ops.Requantize(), [x], Tensor(f"r{i}", (4,), scale=0.09375 + i % 2 / 256, zero_point=3 - i))
     return b.finish(x)

@@ -14,6 +14,8 @@ from cortex_m import CortexM
 from live_kit import ENDINGS, NO_RULE, Questions, asked, classifier, corpus
 
 from cactus_edge.device.toolchain import GCC, CompilerName, compiler
+from cactus_edge.errors import MismatchError
+from cactus_edge.formats.c.blob_format import HEADER
 from cactus_edge.formats.c.host import HostRuntime
 from cactus_edge.resources import data_path
 
@@ -71,6 +73,27 @@ def test_what_is_certified_holds_for_every_input_of_a_small_box(host_runtime: Ho
             assert ((y < y[:, few.labels[i], None]).sum(1) == y.shape[1] - 1).all()
             certified += 1
     assert certified > 20
+
+
+@pytest.mark.parametrize("behind", [3, 4, 5, 6])
+def test_requantisations_behind_the_last_layer(behind: int, host_runtime: HostRuntime) -> None:
+    """The margin is fused with the weights behind few of them, as far as the C looks; behind more the ends decide."""
+    rng = np.random.default_rng(3)
+    for _ in range(3):
+        questions = asked(rng, classifier(rng, True, f"requantised {behind} times"), 40, 4, (-128, 127))
+        assert questions is not None
+        _same(questions, on_host(host_runtime))
+
+
+@pytest.mark.parametrize("ops_said", [1, 0, -5, 3])
+def test_another_number_of_operations_is_refused(ops_said: int, host_runtime: HostRuntime) -> None:
+    questions = classified(3, 3)[0]
+    blob = questions.blob
+    assert blob.header["ops"] == 2
+    words = np.frombuffer(blob.data, "<i4").copy()
+    words[HEADER.index("ops")] = ops_said
+    with pytest.raises(MismatchError):
+        host_runtime.open(replace(blob, data=words.tobytes())).run(questions.x)
 
 
 def test_wrong_questions_are_refused(host_runtime: HostRuntime) -> None:

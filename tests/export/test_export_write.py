@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from live_kit import asked
+from live_kit import asked, classifier
 from strategies import IN_C, random_graph, random_inputs
 
 from cactus_edge.errors import InputError
@@ -113,6 +114,73 @@ def test_the_written_model_bounds_its_decisions(written: CSources) -> None:
     with compiled(written, CHECKED) as program:
         got = program.certify(questions.x, questions.radius, questions.ends, questions.labels)
     assert np.array_equal(got, questions.decided()) and 0 < got[:, 1].sum() < 40
+
+
+BOTH_PLACES = """
+#include <stdio.h>
+#include "live.h"
+#include "model.h"
+int main(void)
+{
+    static int8_t in[CE_INPUT_BYTES];
+    const uint8_t radius = 3;
+    const ce_region region = {&radius, 0, -128, 127};
+    while (fread(in, 1, sizeof in, stdin) == sizeof in) {
+        for (int place = 0; place < 2; place++) {
+            int8_t *const at = place ? ce_model_input(&ce_model_object) : in;
+            for (int i = 0; i < CE_INPUT_BYTES; i++) {
+                at[i] = in[i];
+            }
+            int8_t out[CE_OUTPUT_BYTES];
+            int32_t label;
+            ce_verdict verdict;
+            const int status = ce_run_certified(at, &region, out, &label, &verdict);
+            const int32_t found[4] = {status, label, verdict.certified, verdict.margin};
+            fwrite(found, sizeof found, 1, stdout);
+        }
+    }
+    return 0;
+}
+"""
+"""Bounds each input's decision twice: from memory of its own, and written in place."""
+
+
+def both_places(sources: CSources, x: np.ndarray, folder: Path) -> np.ndarray:
+    """[N, 2, 4]: status, label, certified and margin of each input int8 [N, ...], by where it lies."""
+    main, program = folder / "both.c", folder / "both"
+    main.write_text(BOTH_PLACES)
+    compile_c(zig(), ["-std=c99", "-O2", *CHECKED, f"-I{sources.folder}", main, *sources.sources, "-o", program])
+    done = subprocess.run([program], input=x.tobytes(), capture_output=True, check=True)
+    return np.frombuffer(done.stdout, "<i4").reshape(len(x), 2, 4)
+
+
+def live_in_place(sources: CSources, graph: Graph, folder: Path) -> None:
+    questions = asked(np.random.default_rng(7), graph, 300, 3, (-128, 127))
+    assert questions is not None
+    found = both_places(sources, questions.x, folder)
+    wanted = replace(questions, radius=np.full_like(questions.radius, 3)).decided()
+    for place in range(2):
+        assert np.array_equal(found[:, place, 1], questions.labels)
+        assert np.array_equal(found[:, place, [0, 2, 3]], wanted)
+    assert 0 < wanted[:, 1].sum() < len(wanted)
+
+
+def test_an_input_in_place_is_bounded_as_one_that_is_not(tmp_path: Path) -> None:
+    """The run overwrites the arena that the input lies in."""
+    graph = classifier(np.random.default_rng(1), True, "logits")
+    live_in_place(write_c(graph, TFLM, tmp_path), graph, tmp_path)
+
+
+def test_bounds_around_what_the_run_left_are_seen(tmp_path: Path) -> None:
+    """The planted fault: the box around the bytes that lie there after the run."""
+    graph = classifier(np.random.default_rng(1), True, "logits")
+    sources = write_c(graph, TFLM, tmp_path)
+    source = (tmp_path / "live.c").read_text()
+    faulty = source.replace("ce_run(seen, out)", "ce_run(in, out)").replace("certifier, seen,", "certifier, in,")
+    assert faulty != source
+    (tmp_path / "live.c").write_text(faulty)
+    with pytest.raises(AssertionError):
+        live_in_place(sources, graph, tmp_path)
 
 
 def test_no_float_and_no_libc_outside_the_helpers() -> None:

@@ -11,16 +11,21 @@ from cactus_edge.ir.ops import Int8
 from cactus_edge.verify.decide import Decider
 from cactus_edge.verify.interval import Engine
 
+BEHIND = 4
+"""CE_BEHIND of ce_certify.h."""
+
 
 def live_decider(program: Program) -> Decider:
     """The decision of `verify` by intervals, which the C makes bit for bit. Raises as `Decider` does.
 
-    A margin fused with other weights than a dense layer's is not computed on a device: there the ends alone decide.
+    A margin fused with other weights than a dense layer's, or with more than `BEHIND` requantisations behind it, is not
+    computed on a device: there the ends alone decide.
     """
     decider = Decider(program)
     if decider.tail is not None:
         atom = next(step.atom for step in program.steps if step.out == decider.tail.value)
-        if not (isinstance(atom, Affine) and isinstance(atom.linear, Dense)):
+        dense = isinstance(atom, Affine) and isinstance(atom.linear, Dense)
+        if not dense or len(decider.tail.atoms) > 1 + BEHIND:
             decider.tail, decider.engine = None, Engine(program, [decider.goal.logits])
     return decider
 

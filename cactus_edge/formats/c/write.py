@@ -42,11 +42,15 @@ SUPPORT = ("ce_model_run", "ce_certify", "ce_sha256", "ce_crc32")
 
 @dataclass(frozen=True)
 class CSources:
-    """What was written. `sources`: every .c file of the model and its runtime, example excluded; `folder` is the include path."""
+    """What was written. `sources`: every .c file of the model and its runtime, example excluded; `folder` is the include path.
+
+    `files`: all of it, relative to the folder.
+    """
 
     folder: Path
     sources: tuple[Path, ...]
     blob: Blob
+    files: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -87,23 +91,26 @@ def write_c(
     used = sorted({record.kind for record in blob.records})
     kernels = [table[kind] for table in (KERNELS, BOUNDS) for kind in used if kind in table]
     files = [*dict.fromkeys(kernels), *SUPPORT]
-    for file in files:
-        write_atomic(folder / f"{file}.c", data_path("export", "c", "src", f"{file}.c").read_bytes())
     for source in data_path("export", "c", "src").glob("*.c"):
         if (
             source.stem not in files
         ):  # of another model that was written here: a firmware takes every source of the folder
             (folder / source.name).unlink(missing_ok=True)
-    for header in sorted(data_path("export", "c", "include").glob("*.h")):
-        write_atomic(folder / header.name, header.read_bytes())
-    write_atomic(folder / "model.h", _header(blob, name, shape, program.values[program.output].shape, profile.name))
-    write_atomic(folder / "model.c", _source(blob, used))
-    write_atomic(folder / "live.h", _live_header(blob))
-    write_atomic(folder / "live.c", _live_source(used))
-    write_atomic(folder / "example" / "sample.h", _sample(x[0], run(program, x)[0], labels))
-    for file in ("main.c", "Makefile"):
-        write_atomic(folder / "example" / file, data_path("export", "c", "example", file).read_bytes())
-    return CSources(folder, tuple(folder / f"{file}.c" for file in ("model", "live", *files)), blob)
+    headers = sorted(data_path("export", "c", "include").glob("*.h"))
+    written: dict[str, str | bytes] = {
+        **{f"{file}.c": data_path("export", "c", "src", f"{file}.c").read_bytes() for file in files},
+        **{header.name: header.read_bytes() for header in headers},
+        "model.h": _header(blob, name, shape, program.values[program.output].shape, profile.name),
+        "model.c": _source(blob, used),
+        "live.h": _live_header(blob),
+        "live.c": _live_source(used),
+        "example/sample.h": _sample(x[0], run(program, x)[0], labels),
+        **{f"example/{f}": data_path("export", "c", "example", f).read_bytes() for f in ("main.c", "Makefile")},
+    }
+    for file, content in written.items():
+        write_atomic(folder / file, content)
+    sources = tuple(folder / f"{file}.c" for file in ("model", "live", *files))
+    return CSources(folder, sources, blob, tuple(written))
 
 
 def _header(blob: Blob, name: str, in_shape: tuple[int, ...], out_shape: tuple[int, ...], profile: str) -> str:
@@ -193,9 +200,9 @@ extern "C" {{
 
 extern const ce_certifier ce_model_certifier;
 
-/* Runs the model on `in`, int8 [CE_INPUT_BYTES], and bounds its decision over the region: out int8 [CE_OUTPUT_BYTES],
- * *label the first of its largest outputs, *verdict whether it wins strictly throughout (ce_certify.h). One radius for
- * every input:
+/* Runs the model on `in`, int8 [CE_INPUT_BYTES] anywhere, also at ce_model_input(), and bounds its decision over the
+ * region: out int8 [CE_OUTPUT_BYTES], *label the first of its largest outputs, *verdict whether it wins strictly
+ * throughout (ce_certify.h). One radius for every input:
  *     const uint8_t radius = 4;
  *     const ce_region region = {{&radius, 0, -128, 127}};
  * Returns CE_OK, or what ce_model_run and ce_certify return. Not reentrant. */
@@ -226,7 +233,12 @@ const ce_certifier ce_model_certifier = {{&ce_model_object, kernels, high}};
 
 int ce_run_certified(const int8_t *in, const ce_region *region, int8_t *out, int32_t *label, ce_verdict *verdict)
 {{
-    const int status = ce_run(in, out);
+    /* `in` may lie in the model's arena, which the run overwrites. */
+    int8_t *const seen = high + ce_model_header(&ce_model_object)->in;
+    for (int32_t i = 0; i < CE_INPUT_BYTES; i++) {{
+        seen[i] = in[i];
+    }}
+    const int status = ce_run(seen, out);
     if (status != CE_OK) {{
         return status;
     }}
@@ -234,7 +246,7 @@ int ce_run_certified(const int8_t *in, const ce_region *region, int8_t *out, int
     for (int32_t k = 1; k < CE_OUTPUT_BYTES; k++) {{
         *label = out[k] > out[*label] ? k : *label;
     }}
-    return ce_certify(&ce_model_certifier, in, region, *label, verdict);
+    return ce_certify(&ce_model_certifier, seen, region, *label, verdict);
 }}
 """
 

@@ -3,8 +3,9 @@
  *
  * An interval pass in the arithmetic of the kernels, on two arenas of one plan, then the rule of the certificates: the
  * label must win strictly at the model's output for every input of the box. It decides what `cactus-edge certify` decides
- * on the same box by intervals, bit for bit: by the ends of the logits and, where the last layer is dense, by the margin
- * fused with its weights (cactus_edge/verify/decide.py, tail.py). */
+ * on the same box by intervals, bit for bit: by the ends of the logits and, where the last layer is dense and at most
+ * CE_BEHIND requantisations follow it, by the margin fused with its weights (cactus_edge/verify/decide.py, tail.py).
+ * Behind other last layers the ends alone count, and it certifies less, never more. */
 #ifndef CE_CERTIFY_H
 #define CE_CERTIFY_H
 
@@ -16,6 +17,8 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+
+#define CE_BEHIND 4 /* requantisations between the last dense layer and the logits */
 
 #define CE_NO_RULE (-3)  /* fewer than two outputs, or a softmax over several rows: no class wins */
 #define CE_NO_LABEL (-4) /* the label is no index of an output */
@@ -41,7 +44,7 @@ typedef struct {
 } ce_verdict;
 
 /* Bounds the decision around `in`, int8 [in_bytes], in which output `label` wins. Overwrites both arenas; `in` may be
- * ce_model_input(model). Not reentrant. Returns CE_OK, or with `verdict` untouched CE_NO_RULE, CE_NO_LABEL, or what
+ * ce_model_input(model), or the same place of `high`. Not reentrant. Returns CE_OK, or with `verdict` untouched CE_NO_RULE, CE_NO_LABEL, or what
  * ce_model_check does. */
 int ce_certify(const ce_certifier *certifier, const int8_t *in, const ce_region *region, int32_t label,
                ce_verdict *verdict);

@@ -2,9 +2,6 @@
 #include "ce_arith.h"
 #include "ce_certify.h"
 
-/* Requantisations between the dense layer and the logits; behind more of them only the ends count. */
-#define CE_BEHIND 4
-
 /* How a model ends. */
 typedef struct {
     const int32_t *blob;

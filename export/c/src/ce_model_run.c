@@ -23,16 +23,17 @@ int ce_model_check(const ce_model *model)
     }
     const int32_t *record = blob + CE_BLOB_HEADER_WORDS;
     for (int32_t i = 0; i < header->ops; i++) {
-        const int32_t kind = record[0];
-        if (kind <= 0 || kind >= CE_KINDS || record[1] <= 0 || record[1] > header->constants - (record - blob)) {
+        const int32_t left = header->constants - (int32_t)(record - blob);
+        if (left < 2 || record[1] < 2 || record[1] > left || record[0] <= 0 || record[0] >= CE_KINDS) {
             return CE_BAD_BLOB;
         }
+        const int32_t kind = record[0];
         if (!model->kernels[kind]) {
             return CE_NO_KERNEL;
         }
         record += record[1];
     }
-    return CE_OK;
+    return header->ops >= 0 && record == blob + header->constants ? CE_OK : CE_BAD_BLOB;
 }
 
 int ce_model_run(const ce_model *model, const int8_t *in, int8_t *out, ce_observer observer, void *context)
