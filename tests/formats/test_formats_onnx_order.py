@@ -74,6 +74,23 @@ def test_a_written_file_computes_the_graph(middle: Middle) -> None:
 
 
 @vnni
+def test_a_sum_behind_a_global_average() -> None:
+    """One pixel of channels, flattened, is in our order, as what is no image is: a head with a residual sum."""
+    b = GraphBuilder()
+    x = b.input(Tensor("x", IMAGE, "int8", 0.5, 3))
+    mean = b.node(ops.Mean((0, 1), False), [x], Tensor("mean", IMAGE[2:], "int8", 0.25, 3))
+    eye = ops.freeze(np.random.default_rng(2).integers(-99, 99, (4, 4)), np.int8)
+    op = ops.Dense(eye, ops.freeze([7] * 4, np.int32), ops.freeze([0.01], np.float32))
+    dense = b.node(op, [mean], Tensor("dense", IMAGE[2:], "int8", 0.75, -5))
+    graph = b.finish(b.node(ops.Add(), [mean, dense], Tensor("sum", IMAGE[2:], "int8", 1.0, 2)))
+    data = write_onnx(graph)
+    read = read_onnx(data).graph
+    want = evaluate(onnx_form(graph), inputs(), profile("ort-x86"))
+    assert np.array_equal(OrtSession(data, read, False).run_batch(inputs()), want)
+    assert np.array_equal(evaluate(read, inputs(), profile("ort-x86")), want)
+
+
+@vnni
 def test_planted_fault_an_op_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "EACH", tuple(op for op in layout.EACH if op is not ops.Relu))
     with pytest.raises(AssertionError):

@@ -56,7 +56,8 @@ def _binary(op: ops.Add | ops.Mul, o: Operator) -> Value:
 def pending_binary(o: Operator, op: ops.Add | ops.Mul, tensors: tuple[int, int]) -> Pending:
     """The sum or the product of two tensors of one shape; a product may repeat one pixel of all channels for an image."""
     x, y = (o.net.tensors[t].shape for t in tensors)
-    image, other = (o.net.images[t] for t in tensors)
+    images = [o.net.images[t] for t in tensors]
+    image, other = (None if len(s) == 1 and keeps_order(i) else i for s, i in zip((x, y), images, strict=True))
     shape = x if len(x) != len(y) or math.prod(x) >= math.prod(y) else y
     pixel = isinstance(op, ops.Mul) and len(shape) == 3 and {x, y} == {shape, (1, 1, shape[-1])}
     if not pixel and (x != y or image != other):
