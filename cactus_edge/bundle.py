@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cactus_edge.catalogue import trained_by
+from cactus_edge.certify import attack
 from cactus_edge.errors import InputError, MismatchError
 from cactus_edge.formats.nibbles import weight_bytes
 from cactus_edge.formats.zeros import zeros
@@ -129,7 +130,7 @@ def collect(chain: Chain, found: Found, steps: Steps) -> r.BuildResults:
             r.Score(verdict["attacked"], total),
             r.Score(verdict["float"]["certified"], total),
             r.Score(verdict["certified"], total),
-            "projected gradient descent on the integer file, 20 steps, 3 starts",
+            attack.WORDS,
             "exact integer intervals, last layer fused with the margin",
         ),
         classes=tuple(
@@ -150,12 +151,12 @@ def collect(chain: Chain, found: Found, steps: Steps) -> r.BuildResults:
             chain.profile.assumption,
             chain.form.trusted,
         ),
-        agreement=tuple(r.Agreement(a["name"], a["inputs"], a["mismatches"], None) for a in found["agree"]["runtimes"]),
+        agreement=tuple(r.Agreement(a["name"], a["inputs"], a["mismatches"]) for a in found["agree"]["runtimes"]),
         device=_device(chain, found),
         target=chain.target.name,
         steps=tuple(r.Step(d.name, d.seconds, d.cached) for d in steps.finished),
         versions=versions(),
-        files=tuple(_file(chain.folder, name) for name in _files(chain.folder)),
+        files=tuple(_file(chain.folder, name) for name in steps.files),
         remote=tuple(r.Row(name, value) for name, value in found["run"].get("rows", [])),
         findings=tuple(found["run"].get("findings", [])),
         twins=tuple(r.Row(name, value) for name, value in verdict.get("twins", [])),
@@ -325,6 +326,7 @@ def _device(chain: Chain, found: Found) -> r.Device | None:
         "firmware.elf",
         firmware["sha256"],
         run["blob"],
+        run["first_difference"],
     )
 
 
@@ -385,13 +387,6 @@ def versions() -> tuple[r.Version, ...]:
         except metadata.PackageNotFoundError:
             continue
     return tuple(found)
-
-
-def _files(folder: Path) -> list[str]:
-    """The bundle's files that exist before the report, without the steps' own records."""
-    written = {"results.json", "report.html", MANIFEST}
-    every = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
-    return sorted(p.as_posix() for p in every if not p.parts[0].startswith(".") and p.as_posix() not in written)
 
 
 def _file(folder: Path, name: str) -> r.File:

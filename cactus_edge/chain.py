@@ -28,6 +28,7 @@ from cactus_edge.recipe import Recipe
 from cactus_edge.resources import sha256, write_atomic
 from cactus_edge.samples import write_samples
 from cactus_edge.steps import Advance, Result
+from cactus_edge.verify.regions import data_digest
 from cactus_edge.verify.tflite_read import read_tflite
 from cactus_edge.version import __version__
 
@@ -135,11 +136,6 @@ class Chain:
         return {"module": own_start(self.recipe.model, self.dataset.shape, classes, self.recipe.train.seed)}
 
     @property
-    def sources(self) -> tuple[str, ...]:
-        """What the step `lower` writes."""
-        return ("c/model.c", "c/model.h", *self.images)
-
-    @property
     def images(self) -> tuple[str, ...]:
         """The firmware that is built here, if the target's firmware is ours to build."""
         return ("firmware.elf",) if self.target.firmware == "bare-metal" else ()
@@ -194,8 +190,13 @@ class Chain:
         graph = self.quantised()
         data = write_tflite(graph, metadata={METADATA: self._metadata()})
         write_atomic(self.folder / "model.tflite", data)
+        return self.compressed(data, graph)
+
+    def compressed(self, data: bytes, graph: Graph) -> Result:
+        """The result of `compress`, once the listed inputs lie beside the file."""
         write_samples(self.folder / "test.npz", self.test.x, self.test.y)
-        return {"bytes": len(data), "sha256": sha256(data)} | self.described(graph)
+        about = {"bytes": len(data), "sha256": sha256(data), "inputs": data_digest(self.test.x, self.test.y)}
+        return about | self.described(graph)
 
     def _metadata(self) -> bytes:
         low, high = self.dataset.domain
@@ -227,6 +228,7 @@ class Chain:
             sample=sample,
         )
         result: Result = {"blob": c.digest, "model": sha256(self.model_bytes), "c_sources": len(c.sources)}
+        result["files"] = [*(f"c/{name}" for name in c.files), *self.images]
         if not self.images:
             return result
         o, elf = self.options, self.folder / "firmware.elf"
@@ -379,4 +381,9 @@ class Chain:
             self.folder / "firmware.elf",
             lambda done, total: advance(done, total, "inputs"),
         )
-        return device_result(report)
+        return device_result(report) | {"files": self.left(report.session)}
+
+    def left(self, *sessions: str) -> list[str]:
+        """The files of sessions with a device, as a step names them."""
+        found = (file for name in sessions for file in (self.folder / "device" / name).iterdir())
+        return sorted(file.relative_to(self.folder).as_posix() for file in found)

@@ -19,9 +19,8 @@ from cactus_edge.corrupted import corrupted
 from cactus_edge.corruptions import SEVERITIES
 from cactus_edge.errors import CertificateError, DataError, InputError, MismatchError
 from cactus_edge.formats.read import read_model
-from cactus_edge.inspection import macs
+from cactus_edge.inspection import total_macs
 from cactus_edge.ir.arithmetic import profile as named_profile
-from cactus_edge.ir.graph import Graph
 from cactus_edge.ir.profile import Profile
 from cactus_edge.pipeline import verdict_in_words
 from cactus_edge.progress import SILENT, Progress
@@ -32,7 +31,7 @@ from cactus_edge.report.results import BuildResults, Score
 from cactus_edge.resources import sha256
 from cactus_edge.runs import Run, find_run, read_run, require_unchanged
 from cactus_edge.samples import read_samples
-from cactus_edge.steps import Advance, Result, Steps
+from cactus_edge.steps import Advance, Result, Steps, writes
 from cactus_edge.verify import certificate as verify
 from cactus_edge.verify.regions import data_digest
 from cactus_edge.version import __version__
@@ -88,7 +87,7 @@ class NeutralChain(Chain):
     def export(self, progress: Progress) -> Result:
         """The verdict on the file."""
         steps = Steps(self.folder, 2, progress)
-        models = (self.model_name, "test.npz")
+        models = writes(self.model_name, "test.npz")
         file = steps.run(
             "compress",
             self.identity,
@@ -96,7 +95,8 @@ class NeutralChain(Chain):
             self.compress,
             summary=lambda f: f"{self.folder / self.model_name}, {f['bytes']:,} bytes",
         )
-        return steps.run("certify", self.identity | file, self.certificates, self.certify, summary=verdict_in_words)
+        certificates = writes(*self.certificates)
+        return steps.run("certify", self.identity | file, certificates, self.certify, summary=verdict_in_words)
 
 
 def _of_run(run: Run, threads: int, progress: Progress) -> Entry:
@@ -123,7 +123,7 @@ def _of_run(run: Run, threads: int, progress: Progress) -> Entry:
         certified=Score(best, total),
         engine=engine,
         bytes=len(chain.model_bytes),
-        macs=_macs(chain.program.graph),
+        macs=total_macs(chain.program.graph),
         latency_us=None,
         instructions=None,
         corrupted=share,
@@ -188,7 +188,7 @@ def _of_build(folder: Path, results: BuildResults, model: bytes, _: int, progres
         certified=Score(best, a.int8_certified.total),
         engine=engine,
         bytes=results.model.bytes,
-        macs=_macs(read_model(model).graph),
+        macs=total_macs(read_model(model).graph),
         latency_us=latency,
         instructions=counted,
         corrupted=share,
@@ -211,7 +211,7 @@ def _corrupted(folder: Path, model: bytes, listed: Path, profile: str, progress:
 
     x, y = (array[:CORRUPTED_INPUTS] for array in read_samples(listed))
     asked = {"model": sha256(model), "inputs": data_digest(x, y), "profile": profile, "tool": __version__}
-    result = Steps(folder / ".compare", 1, progress).run("corrupt", asked, (), measure, summary=said)
+    result = Steps(folder / ".compare", 1, progress).run("corrupt", asked, writes(), measure, summary=said)
     of = "" if result["mean"] is None else f", on {len(y):,} of the listed inputs"
     return result["mean"], f"corrupted: {result['why']}{of}"
 
@@ -219,10 +219,6 @@ def _corrupted(folder: Path, model: bytes, listed: Path, profile: str, progress:
 def _inputs(path: Path) -> tuple[int, str]:
     x, y = read_samples(path)
     return len(y), data_digest(x, y)
-
-
-def _macs(graph: Graph) -> int:
-    return sum(macs(node, graph.tensors[node.output]) for node in graph.nodes)
 
 
 def _best(folder: Path, model_sha256: str, profile: str, certified: int) -> tuple[int, str]:

@@ -212,6 +212,11 @@ def inspect_model(data: bytes) -> Inspection:
     )
 
 
+def total_macs(graph: Graph) -> int:
+    """Multiply-accumulates of one inference."""
+    return sum(macs(node, graph.tensors[node.output]) for node in graph.nodes)
+
+
 def macs(node: Node, out: Tensor) -> int:
     """Elements of the output times taps per element for convolutions and dense layers, 0 for every other op."""
     match node.op:

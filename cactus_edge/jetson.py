@@ -35,7 +35,6 @@ from cactus_edge.pipeline import build_chain
 from cactus_edge.progress import SILENT, Progress
 from cactus_edge.recipe import Recipe
 from cactus_edge.resources import sha256, write_atomic
-from cactus_edge.samples import write_samples
 from cactus_edge.steps import Advance, Result
 from cactus_edge.verify.interval import propagate
 from cactus_edge.verify.read import format_of
@@ -50,6 +49,9 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 TWIN, TWIN_CERTIFICATE = "model-ort.onnx", f"certificate-{HOST_PROFILE}.json"
+
+REPORT = "device.json"
+"""What a run on the device leaves."""
 
 
 def build(
@@ -69,7 +71,6 @@ class JetsonChain(Chain):
     model_name = "model.onnx"
     form = ONNX
     twins = (TWIN,)
-    sources: tuple[str, ...] = ()
     images: tuple[str, ...] = ()
 
     def __init__(self, recipe: Recipe, folder: Path, options: Options, host: Host | None = None) -> None:
@@ -124,8 +125,7 @@ class JetsonChain(Chain):
         data = write_onnx(graph, metadata=metadata, bias="float32", relu="sum")
         write_atomic(self.folder / self.model_name, data)
         write_atomic(self.folder / TWIN, write_onnx(graph, metadata=metadata))
-        write_samples(self.folder / "test.npz", self.test.x, self.test.y)
-        return {"bytes": len(data), "sha256": sha256(data)} | self.described(graph)
+        return self.compressed(data, graph)
 
     def lower(self, advance: Advance) -> Result:
         """Checks TensorRT's rules on the file's bytes, and that its twin is the same network."""
@@ -178,7 +178,7 @@ class JetsonChain(Chain):
             return {"measured": False}
         x = self.test.x[: min(self.options.device_inputs, len(self.test.y))]
         report = run_on_jetson(self.model_bytes, x, self.target, self.host, self.folder, advance)
-        return device_rows(report)
+        return device_rows(report) | {"files": [REPORT]}
 
 
 def require_recent(target: JetsonTarget) -> None:
@@ -196,7 +196,7 @@ def require_recent(target: JetsonTarget) -> None:
 def run_on_jetson(
     data: bytes, x: Array, target: JetsonTarget, host: Host, folder: Path, advance: Advance, way: Way = "auto"
 ) -> JetsonReport:
-    """Runs the file on float32 x [N, *input], images channel last, in TensorRT at `host`; the report stays in `folder`/device.json."""
+    """Runs the file on float32 x [N, *input], images channel last, in TensorRT at `host`; its report stays in `folder`, as `REPORT`."""
     from cactus_edge.device.jetson_run import measure
     from cactus_edge.device.ssh import SshAddress
 
@@ -204,7 +204,7 @@ def run_on_jetson(
     work = work_for(data, x, target)
     address = SshAddress.parse(host.address)
     report = measure(target, address, work, way=way, password=host.password, progress=advance)
-    write_atomic(folder / "device.json", json.dumps(report.to_json(), sort_keys=True, indent=1) + "\n")
+    write_atomic(folder / REPORT, json.dumps(report.to_json(), sort_keys=True, indent=1) + "\n")
     return report
 
 

@@ -45,7 +45,6 @@ class LinuxChain(Chain):
     """`Chain` for a computer."""
 
     twins = (TWIN,)
-    sources: tuple[str, ...] = ()
     images: tuple[str, ...] = ()
 
     def __init__(self, recipe: Recipe, folder: Path, options: Options, host: Host | None) -> None:
@@ -111,11 +110,11 @@ class LinuxChain(Chain):
         if written != read:
             raise UnsupportedError(f"{self.model_name} holds the network {written}, {TWIN} another one: {read}")
         digests = {name: sha256(data) for name, data in self.files.items()}
-        return {"blob": "", "model": digests[self.model_name], "files": digests, "graph": read}
+        return {"blob": "", "model": digests[self.model_name], "same": digests, "graph": read}
 
     def lowered(self, result: Result) -> str:
         """The result of `lower` in words."""
-        return f"network {result['graph'][:16]}..., the same in {' and '.join(result['files'])}"
+        return f"network {result['graph'][:16]}..., the same in {' and '.join(result['same'])}"
 
     def agree(self, advance: Advance) -> Result:
         """Compares both files in their runtimes on this machine with the interpreter, bit for bit."""
@@ -158,7 +157,7 @@ class LinuxChain(Chain):
             )
             for name, data in files.items()
         }  # fmt: skip
-        return run_result(reports)
+        return run_result(reports) | {"files": self.left(*(report.session for report in reports.values()))}
 
 
 def run_result(reports: dict[str, RemoteReport]) -> dict[str, Any]:

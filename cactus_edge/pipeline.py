@@ -16,7 +16,7 @@ from cactus_edge.progress import SILENT, Progress
 from cactus_edge.recipe import Recipe, load_recipe
 from cactus_edge.rehearsal import rehearse
 from cactus_edge.report.table import counted
-from cactus_edge.steps import Advance, Result, Steps
+from cactus_edge.steps import Advance, Result, Steps, writes
 
 if TYPE_CHECKING:
     from cactus_edge.bundle import Built
@@ -34,21 +34,29 @@ def build_chain(chain: Chain, progress: Progress) -> Built:
     folder = chain.folder
     steps = Steps(folder, 8 if chain.semantics else 7, progress)
     about = chain.identity
-    trained = steps.run("train", about, (), partial(_train, chain), summary=_trained)
-    models = (chain.model_name, *chain.twins, "test.npz")
+    trained = steps.run("train", about, writes(), partial(_train, chain), summary=_trained)
+    models = writes(chain.model_name, *chain.twins, "test.npz")
     file = steps.run(
         "compress", about | trained, models, chain.compress, summary=partial(_compressed, chain.model_name)
     )
-    built = steps.run("lower", about | file | chain.board, chain.sources, chain.lower, summary=chain.lowered)
-    agreed = steps.run("agree", built, (), chain.agree, summary=_agreed)
-    verdict = steps.run("certify", about | built, chain.certificates, chain.certify, summary=verdict_in_words)
+    built = steps.run("lower", about | file | chain.board, _told, chain.lower, summary=chain.lowered)
+    compared = built | {"inputs": file["inputs"]}
+    agreed = steps.run("agree", compared, writes(), chain.agree, summary=_agreed)
+    certificates = writes(*chain.certificates)
+    verdict = steps.run("certify", about | built, certificates, chain.certify, summary=verdict_in_words)
     judged: Result = {"rows": []}
     if chain.semantics:
-        judged = steps.run("judge", about | built, chain.semantics, chain.judge, summary=semantic_report.in_words)
-    device = steps.run("run", built | chain.board, (), chain.run, summary=_ran)
+        semantics = writes(*chain.semantics)
+        judged = steps.run("judge", about | built, semantics, chain.judge, summary=semantic_report.in_words)
+    device = steps.run("run", compared | chain.board, _told, chain.run, summary=_ran)
     found = {"train": trained, "compress": file, "lower": built, "agree": agreed, "certify": verdict, "run": device}
     found["judge"] = judged
     return write_bundle(chain, found, steps)
+
+
+def _told(result: Result) -> list[str]:
+    """The files of a step whose result names them."""
+    return list(result.get("files", []))
 
 
 def _train(chain: Chain, advance: Advance) -> Result:

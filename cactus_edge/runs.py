@@ -365,8 +365,12 @@ def duration(seconds: float) -> str:
 
 
 def command_line(otherwise: str) -> str:
-    """The command as it was typed, or `otherwise`."""
-    return shlex.join(["cactus-edge", *sys.argv[1:]]) if Path(sys.argv[0]).stem in TYPED else otherwise
+    """The command as it was typed, but for who and where a computer is; or `otherwise`."""
+    if Path(sys.argv[0]).stem not in TYPED:
+        return otherwise
+    words = ["--host=user@host" if word.startswith("--host=") else word for word in sys.argv[1:]]
+    words = ["user@host" if before == "--host" else word for before, word in zip(["", *words], words, strict=False)]
+    return shlex.join(["cactus-edge", *words])
 
 
 TYPED = ("cactus-edge", "__main__")

@@ -18,6 +18,9 @@ from cactus_edge.resources import sha256, write_atomic
 
 Result = dict[str, Any]
 
+Outputs = Callable[[Result], Sequence[str]]
+"""The files that a step wrote, relative to the folder, by its result."""
+
 Advance = Callable[[int, int, str], None]
 """Is told (how much is done, of how much, the last of it in words)."""
 
@@ -30,6 +33,12 @@ class Done:
     seconds: float
     cached: bool
     result: Result
+    files: tuple[str, ...]
+
+
+def writes(*names: str) -> Outputs:
+    """Of a step that always writes the same files."""
+    return lambda _: names
 
 
 class Steps:
@@ -45,15 +54,15 @@ class Steps:
         self,
         name: str,
         inputs: Mapping[str, Any],
-        outputs: Sequence[str],
+        outputs: Outputs,
         action: Callable[[Advance], Result],
         *,
         summary: Callable[[Result], str] = lambda _: "",
     ) -> Result:
         """`action(advance)`'s result, from the record where nothing changed.
 
-        `inputs` are JSON values that determine the result; `outputs` name the files, relative to the folder, that the
-        action writes. `summary` puts the result in words.
+        `inputs` are JSON values that determine the result; `outputs` names the files that the action writes. `summary` puts the
+        result in words.
         """
         self._progress.begin(name, len(self.finished) + 1, self._count)
         key = _digest([name, inputs])
@@ -62,8 +71,8 @@ class Steps:
         if known is None:
             start = time.perf_counter()
             result = action(self._progress.advance)
-            done = Done(name, time.perf_counter() - start, False, result)
-            files = {o: sha256((self.folder / o).read_bytes()) for o in outputs}
+            done = Done(name, time.perf_counter() - start, False, result, tuple(outputs(result)))
+            files = {o: sha256((self.folder / o).read_bytes()) for o in done.files}
             content = {"key": key, "seconds": done.seconds, "files": files, "result": result}
             write_atomic(record, json.dumps(content | {"sha256": _digest(content)}, sort_keys=True, indent=1) + "\n")
         else:
@@ -72,15 +81,20 @@ class Steps:
         self._progress.end(done.seconds, cached=done.cached, text=summary(done.result))
         return done.result
 
-    def _recall(self, record: Path, key: str, outputs: Sequence[str]) -> Done | None:
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What the finished steps wrote; whatever else lies in the folder is none of this build's."""
+        return tuple(sorted({name for done in self.finished for name in done.files}))
+
+    def _recall(self, record: Path, key: str, outputs: Outputs) -> Done | None:
         """The recorded step, or None where it has to run: no record, other inputs, or a file that changed."""
         if not record.is_file():
             return None
         try:
             content = json.loads(record.read_text())
             whole = content.pop("sha256") == _digest(content)
-            same = whole and content["key"] == key and set(content["files"]) == set(outputs)
             seconds, result, files = float(content["seconds"]), dict(content["result"]), dict(content["files"])
+            same = whole and content["key"] == key and set(files) == set(outputs(result))
         except (AttributeError, KeyError, TypeError, ValueError):
             return None
         if not same:
@@ -89,7 +103,7 @@ class Steps:
             path = self.folder / name
             if not path.is_file() or sha256(path.read_bytes()) != digest:
                 return None
-        return Done(record.stem, seconds, True, result)
+        return Done(record.stem, seconds, True, result, tuple(files))
 
 
 def _digest(content: Any) -> str:

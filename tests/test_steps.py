@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cactus_edge.progress import SILENT
-from cactus_edge.steps import Result, Steps
+from cactus_edge.steps import Result, Steps, writes
 
 
 class Work:
@@ -25,7 +25,7 @@ class Work:
         return {"certified": 10, "of": 20}
 
     def result(self, **inputs: Any) -> Result:
-        return Steps(self.folder, 1, SILENT).run("certify", inputs, ("made",), self)
+        return Steps(self.folder, 1, SILENT).run("certify", inputs, writes("made"), self)
 
 
 def test_a_step_is_done_once(tmp_path: Path) -> None:
@@ -64,3 +64,23 @@ def test_what_was_changed_since_is_done_again(sin: str, tmp_path: Path) -> None:
     SINS[sin](tmp_path / ".steps" / "certify.json")
     assert work.result(eps="1/8") == {"certified": 10, "of": 20}
     assert work.runs == 2
+
+
+def test_files_that_only_the_result_names(tmp_path: Path) -> None:
+    """A step that wrote one more file last time, or whose record lists another, is done again."""
+
+    def work(_: Any) -> Result:
+        for name in ("a", "b"):
+            (tmp_path / name).write_text(name)
+        return {"files": ["a", "b"]}
+
+    def run() -> Steps:
+        steps = Steps(tmp_path, 1, SILENT)
+        steps.run("lower", {}, lambda result: result["files"], work)
+        return steps
+
+    assert [run().finished[0].cached for _ in range(2)] == [False, True]
+    assert run().files == ("a", "b")
+    (tmp_path / "b").write_text("c")
+    again = run()
+    assert not again.finished[0].cached and again.files == ("a", "b") and (tmp_path / "b").read_text() == "b"

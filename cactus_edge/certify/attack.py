@@ -38,6 +38,12 @@ TARGETS = 3
 COPIES = 16
 """Squares tried at once for a sample, at most."""
 
+STEPS, RESTARTS = 40, 2
+"""How long an attack searches, unless it is told: steps by gradients for each class and as many of squares, and starts."""
+
+WORDS = f"gradient steps (Adam) and random squares on the integer file, {STEPS} steps each, {RESTARTS} starts"
+"""That, in words."""
+
 RATE, SLOWER, SLOWEST = 0.15, 0.9, 0.99
 """Adam: the first step as a part of the box's width; the decays of the mean and of the mean square."""
 
@@ -65,8 +71,8 @@ def attack(
     labels: npt.NDArray[np.int64],
     *,
     start: Codes,
-    steps: int = 40,
-    restarts: int = 2,
+    steps: int = STEPS,
+    restarts: int = RESTARTS,
     seed: int = 0,
     stop: Callable[[], bool] = lambda: False,
 ) -> Attack:

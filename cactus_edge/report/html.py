@@ -83,14 +83,14 @@ def problems(results: BuildResults) -> list[str]:
             found.append(f"Layer {layer.name} can overflow its 32-bit accumulator.")
     for run in results.agreement:
         if run.mismatches:
-            where = f"; the first layer that differs: {run.first_difference}" if run.first_difference else ""
-            found.append(
-                f"{run.runtime} differs from the interpreter on {run.mismatches:,} of {run.inputs:,} inputs{where}."
-            )
+            found.append(f"{run.runtime} differs from the interpreter on {run.mismatches:,} of {run.inputs:,} inputs.")
     device = results.device
     if device is not None:
         if device.equal < device.compared:
-            found.append(f"The device differs from the interpreter on {device.compared - device.equal:,} inputs.")
+            where = f": {device.first_difference}" if device.first_difference else ""
+            found.append(
+                f"The device differs from the interpreter on {device.compared - device.equal:,} inputs{where}."
+            )
         if not results.model.blob_sha256.startswith(device.blob_sha256):
             found.append(
                 f"The device reports another model: blob {device.blob_sha256}, the file has {results.model.blob_sha256}."

@@ -235,8 +235,6 @@ class Agreement:
     """Which, with its version: "TFLM 0.dev20261023", "C99, host, zig cc 0.17.1"."""
     inputs: int
     mismatches: int
-    first_difference: str | None
-    """The first layer that differs, in words; None where nothing does or nothing could be traced."""
 
     def __post_init__(self) -> None:
         _require(0 <= self.mismatches <= self.inputs, f"{self.runtime}: {self.mismatches} mismatches in {self.inputs}")
@@ -277,6 +275,8 @@ class Device:
     firmware_sha256: str
     blob_sha256: str
     """Digest of the model blob as the board itself reported it (possibly shortened by the protocol)."""
+    first_difference: str = ""
+    """The first input whose output differs and, where it could be traced, the first layer, in words; "" where none does."""
 
     def __post_init__(self) -> None:
         _sha256(self.firmware_sha256, "device.firmware_sha256")

@@ -68,6 +68,39 @@ def test_changed_file_is_made_again(
     assert "compress  model.tflite" in capsys.readouterr().err
 
 
+def test_a_changed_or_missing_kernel_is_written_again(bundle: Path, recipe: Path, tmp_path: Path) -> None:
+    """The sources are what `agree` compiles: one that was changed since must not pass for one that agreed."""
+    folder = tmp_path / "copy"
+    shutil.copytree(bundle, folder)
+    changed, missing = folder / "c" / "ce_dense_s8.c", folder / "c" / "live.h"
+    good = changed.read_text(), missing.read_text()
+    changed.write_text(good[0] + "#error changed\n")
+    missing.unlink()
+    assert main(build_command(recipe, folder, "--quiet")) == 0
+    assert (changed.read_text(), missing.read_text()) == good
+
+
+def test_the_manifest_lists_what_this_build_wrote(bundle: Path, recipe: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(bundle, folder)
+    (folder / "certificate-brightness-0.1.json").write_text("of another model")
+    (folder / "c" / "notes.txt").write_text("mine")
+    assert main(build_command(recipe, folder, "--quiet")) == 0
+    manifests = [json.loads((f / "manifest.json").read_text())["files"] for f in (bundle, folder)]
+    assert set(manifests[0]) == set(manifests[1])
+    assert any(name.startswith("device/") for name in manifests[0])
+
+
+def test_other_inputs_are_compared_again(recipe: Path, bundle: Path, tmp_path: Path) -> None:
+    folder, fewer = tmp_path / "copy", tmp_path / "tiny.toml"
+    shutil.copytree(bundle, folder)
+    fewer.write_text(recipe.read_text() + "samples = 3\n")
+    assert main(build_command(fewer, folder, "--quiet")) == 0
+    results = BuildResults.from_json((folder / "results.json").read_text())
+    assert results.device is not None and results.device.compared == 3
+    assert {a.inputs for a in results.agreement} == {3}
+
+
 def test_interrupted_training_continues_and_ends_the_same(bundle: Path, recipe: Path, tmp_path: Path) -> None:
     folder = tmp_path / "interrupted"
     command = [sys.executable, "-m", "cactus_edge", *build_command(recipe, folder)]

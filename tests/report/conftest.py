@@ -106,8 +106,8 @@ def results() -> BuildResults:
             "test.npz",
         ),
         agreement=(
-            Agreement("TFLM 0.dev20261023182759", 10_000, 0, None),
-            Agreement("C99 on this machine, zig cc 0.17.1", 10_000, 0, None),
+            Agreement("TFLM 0.dev20261023182759", 10_000, 0),
+            Agreement("C99 on this machine, zig cc 0.17.1", 10_000, 0),
         ),
         device=DEVICE,
         target="mcu",

@@ -162,7 +162,7 @@ def test_hostile_names_are_text(results: BuildResults) -> None:
         device=None,
         data=dataclasses.replace(results.data, name=attack, labels=(attack, "ok"), preprocessing=attack),
         layers=(dataclasses.replace(results.layers[0], name=attack),),
-        agreement=(Agreement(attack, 1, 1, attack),),
+        agreement=(Agreement(attack, 1, 1),),
     )
     parsed = Page(html.render(hostile))
     assert parsed.faults == []
@@ -175,8 +175,11 @@ def test_contradictions_come_before_everything(page: str, results: BuildResults)
     assert results.device is not None
     contradictions = {
         "can overflow": {"layers": (dataclasses.replace(results.layers[0], accumulator=2**31),)},
-        "differs from the interpreter on 3 of 10": {"agreement": (Agreement("TFLM", 10, 3, None),)},
-        "device differs from the interpreter on 1": {"device": dataclasses.replace(results.device, equal=99)},
+        "differs from the interpreter on 3 of 10": {"agreement": (Agreement("TFLM", 10, 3),)},
+        "device differs from the interpreter on 1 inputs.": {"device": dataclasses.replace(results.device, equal=99)},
+        "on 1 inputs: input 3, op 0 Conv2d": {
+            "device": dataclasses.replace(results.device, equal=99, first_difference="input 3, op 0 Conv2d")
+        },
         "reports another model": {"device": dataclasses.replace(results.device, blob_sha256="f" * 16)},
     }
     for message, change in contradictions.items():
