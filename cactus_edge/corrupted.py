@@ -14,6 +14,7 @@ from cactus_edge.ir.arithmetic import profile as profile_by_name
 from cactus_edge.ir.evaluate import run
 from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.ops import Float32
+from cactus_edge.verify.goal import wins
 from cactus_edge.verify.regions import check_data
 
 
@@ -55,8 +56,8 @@ def corrupted(
 ) -> Corrupted:
     """How often the file `model`, .tflite or .onnx, is right on corrupted versions of the images x [N, H, W, C] in [0, 1].
 
-    By the exact interpreter under `profile`, first maximum of the outputs; y integer [N]. It runs 76 N inferences. advance: as
-    `Progress.advance`. Raises DataError for what are no images, and as `outputs.outputs` does.
+    By the exact interpreter under `profile`: right is where the label wins strictly, as for every certificate; y integer [N]. It
+    runs 76 N inferences. advance: as `Progress.advance`. Raises DataError for what are no images, and as `outputs.outputs` does.
     """
     rules = profile_by_name(profile)
     program = lower(read_for(model, rules), rules)
@@ -65,7 +66,7 @@ def corrupted(
 
     def right(images: Float32) -> int:
         found = run(program, program.quantize.apply(images)).reshape(len(images), -1)
-        return int((found.argmax(1) == labels).sum())
+        return int(wins(found, labels).sum())
 
     clean, total = right(x), len(CORRUPTIONS) * SEVERITIES
     found: dict[str, tuple[int, ...]] = {}

@@ -1,9 +1,9 @@
 """The fifteen common corruptions of images, five severities each.
 
 Source: Hendrycks and Dietterich, ICLR 2019, arXiv 1903.12261; parameters of CIFAR-10-C, which are for 32 x 32 pixels: whatever
-is a length grows with the shorter side of the image. These are not the images of CIFAR-10-C: other libraries draw other
-noise, and frost has no photographs here, its texture is computed. So figures compare networks with one another, on
-the same images, and not with published ones.
+is a length grows with the shorter side of the image, and shrinks with it but for what a blur reaches. These are not the images of
+CIFAR-10-C: other libraries draw other noise, and frost has no photographs here, its texture is computed. So figures compare
+networks with one another, on the same images, and not with published ones.
 """
 
 from __future__ import annotations

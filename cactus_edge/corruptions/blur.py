@@ -12,12 +12,17 @@ from cactus_edge.corruptions.geometry import magnified, smooth, streaked, unit
 Float64 = npt.NDArray[np.float64]
 
 
+def spread(x: Float64) -> float:
+    """Pixels that a blur reaches for one in a 32 x 32 image; in a smaller image too, where less than a pixel would blur nothing."""
+    return max(1.0, unit(x))
+
+
 def defocus(x: Float64, severity: int, rng: np.random.Generator) -> Float64:
     """Convolution with a disc whose edge is softened; beyond the edge the image is reflected."""
     from scipy.ndimage import convolve, gaussian_filter
 
     radius, soft = ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1))[severity]
-    radius *= unit(x)
+    radius *= spread(x)
     reach = math.ceil(radius) + 1
     at = np.arange(-reach, reach + 1)
     disc = (at[:, None] ** 2 + at**2 <= radius**2).astype(np.float64)
@@ -29,7 +34,7 @@ def defocus(x: Float64, severity: int, rng: np.random.Generator) -> Float64:
 def glass(x: Float64, severity: int, rng: np.random.Generator) -> Float64:
     """Blurred, neighbouring pixels exchanged one after the other, blurred again."""
     sigma, rounds = ((0.05, 1), (0.25, 1), (0.4, 1), (0.25, 2), (0.4, 2))[severity]
-    sigma, reach = sigma * unit(x), max(1, round(unit(x)))
+    sigma, reach = sigma * spread(x), round(spread(x))
     x = smooth(x, sigma)
     n, h, w = x.shape[:3]
     which = np.arange(n)
@@ -47,12 +52,12 @@ def glass(x: Float64, severity: int, rng: np.random.Generator) -> Float64:
 def motion(x: Float64, severity: int, rng: np.random.Generator) -> Float64:
     """Averaged along a direction within 45 degrees of the rows."""
     radius, sigma = ((6, 1.0), (6, 1.5), (6, 2.0), (8, 2.0), (9, 2.5))[severity]
-    return streaked(x, radius * unit(x), sigma * unit(x), rng.uniform(-45, 45, len(x)))
+    return streaked(x, radius * spread(x), sigma * spread(x), rng.uniform(-45, 45, len(x)))
 
 
 def zoom(x: Float64, severity: int, rng: np.random.Generator) -> Float64:
     """The mean of the image and of its magnifications in steps of 1/100."""
-    most = (6, 11, 16, 21, 26)[severity]
+    most = (7, 12, 16, 21, 26)[severity]  # as many as numpy's arange gives the authors
     total = x.copy()
     for hundredth in range(most):
         total += magnified(x, 1 + hundredth / 100)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from cactus_edge import corruptions
 from cactus_edge.corruptions import CORRUPTIONS, corrupt, digital, geometry
@@ -24,7 +25,7 @@ def pictures(count: int = 6, size: tuple[int, int] = (16, 16), channels: int = 3
     return (np.rint(255 * wave) / 255).astype(np.float32)
 
 
-DIGEST = "6cdc5df4538a7906935b9a7ff900b92dbadd981fd07b5c112d365607756724dc"
+DIGEST = "8de6e4412ee056774b13e49b52609669373460d85e27233ab9aa2bd878912bf3"
 
 
 def digest(x: Images, seed: int) -> str:
@@ -60,6 +61,25 @@ def test_any_image_stays_one_and_harder_is_further(name: str, size: tuple[int, i
         assert far[1] > 0.001
         # The affine map of elastic shrinks, glass moves by whole pixels, frost darkens while it whitens.
         assert far[1] > far[0] or name in ("elastic", "glass blur", "frost")
+
+
+@pytest.mark.parametrize("side", [8, 16, 28, 32])
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_every_severity_changes_images_of_every_size(name: str, side: int) -> None:
+    x = (np.random.default_rng(side).integers(0, 256, (3, side, side, 1)) / 255).astype(np.float32)
+    for severity in range(1, 6):
+        assert np.abs(corrupt(x, name, severity) - x).max() > 4 / 255, severity
+
+
+@pytest.mark.parametrize("size", [(8, 8), (28, 28), (32, 32), (20, 32)])
+def test_pixelate_is_pillows_box_filter_twice(size: tuple[int, int]) -> None:
+    """As the authors have it; up to the bytes that Pillow rounds to after each of four passes."""
+    x = (np.random.default_rng(0).integers(0, 256, (1, *size, 1)) / 255).astype(np.float32)
+    for severity, part in enumerate((0.95, 0.9, 0.85, 0.75, 0.65), start=1):
+        image = Image.fromarray(np.rint(255 * x[0, :, :, 0]).astype(np.uint8))
+        small = image.resize((int(size[1] * part), int(size[0] * part)), Image.Resampling.BOX)
+        there = np.asarray(small.resize((size[1], size[0]), Image.Resampling.BOX), np.float64)
+        assert np.abs(there - 255 * corrupt(x, "pixelate", severity)[0, :, :, 0]).max() <= 1.01
 
 
 def test_chunks_do_not_depend_on_how_many_images_follow(monkeypatch: pytest.MonkeyPatch) -> None:
