@@ -43,6 +43,9 @@ MEANING = (
 REPORT, DATA = "probabilistic.json", "judged.npz"
 """What a build writes, and the inputs that it is about."""
 
+NAMED = str.maketrans("=/", "-_")
+"""Of a transform's name in that of a file."""
+
 CONFIDENCE = 1e-4
 """A sample counts where its chance of losing is bounded below this."""
 
@@ -134,13 +137,12 @@ def exact_form(transform: Semantic, domain: tuple[Fraction, Fraction]) -> Tone |
     if len(transform.parts) != 1:
         return None
     (part, amount), one = transform.parts[0], Fraction(1)
-    most = Fraction(repr(amount))
     match part:
         case "brightness":
-            most *= domain[1] - domain[0]
+            most = amount * (domain[1] - domain[0])
             return Tone((-most, most))
         case "contrast":
-            return Tone(contrast=(one - most, one + most), pivot="mean")
+            return Tone(contrast=(one - amount, one + amount), pivot="mean")
         case _:
             return None
 
@@ -178,7 +180,7 @@ def files(text: str, domain: tuple[Fraction, Fraction]) -> tuple[str, ...]:
 
 def _exact(chosen: tuple[Semantic, ...], domain: tuple[Fraction, Fraction]) -> dict[str, tuple[Semantic, Tone]]:
     """The transforms that have an exact form, with it, by the names of their certificates."""
-    found = {f"certificate-{t.name.replace('=', '-')}.json": (t, exact_form(t, domain)) for t in chosen}
+    found = {f"certificate-{t.name.translate(NAMED)}.json": (t, exact_form(t, domain)) for t in chosen}
     return {name: (t, family) for name, (t, family) in found.items() if family is not None}
 
 

@@ -7,6 +7,7 @@ translation and blur, scipy.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,9 @@ Real = npt.NDArray[np.float64]
 
 AMOUNTS = {"brightness": "0.1", "contrast": "0.2", "rotation": "10", "translation": "2", "blur": "1"}
 """Every transform with its usual amount: a share of the domain, a share, degrees, pixels, pixels."""
+
+LONGEST = 24
+"""Characters of an amount, which names of files hold."""
 
 _MOST = {"brightness": 1, "contrast": 1, "rotation": 180, "translation": 64, "blur": 64}
 
@@ -31,12 +35,12 @@ class Semantic:
     pixels. Between pixels linearly, beyond the border its nearest pixel; at the end clamped to the domain.
     """
 
-    parts: tuple[tuple[str, float], ...]
+    parts: tuple[tuple[str, Fraction], ...]
 
     @property
     def name(self) -> str:
-        """Such as "rotation=10+brightness=0.1"."""
-        return "+".join(f"{part}={amount:g}" for part, amount in self.parts)
+        """Such as "rotation=10+brightness=0.1": exact, so that others have other names."""
+        return "+".join(f"{part}={_decimal(amount)}" for part, amount in self.parts)
 
     def draw(self, x: Real, count: int, domain: tuple[float, float], rng: np.random.Generator) -> Real:
         """`count` transforms of one sample x [*shape] in units of the data: [count, *shape]. Raises as `changed` does."""
@@ -45,7 +49,7 @@ class Semantic:
     def changed(self, x: Real, domain: tuple[float, float], rng: np.random.Generator) -> Real:
         """One transform of each of the samples x [N, *shape], drawn for each. Raises InputError for what are no images."""
         for part, amount in self.parts:
-            u = rng.uniform(-amount, amount, (len(x), 2))
+            u = rng.uniform(-float(amount), float(amount), (len(x), 2))
             x = _apply(part, x, u, domain)
         return np.clip(x, *domain)
 
@@ -66,14 +70,30 @@ def transforms(text: str) -> tuple[Semantic, ...]:
                 )
             most = _MOST[name]
             try:
-                value = float(rational(-most, most)(amount or AMOUNTS[name]))
+                value = rational(0, most)(amount or AMOUNTS[name])
             except BadValueError:
-                value = 0.0
-            if not value > 0:
-                raise InputError(f"{name}={amount[:40]}, expected more than 0 and at most {most}")
+                value = Fraction(0)
+            if not float(value) > 0 or len(_decimal(value)) > LONGEST:
+                raise InputError(
+                    f"{name}={amount[:40]}, expected more than 0 and at most {most}, in {LONGEST} characters"
+                )
             parts.append((name, value))
         found.append(Semantic(tuple(parts)))
     return tuple(found)
+
+
+def _decimal(value: Fraction) -> str:
+    """Exactly: 0.125, or 1/3 where no decimal ends."""
+    rest, digits = value.denominator, 0
+    for prime in (2, 5):
+        count = 0
+        while rest % prime == 0:
+            rest, count = rest // prime, count + 1
+        digits = max(digits, count)
+    if rest > 1 or digits == 0:
+        return str(value)
+    whole, part = divmod(value.numerator * 10**digits // value.denominator, 10**digits)
+    return f"{whole}.{part:0{digits}d}"
 
 
 def _apply(part: str, x: Real, u: Real, domain: tuple[float, float]) -> Real:

@@ -179,22 +179,24 @@ def test_transforms_do_what_their_names_say() -> None:
     image[4, 6] = 1
     flat = np.full((5, 5, 1), 0.25)
     for name in semantic.AMOUNTS:
-        drawn = Semantic(((name, 0.5 if name in ("brightness", "contrast") else 2.0),)).draw(image, 50, UNIT, rng)
+        drawn = Semantic(((name, Fraction(1, 2) if name in ("brightness", "contrast") else Fraction(2)),)).draw(
+            image, 50, UNIT, rng
+        )
         assert drawn.shape == (50, 9, 9, 2) and drawn.min() >= 0 and drawn.max() <= 1
         assert np.allclose(drawn[..., 0], drawn[..., 1])
-    turned = Semantic((("rotation", 180.0),)).draw(image, 400, UNIT, rng)
+    turned = Semantic((("rotation", Fraction("180.0")),)).draw(image, 400, UNIT, rng)
     lands = {divmod(int(i), 9) for i in turned[..., 0].reshape(400, -1).argmax(1)}
     assert {(2, 4), (6, 4), (4, 2), (4, 6)} <= lands and (4, 4) not in lands
     for name in ("rotation", "translation", "blur", "contrast"):
-        assert np.allclose(Semantic(((name, 1.0),)).draw(flat, 9, UNIT, rng), 0.25)
-    shifted = Semantic((("translation", 2.0),)).draw(image, 200, UNIT, rng)[..., 0]
+        assert np.allclose(Semantic(((name, Fraction("1.0")),)).draw(flat, 9, UNIT, rng), 0.25)
+    shifted = Semantic((("translation", Fraction("2.0")),)).draw(image, 200, UNIT, rng)[..., 0]
     mass = shifted.reshape(200, -1).sum(1)
     centre = (shifted.sum(2) @ np.arange(9)) / mass, (shifted.sum(1) @ np.arange(9)) / mass
     for along, start in zip(centre, (4, 6), strict=True):
         assert start - 2 <= along.min() < start - 1.5 and start + 1.5 < along.max() <= start + 2
-    moved = Semantic((("brightness", 0.1),)).draw(flat, 500, (0, 2), rng)[:, 0, 0, 0]
+    moved = Semantic((("brightness", Fraction("0.1")),)).draw(flat, 500, (0, 2), rng)[:, 0, 0, 0]
     assert 0.05 <= moved.min() < 0.06 and 0.44 < moved.max() <= 0.45
-    blurred = Semantic((("blur", 2.0),)).draw(image, 50, UNIT, rng)
+    blurred = Semantic((("blur", Fraction("2.0")),)).draw(image, 50, UNIT, rng)
     assert blurred.reshape(50, -1).max(1).min() < 0.1 and np.allclose(blurred.sum((1, 2, 3)), 2, atol=0.3)
 
 

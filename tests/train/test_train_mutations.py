@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def test_training_mutates_by_the_judges_definition(name: str) -> None:
 
 def test_every_sample_gets_one_of_the_transforms() -> None:
     x = torch.full((400, 1, 3, 3), 0.5)
-    dark, bright = Semantic((("brightness", 0.1),)), Semantic((("brightness", 0.5),))
+    dark, bright = Semantic((("brightness", Fraction("0.1")),)), Semantic((("brightness", Fraction("0.5")),))
     found = (mutated(x, (dark, bright), (0.0, 1.0), 0) - 0.5).abs().amax((1, 2, 3))
     assert 0.2 < float((found > 0.1).float().mean()) < 0.6 and float(found.max()) <= 0.5
     assert not torch.equal(mutated(x, (bright,), UNIT, 0), mutated(x, (bright,), UNIT, 1))
