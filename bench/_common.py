@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -46,7 +47,8 @@ Row = dict[str, Any]
 
 
 def provenance(digests: Mapping[str, str] | None = None) -> Row:
-    """Versions, git commit (with "+" where the tree differs from it), processor, cores, time and command of this process.
+    """Versions, git commit at which this process began ("+" where the tree differs from it, or changed since), processor, cores,
+    time and command.
 
     digests: SHA-256 by name of what was measured on, data sets above all.
     """
@@ -58,7 +60,7 @@ def provenance(digests: Mapping[str, str] | None = None) -> Row:
             continue
     return {
         "versions": versions,
-        "commit": _commit(),
+        "commit": BEGUN if _commit() == BEGUN else BEGUN.rstrip("+") + "+",
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -77,6 +79,21 @@ def _commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head + ("+" if changed.strip() else "")
+
+
+BEGUN = _commit()
+"""What this process runs, though other commits follow before a row is measured."""
+
+
+def code(*places: str) -> str:
+    """SHA-256 over the sources at these places under the root, files or folders: what a row depends on besides its inputs."""
+    h = hashlib.sha256()
+    for place in map(ROOT.joinpath, places):
+        for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            if path.suffix in (".py", ".c", ".h", ".ld", ".toml"):
+                raw = path.read_bytes()
+                h.update(len(raw).to_bytes(8, "little") + raw)
+    return h.hexdigest()
 
 
 def _cpu() -> str:

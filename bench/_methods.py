@@ -9,7 +9,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from _common import Results, Row
+from _common import Results, Row, code
 from _judges import Subject, judged, parsed
 from _suite import Case, Group, judges
 from _training import Job
@@ -17,7 +17,7 @@ from _training import Job
 from cactus_edge.errors import InputError
 from cactus_edge.formats.onnx import read_onnx
 from cactus_edge.formats.tflite import write_tflite
-from cactus_edge.inspection import macs
+from cactus_edge.inspection import total_macs
 from cactus_edge.recipe_sections import CompressRecipe
 from cactus_edge.train.data import load_dataset
 from cactus_edge.verify.tflite_read import read_tflite
@@ -63,6 +63,8 @@ class Measurement:
         rest = [recipe.digest("quantise", "certify", *deck), self.case.quantiser, str(count), group.budget]
         if group.judges != judges(count):
             rest += [*group.judges, group.transforms, *([str(group.draws)] if group.draws != 100 else [])]
+        if {parsed(text)[0] for text in group.judges} & {"corrupted", "batches"}:
+            rest.append(code("cactus_edge/corruptions", "cactus_edge/corrupted.py"))
         return hashlib.sha256(" ".join([key, *rest]).encode()).hexdigest()
 
     def stored(self, results: Results) -> bool:
@@ -86,7 +88,7 @@ class Measurement:
             **job.described(trained, data, subject.program),
             **made,
             **judged(subject, group.judges),
-            "macs": sum(macs(node, graph.tensors[node.output]) for node in graph.nodes),
+            "macs": total_macs(graph),
             "validation": [history[-1].val_clean, history[-1].val_certified] if history else [],
             "samples_seen": len(history) * len(job.dataset.train.y),
             "method": recipe.train.method,

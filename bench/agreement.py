@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from _common import ROOT, Results, Row, agreed, existing, positive, run
+from _common import ROOT, Results, Row, agreed, code, existing, positive, run
 
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -133,20 +133,12 @@ def in_wheel(runtime: str) -> Comparison:
     return lambda data, _, x: agree(data, x, runtime)
 
 
-def sources(kit: str, *folders: str) -> list[bytes]:
-    """The code that a row depends on."""
-    paths = [ROOT / "tests" / kit]
-    for folder in ("cactus_edge/ir", *folders):
-        paths += [p for p in sorted((ROOT / folder).rglob("*")) if p.suffix in (".py", ".c", ".h")]
-    return [p.read_bytes() for p in paths]
-
-
 def compared(
     results: Results, name: str, one: Comparison, kinds: Sequence[str], options: argparse.Namespace
 ) -> dict[str, Row]:
     """Every source in one runtime; key -> row."""
     wheels = [metadata.version(wheel) for wheel in ("tflite-micro", "ai-edge-litert")]
-    versions = digest(*wheels, *sources("strategies.py", "cactus_edge/formats", "export/c"))
+    versions = digest(*wheels, code("tests/strategies.py", "cactus_edge/ir", "cactus_edge/formats", "export/c"))
     count, inputs = options.graphs, options.inputs
     key = f"{count} random networks, {name}"
     rows = {key: results.row(key, digest(versions, count, inputs), lambda: random_networks(count, inputs, one, kinds))}
@@ -164,8 +156,8 @@ def compared(
 def in_onnx_runtime(results: Results, options: argparse.Namespace) -> dict[str, Row]:
     """Random networks and built files in ONNX Runtime; key -> row."""
     key = f"{options.graphs} random networks, ONNX Runtime"
-    code = sources("onnx_kit.py", "cactus_edge/formats/onnx", "cactus_edge/verify")
-    versions = digest(metadata.version("onnxruntime"), *code, options.graphs, options.onnx_inputs)
+    used = code("tests/onnx_kit.py", "cactus_edge/ir", "cactus_edge/formats/onnx", "cactus_edge/verify")
+    versions = digest(metadata.version("onnxruntime"), used, options.graphs, options.onnx_inputs)
     rows = {key: results.row(key, versions, partial(onnx_networks, options.graphs, options.onnx_inputs))}
     for path in sorted(options.build.glob("*/*.onnx")):
         data = path.read_bytes()

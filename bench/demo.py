@@ -1,6 +1,6 @@
 """What `make demo` does after installation, from nothing, timed step by step.
 
-    python bench/demo.py [--keep FOLDER]
+    python bench/demo.py
 
 The compilers' caches are empty too: the build runs with a fresh home folder, as on a machine that never built before.
 """

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from _common import ROOT, Results, Row, Target, existing, positive, run, table, verdict
+from _common import ROOT, Results, Row, Target, code, existing, positive, run, table, verdict
 
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -105,15 +105,8 @@ def sources(options: argparse.Namespace) -> dict[str, tuple[Graph, Array]]:
     return found
 
 
-def code_digest() -> str:
-    """SHA-256 over everything that decides a count or an output."""
-    h = hashlib.sha256()
-    folders = ("cactus_edge/ir", "cactus_edge/device", "cactus_edge/formats/c", "export", "targets/mcu")
-    for folder in folders:
-        for path in sorted((ROOT / folder).rglob("*")):
-            if path.suffix in (".py", ".c", ".h", ".ld", ".toml"):
-                h.update(path.read_bytes())
-    return h.hexdigest()
+DECIDING = ("cactus_edge/ir", "cactus_edge/device", "cactus_edge/formats/c", "export", "targets/mcu")
+"""The sources of a count or an output."""
 
 
 def main() -> int:
@@ -126,7 +119,7 @@ def main() -> int:
     compilers: list[Literal["zig", "gcc"]] = ["zig", *(["gcc"] if shutil.which("arm-none-eabi-gcc") else [])]  # type: ignore[list-item]
     emulators: list[Literal["unicorn", "qemu"]] = ["unicorn", *(["qemu"] if shutil.which("qemu-system-arm") else [])]  # type: ignore[list-item]
     results = Results("device_agree", fresh=options.fresh)
-    code = code_digest()
+    used = code(*DECIDING)
     rows: dict[str, Row] = {}
     uneven = 0
     for name, (graph, x) in sources(options).items():
@@ -135,7 +128,7 @@ def main() -> int:
             counts = set()
             for emulator in emulators:
                 key = f"{name}, {compiler}, {emulator}"
-                inputs = hashlib.sha256(f"{code} {graph.digest()} {digests} {compiler} {emulator}".encode()).hexdigest()
+                inputs = hashlib.sha256(f"{used} {graph.digest()} {digests} {compiler} {emulator}".encode()).hexdigest()
                 rows[key] = results.row(key, inputs, partial(measured, graph, x, (compiler, emulator)), digests)
                 counts.add((rows[key]["instructions_median"], rows[key]["instructions_iqr"]))
             uneven += len(counts) > 1

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import logging
 import multiprocessing
 import os
@@ -30,7 +29,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from _common import ROOT, Results, Row, Target, natural, run, table, verdict
+from _common import ROOT, Results, Row, Target, code, natural, run, table, verdict
 
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -221,12 +220,12 @@ def main() -> int:
     counts = {"tflite": given.tflite, "onnx": given.onnx, "runtimes": given.runtimes}
     counts["onnx-runtime"] = given.onnx_runtime
     results, rows = Results("fuzz", fresh=given.fresh), []
-    kits = ("hostile_kit", "mutate", "strategies", "graph_parts", "onnx_kit", "tflite_edit")
-    code = hashlib.sha256(b"".join((ROOT / "tests" / f"{name}.py").read_bytes() for name in kits)).hexdigest()
+    kits = [f"tests/{n}.py" for n in ("hostile_kit", "mutate", "strategies", "graph_parts", "onnx_kit", "tflite_edit")]
+    used = code(*kits, "cactus_edge/ir", "cactus_edge/verify", "cactus_edge/formats", "cactus_edge/recipe.py")
     for name in ATTACKS:
         count = counts.get(name, given.others)
         if count:
-            row = results.row(name, f"{count} {code}", lambda name=name, count=count: fuzz(name, count))
+            row = results.row(name, f"{count} {used}", lambda name=name, count=count: fuzz(name, count))
             rows.append({"name": name, **row})
     columns = ("name", "mutants", "defects", "slowest_s", "memory_mib")
     print(table([[*columns, "outcomes"], *([*(str(r[c]) for c in columns), outcomes(r)] for r in rows)]))

@@ -14,13 +14,12 @@ Writes bench/results/proof_mutants.json. Exit code 1 where a defect was found, o
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 import tempfile
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from _common import ROOT, Results, Row, Target, natural, positive, run, table, verdict
+from _common import ROOT, Results, Row, Target, code, natural, positive, run, table, verdict
 
 sys.path.insert(0, str(ROOT / "tests"))
 sys.path.insert(0, str(ROOT / "tests" / "verify"))
@@ -67,11 +66,10 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="cactus-edge-") as folder:
             print(spoiled.kind, examine(CChecker(Path(folder), CHECKED), case, spoiled, given.reproduce), sep=": ")
         return 0
-    used = [ROOT / "tests" / name for name in ("verify/proof_cases.py", "verify/proof_mutants.py", "mutate.py")]
-    used += sorted((ROOT / "export" / "c" / "verify").iterdir())
-    code = hashlib.sha256(b"".join(path.read_bytes() for path in used)).hexdigest()
+    kits = [f"tests/{name}.py" for name in ("verify/proof_cases", "verify/proof_mutants", "mutate")]
+    used = code(*kits, "cactus_edge/ir", "cactus_edge/verify", "cactus_edge/certify", "export/c/verify")
     results = Results("proof_mutants", fresh=given.fresh)
-    row = results.row("mutants", f"{given.mutants} {given.cases} {code}", lambda: kinds(given.mutants, given.cases))
+    row = results.row("mutants", f"{given.mutants} {given.cases} {used}", lambda: kinds(given.mutants, given.cases))
     names = sorted({name for outcomes in row["kinds"].values() for name in outcomes})
     lines = [[kind, *(str(outcomes.get(name, 0)) for name in names)] for kind, outcomes in row["kinds"].items()]
     total = [sum(outcomes.get(name, 0) for outcomes in row["kinds"].values()) for name in names]

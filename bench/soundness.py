@@ -12,7 +12,6 @@ that are missing. Writes bench/results/soundness.json. Exit code 1 where anythin
 from __future__ import annotations
 
 import argparse
-import hashlib
 import multiprocessing
 import os
 import sys
@@ -23,7 +22,7 @@ from functools import partial
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from _common import ROOT, Results, Row, Target, natural, positive, run, table, verdict
+from _common import ROOT, Results, Row, Target, code, natural, positive, run, table, verdict
 
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -69,13 +68,10 @@ def noticed(name: str) -> Row:
     return {"noticed_at": soundness_kit.noticed(soundness_kit.FAULTS[name], MOST)}
 
 
-def digest() -> str:
+def sources() -> str:
     """The code that decides what a number means, and what is examined."""
-    paths = [
-        ROOT / "tests" / f"{name}.py" for name in ("soundness_kit", "proof_kit", "brute", "strategies", "graph_parts")
-    ]
-    paths += [p for folder in ("ir", "verify") for p in sorted((ROOT / "cactus_edge" / folder).glob("*.py"))]
-    return hashlib.sha256(b"".join(p.read_bytes() for p in paths)).hexdigest()
+    kits = [f"tests/{name}.py" for name in ("soundness_kit", "proof_kit", "brute", "strategies", "graph_parts")]
+    return code(*kits, "cactus_edge/ir", "cactus_edge/verify")
 
 
 def main() -> int:
@@ -90,16 +86,16 @@ def main() -> int:
     if given.reproduce is not None:
         print(soundness_kit.examine(given.reproduce, tiny=given.tiny_one))
         return 0
-    results, code = Results("soundness", fresh=given.fresh), digest()
+    results, used = Results("soundness", fresh=given.fresh), sources()
     total: dict[bool, Counter[str]] = {False: Counter(), True: Counter()}
     with multiprocessing.get_context("spawn").Pool(given.processes) as pool:
         for tiny, count, size in ((False, given.graphs, BLOCK), (True, given.tiny, TINY_BLOCK)):
             for first in range(0, count, size):
                 end = min(first + size, count)
                 key = f"{'tiny' if tiny else 'random'} {first} to {end - 1}"
-                row = results.row(key, code, partial(examined, pool, first, end, tiny))
+                row = results.row(key, used, partial(examined, pool, first, end, tiny))
                 total[tiny].update({k: v for k, v in row.items() if isinstance(v, int)})
-    faults = {n: results.row(f"fault: {n}", code, partial(noticed, n)) for n in soundness_kit.FAULTS}
+    faults = {n: results.row(f"fault: {n}", used, partial(noticed, n)) for n in soundness_kit.FAULTS}
     columns = ("networks", "regions", "executions", "certified", "attacked", "sums", "proofs found", "violations")
     lines = [[kind, *(f"{total[tiny][c]:,}" for c in columns)] for kind, tiny in (("random", False), ("tiny", True))]
     print(table([["networks", *columns], *lines]))

@@ -17,7 +17,7 @@ Of groups marked `gpu` rows that are not measured print what they would take on 
 
 from __future__ import annotations
 
-from _common import Row, Target, median, percent, run, table
+from _common import Row, Target, median, run, table
 from _compared import compare, spread
 from _suite import Case, Group
 
@@ -34,11 +34,11 @@ def report(group: Group, rows: dict[Case, list[Row]]) -> list[Target]:
 
 def line(case: Case, rows: list[Row]) -> list[str]:
     """One method."""
-    best = rows[0].get("best")
+    best = [r["best"] for r in rows if "best" in r]
     return [
         f"{case.key.split('/', 1)[1]} ({case.role})",
         *(spread(rows, key) for key in ("clean", "attacked", "certified")),
-        f"{percent(best['certified'])} of {best['samples']}, {best['budget']}" if best else "",
+        f"{spread(best, 'certified')} of {best[0]['samples']}, {best[0]['budget']}" if best else "",
         spread(rows, "float_certified"),
         f"{max(r['bytes'] for r in rows):,}",
         f"{rows[0]['macs']:,}",
