@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from cactus_edge.catalogue import trained_by
 from cactus_edge.certify import attack
 from cactus_edge.errors import InputError, MismatchError
-from cactus_edge.formats.nibbles import weight_bytes
 from cactus_edge.formats.zeros import zeros
 from cactus_edge.gains import gains
+from cactus_edge.inspection import constant_bytes
 from cactus_edge.ir import ops
 from cactus_edge.report import html
 from cactus_edge.report import results as r
@@ -291,8 +291,7 @@ def _layers(chain: Chain, found: Found) -> tuple[r.Layer, ...]:
                 None if weight is None else tuple(weight.shape),
                 None if weight is None else next(before, int(weight.size)),  # a deck's gate and means are not trained
                 None if weight is None else int(weight.size),
-                # Weights, and an int32 bias, multiplier and shift per channel.
-                0 if weight is None else weight_bytes(node.op) + 12 * out.shape[-1],
+                constant_bytes(node.op),
                 out.scale,
                 out.zero_point,
                 low,

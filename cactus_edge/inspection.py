@@ -240,10 +240,15 @@ def _op(
         tuple(writers.get(i, -1) for i in node.inputs),
         out,
         macs(node, out),
-        weight_bytes(node.op) + sum(array.nbytes for name, array in ops.constants(node.op).items() if name == "bias"),
+        constant_bytes(node.op),
         max(bounds, default=0) if facts else None,
         sparse,
     )
+
+
+def constant_bytes(op: ops.Op) -> int:
+    """Weights and bias as the file stores them, two weights of 4 bits to a byte."""
+    return weight_bytes(op) + sum(array.nbytes for name, array in ops.constants(op).items() if name == "bias")
 
 
 def _detail(op: ops.Op) -> str:

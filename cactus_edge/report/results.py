@@ -206,7 +206,7 @@ class Layer:
     """Weight elements of this layer as trained, before channels were removed; None for an op without weights."""
     weights_after: int | None
     bytes: int
-    """Constants of this op in the blob: weights, biases, multipliers and shifts."""
+    """Weights and biases as the file stores them."""
     scale: float
     zero_point: int
     low: int

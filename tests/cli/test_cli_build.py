@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from file_kit import build_command, refused
 
+from cactus_edge.chain import Chain
 from cactus_edge.cli import main
 from cactus_edge.report.results import BuildResults
 from cactus_edge.resources import sha256
@@ -98,7 +99,7 @@ def test_other_inputs_are_compared_again(recipe: Path, bundle: Path, tmp_path: P
     assert main(build_command(fewer, folder, "--quiet")) == 0
     results = BuildResults.from_json((folder / "results.json").read_text())
     assert results.device is not None and results.device.compared == 3
-    assert {a.inputs for a in results.agreement} == {3}
+    assert {a.inputs for a in results.agreement} == {3 + Chain.compared // 4}, "and random ones"
 
 
 def test_interrupted_training_continues_and_ends_the_same(bundle: Path, recipe: Path, tmp_path: Path) -> None:
