@@ -157,7 +157,6 @@ LIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a proof left out": (lambda r: r["overflow"].pop(), "overflow"),
     "all certified": (lambda r: r["verdict"].update(certified=40), "verdict.certified"),
     "a bit more": (lambda r: r["verdict"].update(certified_bits="f" + r["verdict"]["certified_bits"][1:]), "verdict.certified_bits"),
-    "truth for one": (lambda r: r["data"].update(samples=True), "data.samples"),
     "a number as text": (lambda r: r["verdict"].update(correct="39"), "verdict.correct"),
     "another blob": (lambda r: r["model"].update(blob_sha256="0" * 64), "model.blob_sha256"),
     "another graph": (lambda r: r["model"].update(graph_sha256="0" * 64), "model.graph_sha256"),

@@ -17,7 +17,6 @@ from cactus_edge.ir.atoms import AnyOf, Isotone, Monotone, Program, Softmax, Tab
 from cactus_edge.ir.inputs import MixedQuantizeRule, QuantizeRule
 from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.mixture import mix
-from cactus_edge.verify import goal as goal_module
 from cactus_edge.verify import interval as interval_module
 from cactus_edge.verify import tail as tail_module
 from cactus_edge.verify.decide import Decider, decide
@@ -140,13 +139,6 @@ def test_a_softmax_must_separate_under_every_rule() -> None:
         own = [Decider(p).goal.won(rows, labels) for p in group]
         assert np.array_equal(mixed.goal.won(rows, labels), np.logical_and.reduce(own)), k
     assert len(kinds) == 4
-
-
-def test_the_softmax_check_sees_a_rule_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = goal_module._logits
-    monkeypatch.setattr(goal_module, "_logits", lambda program: (real(program)[0][:1], real(program)[1]))
-    with pytest.raises(AssertionError):
-        test_a_softmax_must_separate_under_every_rule()
 
 
 def test_what_stands_at_the_input_is_quantised_by_every_rule() -> None:
