@@ -128,10 +128,16 @@ def emulated(board: str, listed: list[Case], form: str) -> list[Array]:
         return [np.load(folder / f"{i:05d}.out.npy") for i in range(len(listed))]
 
 
+def differing(got: Array, wanted: Array, inputs: int) -> int:
+    """Of how many inputs a byte of the output is another."""
+    one, other = (np.ascontiguousarray(t).view(np.uint8).reshape(inputs, -1) for t in (got, wanted))
+    return inputs if one.shape != other.shape else int((one != other).any(1).sum())
+
+
 def networks(board: str, form: str, count: int) -> Row:
     listed = list(cases(form, count))
     got = emulated(board, listed, form)
-    wrong = [g.tobytes() != np.ascontiguousarray(w).tobytes() for g, (_, _, _, w) in zip(got, listed, strict=True)]
+    wrong = [differing(g, w, len(x)) for g, (_, _, x, w) in zip(got, listed, strict=True)]
     first = next((label for (label, *_), n in zip(listed, wrong, strict=True) if n), None)
     return {
         "networks": len(listed),
@@ -267,7 +273,7 @@ def main() -> int:
             inputs = hashlib.sha256(f"{code} {board} {digests}".encode()).hexdigest()
             rows[key] = results.row(key, inputs, partial(file, board, data, x), digests)
     columns = ("networks", "inputs", "elements", "different")
-    return agreed(rows, columns, "different", "first", "networks and inputs")
+    return agreed(rows, columns, "different", "first", "inputs")
 
 
 if __name__ == "__main__":
