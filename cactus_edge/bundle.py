@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from cactus_edge.catalogue import trained_by
 from cactus_edge.certify import attack
 from cactus_edge.errors import InputError, MismatchError
+from cactus_edge.formats.nibbles import constant_bytes
 from cactus_edge.formats.zeros import zeros
 from cactus_edge.gains import gains
-from cactus_edge.inspection import constant_bytes
 from cactus_edge.ir import ops
 from cactus_edge.report import html
 from cactus_edge.report import results as r

@@ -18,7 +18,7 @@ from cactus_edge.errors import InstallError, ModelError
 from cactus_edge.formats.agree import RUNTIMES, Runtime
 from cactus_edge.formats.c.blob import build
 from cactus_edge.formats.c.plan import plan
-from cactus_edge.formats.nibbles import weight_bytes
+from cactus_edge.formats.nibbles import constant_bytes
 from cactus_edge.formats.onnx.tensorrt import read_tensorrt
 from cactus_edge.formats.read import AnyModel, graph_for, read_model
 from cactus_edge.formats.zeros import Zeros, narrow, stored_bits, zeros
@@ -244,11 +244,6 @@ def _op(
         max(bounds, default=0) if facts else None,
         sparse,
     )
-
-
-def constant_bytes(op: ops.Op) -> int:
-    """Weights and bias as the file stores them, two weights of 4 bits to a byte."""
-    return weight_bytes(op) + sum(array.nbytes for name, array in ops.constants(op).items() if name == "bias")
 
 
 def _detail(op: ops.Op) -> str:

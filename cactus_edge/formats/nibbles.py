@@ -27,3 +27,8 @@ def weight_bytes(op: Op) -> int:
     """Bytes of the op's weight as files store it; 0 where it has none."""
     weight = constants(op).get("weight")
     return 0 if weight is None else -(-int(weight.size) * getattr(op, "weight_bits", 8) // 8)
+
+
+def constant_bytes(op: Op) -> int:
+    """Weights and bias as the file stores them, two weights of 4 bits to a byte."""
+    return weight_bytes(op) + sum(array.nbytes for name, array in constants(op).items() if name == "bias")

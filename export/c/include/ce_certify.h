@@ -3,9 +3,9 @@
  *
  * An interval pass in the arithmetic of the kernels, on two arenas of one plan, then the rule of the certificates: the
  * label must win strictly at the model's output for every input of the box. It decides what `cactus-edge certify` decides
- * on the same box by intervals, bit for bit: by the ends of the logits and, where the last layer is dense and at most
- * CE_BEHIND requantisations follow it, by the margin fused with its weights (cactus_edge/verify/decide.py, tail.py).
- * Behind other last layers the ends alone count, and it certifies less, never more. */
+ * on the same box by intervals, bit for bit, where that admits the model: by the ends of the logits and, where the last
+ * layer is dense and at most CE_BEHIND requantisations follow it, by the margin fused with its weights
+ * (cactus_edge/verify/decide.py, tail.py). Behind other last layers the ends alone count, and it certifies less, never more. */
 #ifndef CE_CERTIFY_H
 #define CE_CERTIFY_H
 
