@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from _common import ROOT, Results, Row, Target, existing, natural, positive, run, table, verdict
-from device_agree import code_digest
+from _common import ROOT, Results, Row, Target, code, existing, natural, positive, run, table, verdict
+from device_agree import DECIDING
 
 from cactus_edge.board import Options, bound_on_board, run_on_board
 from cactus_edge.device.firmware import build_firmware
@@ -74,7 +74,7 @@ def main() -> int:
             blob = blob_digest(program.graph, program.profile)
         except UnsupportedError:
             continue
-        inputs = sha256(f"{code_digest()} {blob} {options.radius}".encode() + x.tobytes())
+        inputs = sha256(f"{code(*DECIDING)} {blob} {options.radius}".encode() + x.tobytes())
         rows[path.parent.name] = results.row(path.parent.name, inputs, partial(measured, program, x, options.radius))
     if not rows:
         raise InputError(
