@@ -27,7 +27,7 @@ from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
-from _common import ROOT, Results, Row, agreed, existing, positive, run
+from _common import ROOT, Results, Row, agreed, code, existing, positive, run
 
 sys.path.insert(0, str(ROOT / "tests" / "formats"))
 sys.path.insert(0, str(ROOT / "tests"))
@@ -189,16 +189,6 @@ def files(build: Path, inputs: int) -> Iterator[tuple[str, bytes, Array]]:
             yield model.name, model.read_bytes(), np.asarray(stored["x"], np.int8)
 
 
-def code_digest() -> str:
-    """SHA-256 over everything that decides an output."""
-    h = hashlib.sha256()
-    for folder in ("cactus_edge/ir", "cactus_edge/device", "cactus_edge/formats"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            h.update(path.read_bytes())
-    h.update((ROOT / "tests" / "strategies.py").read_bytes())
-    return h.hexdigest()
-
-
 def tell_apart() -> Iterator[Case]:
     """Sums, means and softmax rows, for which x86-64 and aarch64 have rules of their own."""
     rules = profile(target().engines["tflite"].profile)
@@ -259,18 +249,18 @@ def main() -> int:
         return 0
     results = Results("pi_emulator", fresh=options.fresh)
     rows: dict[str, Row] = {}
-    code = code_digest()
+    used = code("cactus_edge/ir", "cactus_edge/device", "cactus_edge/formats", "tests/strategies.py")
     listed = list(files(options.build, options.inputs))
     for board, about in pi_kit.BOARDS.items():
         title = f"{about.model}, emulated {about.cpu}"
         for form, engine in target().engines.items():
             key = f"{title}: random networks, {engine.profile}"
-            inputs = hashlib.sha256(f"{code} {board} {form} {options.graphs}".encode()).hexdigest()
+            inputs = hashlib.sha256(f"{used} {board} {form} {options.graphs}".encode()).hexdigest()
             rows[key] = results.row(key, inputs, partial(networks, board, form, options.graphs))
         for name, data, x in listed:
             key = f"{title}: {name} over ssh"
             digests = {"model": hashlib.sha256(data).hexdigest(), "inputs": hashlib.sha256(x.tobytes()).hexdigest()}
-            inputs = hashlib.sha256(f"{code} {board} {digests}".encode()).hexdigest()
+            inputs = hashlib.sha256(f"{used} {board} {digests}".encode()).hexdigest()
             rows[key] = results.row(key, inputs, partial(file, board, data, x), digests)
     columns = ("networks", "inputs", "elements", "different")
     return agreed(rows, columns, "different", "first", "inputs")
