@@ -12,7 +12,7 @@ from strategies import random_graph
 from cactus_edge.errors import UnsupportedError
 from cactus_edge.ir import evaluate, ops
 from cactus_edge.ir.arithmetic import PROFILES, profile
-from cactus_edge.ir.atoms import AnyOf, Atom, Between, Monotone, Program, Softmax, example
+from cactus_edge.ir.atoms import AnyOf, Atom, Between, Gather, Monotone, Program, ReshapeTo, Softmax, example
 from cactus_edge.ir.graph import Graph, code_range
 from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.mixture import mix
@@ -153,6 +153,20 @@ def _chosen(rng: np.random.Generator, atom: Atom, args: list[Array]) -> Array:
             return atom.apply(*args)
 
 
+def decides(program: Program) -> int:
+    """The value that a margin is of: the input of a softmax that nothing but reshapes follow, else the output."""
+    value = program.output
+    for step in reversed(program.steps):
+        if step.out == value:
+            atom = example(step.atom)
+            if isinstance(atom, Softmax):
+                return step.args[0]
+            if not (isinstance(atom, Gather) and isinstance(atom.rearrangement, ReshapeTo)):
+                break
+            value = step.args[0]
+    return program.output
+
+
 def check_bounds(program: Program, bounded: Program, seed: int) -> None:
     """No execution of `program` leaves the bounds of `bounded`."""
     rng = np.random.default_rng(seed)
@@ -171,7 +185,7 @@ def check_verdicts(program: Program, seed: int) -> int:
     lo, x, hi = boxes(rng, program.values[program.input].shape, 8, program.input_tensor.dtype)
     labels = execute(rng, program, x)[program.output].reshape(len(x), -1).argmax(1)
     decision = decide(program, lo, hi, labels, x)
-    deciding = program.steps[-1].args[0] if isinstance(example(program.steps[-1].atom), Softmax) else program.output
+    deciding = decides(program)
     for i, label in enumerate(labels):
         points = np.concatenate([x[i][None], inside(rng, lo[i], hi[i])[0]])
         for _ in range(6):

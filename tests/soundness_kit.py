@@ -19,7 +19,7 @@ from unittest import mock
 
 import numpy as np
 import proof_kit
-from brute import UNCONDITIONAL, Array, boxes, execute, inside, symmetric, with_rules
+from brute import UNCONDITIONAL, Array, boxes, decides, execute, inside, symmetric, with_rules
 from graph_parts import RngChoices
 from strategies import ENDS, MIDDLE, RARE, make_graph
 from tinyengine_kit import translated_graph
@@ -29,7 +29,7 @@ from cactus_edge.certify.linear import Linear
 from cactus_edge.errors import InternalError, UnsupportedError
 from cactus_edge.ir import linear
 from cactus_edge.ir.arithmetic import PROFILES
-from cactus_edge.ir.atoms import Isotone, Max, Program, Softmax, example
+from cactus_edge.ir.atoms import Isotone, Max, Program, example
 from cactus_edge.ir.graph import Graph
 from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.mixture import mix
@@ -187,7 +187,7 @@ def _verdicts(
         return Counter()
     labels = execute(rng, program, x)[program.output].reshape(len(x), -1).argmax(1)
     certified, margin = decider.decide(lo, hi, labels)
-    deciding = program.steps[-1].args[0] if isinstance(example(program.steps[-1].atom), Softmax) else program.output
+    deciding = decides(program)
     for i, label in enumerate(labels):
         for values in runs[i]:
             least, deciding_least = (_margin(values[v], int(label)) for v in (program.output, deciding))

@@ -14,6 +14,11 @@ def test_nothing_contradicts_a_bound_or_a_verdict() -> None:
     assert sum(key.startswith("profile ") for key in seen) == len(ROWS)
 
 
+@pytest.mark.parametrize("number", [1502, 3062])
+def test_margins_in_front_of_a_softmax_that_reshapes_follow(number: int) -> None:
+    assert examine(number)["regions"] > 0
+
+
 def test_nothing_contradicts_them_where_every_point_is_executed() -> None:
     seen: Counter[str] = sum((examine(n, tiny=True) for n in range(len(ROWS))), Counter())
     assert seen["executions"] > 100_000
