@@ -186,6 +186,11 @@ def same(network: Network, _: Recipe, __: Batch) -> Network:
     return network
 
 
+def plain(network: Network, _: Recipe, __: Batch) -> Network:
+    """Its layers alone, with their zeros: without what a method kept beside them, or chose them by, while it trained."""
+    return Network(network.layers())
+
+
 only_full = over_members(lambda _: ("full",))
 """The network itself, without its compressed versions."""
 

@@ -164,7 +164,7 @@ def test_what_grows_begins_at_nothing(
 ) -> None:
     """Whatever the optimiser made of the weights that were off."""
     grown: list[Tensor] = []
-    honest = flying_bird.Dynamic.explore
+    honest = flying_bird.Dynamic.update
 
     def watching(network: flying_bird.Dynamic) -> None:
         before = [mask.clone() for mask in network.masks()]
@@ -172,7 +172,7 @@ def test_what_grows_begins_at_nothing(
         for layer, old, new in zip(network.layers(), before, network.masks(), strict=True):
             grown.append(layer.weight.detach()[(new != 0) & (old == 0)].clone())
 
-    monkeypatch.setattr(flying_bird.Dynamic, "explore", watching)
+    monkeypatch.setattr(flying_bird.Dynamic, "update", watching)
     train(half, few_digits, tmp_path, method="flying-bird")
     found = torch.cat(grown)
     assert len(found) > 20 and not found.any()
@@ -189,7 +189,7 @@ def test_updates_that_were_missed_are_made_once(make_network: Make) -> None:
         network.note(part)
         found.append(network.due)
         if network.due:
-            network.explore()
+            network.update()
     assert found == [False, True, True, False, False, True]
 
 

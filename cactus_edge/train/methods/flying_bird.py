@@ -1,6 +1,6 @@
 """Flying Bird: training that is sparse from the first step, and goes on choosing which weights there are.
 
-A random mask of the asked density, by layer as Erdos-Renyi kernels have it, begins. At each of `UPDATES` points of training a share
+A random mask of the asked density, by layer as Erdos-Renyi kernels have it, begins. At each of `moving.UPDATES` points of training a share
 of each layer's weights dies, the smallest, and as many grow where the loss's gradient is largest; the share falls from
 `DEATH` along a cosine. A layer's density never changes. What grows begins at 0; the optimiser's moments of a weight go on while it is
 off. Source: Chen et al. 2022, Sparsity Winning Twice, arXiv 2202.09844, and its public code (which updates once in 900 steps,
@@ -17,62 +17,33 @@ import torch
 from torch import Tensor
 
 from cactus_edge.recipe import Recipe
+from cactus_edge.train.methods.moving import Moving, moving
 from cactus_edge.train.methods.posthoc import refining
 from cactus_edge.train.models import Layers, Network
-from cactus_edge.train.objectives.loss import Batch, Step
+from cactus_edge.train.objectives.loss import Batch
 from cactus_edge.train.projections import positive_gamma
 from cactus_edge.train.sparsity import single_weights
-from cactus_edge.train.stages import Stage, clip, hearing, never, only_full, only_scores, training
+from cactus_edge.train.stages import Stage, clip, never, only_full, only_scores, plain, training
 
 DEATH = 0.5
 """Share of a layer's weights that die at the first update; it falls along half a cosine."""
 
-UPDATES = 20
-"""Updates of the mask, evenly over the stage."""
 
-
-class Dynamic(Network):
-    """A network whose weights are 0 where its masks are; gradients reach all of them, and say where to grow."""
+class Dynamic(Moving):
+    """Of each layer as many weights as at the beginning, drawn at random then; gradients say where to grow."""
 
     def __init__(self, layers: Layers, kept: Sequence[int], generator: torch.Generator) -> None:
-        """kept: weights that are on in each layer, drawn at random."""
-        super().__init__(layers)
-        for i, (layer, count) in enumerate(zip(layers, kept, strict=True)):
-            weight = layer.weight.detach()
-            on = torch.randperm(weight.numel(), generator=generator)[:count].to(weight.device)
-            mask = torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device).index_fill(0, on, True)
-            self.register_buffer(f"mask{i}", mask.view_as(weight))
-        self.register_buffer("part", torch.zeros(()))
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
-        self.hold()
+        """kept: weights that are on in each layer."""
+        super().__init__(
+            layers, tuple(_drawn(layer.weight, n, generator) for layer, n in zip(layers, kept, strict=True))
+        )
 
-    def masks(self) -> tuple[Tensor, ...]:
-        """Which weights are on, bool [O, I, KH, KW] of each layer."""
-        return tuple(getattr(self, f"mask{i}") for i in range(len(self._plan)))
-
-    def note(self, part: float) -> None:
-        """How much of the stage is over; `due` follows from it."""
-        self.get_buffer("part").fill_(part)
-
-    @property
-    def due(self) -> bool:
-        """Whether the stage has passed a point of update since the mask's last one; of several that it passed the last one counts."""
-        return int(self.get_buffer("updates")) < int(float(self.get_buffer("part")) * UPDATES)
-
-    def explore(self) -> None:
+    def choose(self) -> None:
         """Lets the smallest weights die and others grow, by the gradients of the last step."""
-        share = DEATH * (1 + math.cos(math.pi * float(self.get_buffer("part")))) / 2
+        share = DEATH * (1 + math.cos(math.pi * self.passed)) / 2
         for layer, mask in zip(self.layers(), self.masks(), strict=True):
             assert layer.weight.grad is not None
             mask.copy_(exchanged(mask, layer.weight.detach(), layer.weight.grad, share))
-        self.get_buffer("updates").fill_(int(float(self.get_buffer("part")) * UPDATES))
-        self.hold()
-
-    def hold(self) -> None:
-        """Sets what is off to 0."""
-        with torch.no_grad():
-            for layer, mask in zip(self.layers(), self.masks(), strict=True):
-                layer.weight.mul_(mask)
 
 
 def exchanged(mask: Tensor, weight: Tensor, gradient: Tensor, share: float) -> Tensor:
@@ -120,25 +91,13 @@ def _begin(network: Network, recipe: Recipe, sample: Batch) -> Network:
     return Dynamic(layers, counts, torch.Generator().manual_seed(sample.seed % 2**63))
 
 
-def _plain(network: Network, _: Recipe, __: Batch) -> Network:
-    return Network(network.layers())
-
-
-def _note(network: Network, step: Step) -> None:
-    if isinstance(network, Dynamic):
-        network.note(step.part)
-
-
-def _updated(network: Network) -> None:
-    if isinstance(network, Dynamic):
-        if network.due:
-            network.hold()  # the optimiser moves what is off too
-            network.explore()
-        network.hold()
-    positive_gamma(network)
+def _drawn(weight: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """bool like the weight, true at `count` places."""
+    on = torch.randperm(weight.numel(), generator=generator)[:count].to(weight.device)
+    return torch.zeros(weight.numel(), dtype=torch.bool, device=weight.device).index_fill(0, on, True).view_as(weight)
 
 
 FLYING_BIRD = (
-    Stage("sparse", _begin, False, training, hearing(_note, only_scores), clip, _updated, never),
-    Stage("compress", _plain, True, refining, only_full, clip, positive_gamma, never),
+    moving("sparse", _begin, training, only_scores),
+    Stage("compress", plain, True, refining, only_full, clip, positive_gamma, never),
 )

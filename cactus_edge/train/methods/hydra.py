@@ -22,7 +22,7 @@ from cactus_edge.train.objectives.loss import Batch
 from cactus_edge.train.projections import positive_gamma, unconstrained
 from cactus_edge.train.prune import choose, take, together, weighed
 from cactus_edge.train.sparsity import single_weights
-from cactus_edge.train.stages import Schedule, Stage, clip, never, only_full, only_scores
+from cactus_edge.train.stages import Schedule, Stage, clip, never, only_full, only_scores, plain
 
 
 class Scored(Network):
@@ -105,10 +105,6 @@ def _weights(network: Network, recipe: Recipe, _: Batch) -> Network:
     return ScoredWeights(network.layers(), single_weights(recipe, "hydra-weights").share)
 
 
-def _without_weights(network: Network, _: Recipe, __: Batch) -> Network:
-    return Network(network.layers())
-
-
 def scoring(recipe: Recipe) -> Schedule:
     """A third of the fine-tuning's epochs, at its learning rate; the radius grows over the first half of them."""
     return choosing(recipe, 3)
@@ -128,5 +124,5 @@ HYDRA = (
 WEIGHTS = (
     DENSE,
     Stage("score", _weights, False, scoring, only_scores, clip, unconstrained, never),
-    Stage("compress", _without_weights, True, rest, only_full, clip, positive_gamma, never),
+    Stage("compress", plain, True, rest, only_full, clip, positive_gamma, never),
 )

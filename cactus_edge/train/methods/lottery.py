@@ -26,6 +26,7 @@ from cactus_edge.train.stages import (
     clip,
     never,
     only_full,
+    plain,
     same,
     shipping,
     training,
@@ -67,7 +68,7 @@ def lth(recipe: Recipe) -> tuple[Stage, ...]:
         Stage("start", same, False, _start, only_full, clip, positive_gamma, never),
         _round(0, _remember),
         *(_round(k, _back(sparsity)) for k, sparsity in enumerate(_rounds(recipe, "lth"), 1)),
-        shipping(_plain),
+        shipping(plain),
     )
 
 
@@ -113,11 +114,6 @@ def _back(sparsity: Sparsity) -> Enter:
         return (network if isinstance(network, Rewound) else Rewound(network.layers())).without(sparsity)
 
     return enter
-
-
-def _plain(network: Network, _: Recipe, __: Batch) -> Network:
-    """Without the early state: a resumed run comes here with a network that still has one."""
-    return Network(network.layers())
 
 
 SHIPS = shipping(same)

@@ -25,7 +25,7 @@ from cactus_edge.train.objectives.loss import Batch, Step
 from cactus_edge.train.plain import Plain
 from cactus_edge.train.projections import positive_gamma, unconstrained
 from cactus_edge.train.sparsity import apply, single_weights
-from cactus_edge.train.stages import Objective, Schedule, Stage, Terms, clip, never, only_full, only_scores
+from cactus_edge.train.stages import Objective, Schedule, Stage, Terms, clip, never, only_full, only_scores, plain
 
 MASK_RATE, FASTER, WIDTH = 1e-2, 10, 0.1
 """Least learning rate of the masks and p of RBLoss: those of NNCF's own example (ResNet-18, 30 epochs). Masks learn so many times
@@ -114,10 +114,6 @@ def _regularised(network: Network, _: Recipe, __: Batch) -> Network:
     return Regularised(network.layers())
 
 
-def _hardened(network: Network, _: Recipe, __: Batch) -> Network:
-    return Network(network.layers())
-
-
 def _masking(recipe: Recipe) -> Objective:
     """The recipe's certified loss under drawn masks + RBLoss, whose target grows to the recipe's share over the first half."""
     inner, share = only_scores(recipe), single_weights(recipe, "nncf-regularised").share
@@ -162,5 +158,5 @@ def regularised(recipe: Recipe) -> tuple[Stage, ...]:
     return (
         DENSE,
         Stage("mask", _regularised, False, masking, _masking, clip, unconstrained, never),
-        Stage("compress", _hardened, True, rest, only_full, clip, positive_gamma, never),
+        Stage("compress", plain, True, rest, only_full, clip, positive_gamma, never),
     )

@@ -34,6 +34,7 @@ from cactus_edge.train.stages import (
     hearing,
     never,
     over_members,
+    plain,
     same,
     training,
     tuned_quantised,
@@ -145,12 +146,8 @@ def tickets(kind: type[Ticket], method: str, recipe: Recipe) -> tuple[Stage, ...
     return (
         Stage("search", enter, False, training, first, clip, unconstrained, never),
         Stage("compress", same, False, finetuning, rest, clip, unconstrained, tuned_quantised),
-        Stage("fix", _fixed, False, _nothing, first, clip, unconstrained, tuned_quantised),
+        Stage("fix", plain, False, _nothing, first, clip, unconstrained, tuned_quantised),
     )
-
-
-def _fixed(network: Network, _: Recipe, __: Batch) -> Network:
-    return Network(network.layers())
 
 
 def _nothing(recipe: Recipe) -> Schedule:
