@@ -73,7 +73,7 @@ class Group:
     width, channels, training samples and classes. goal: at least this clean and certified accuracy (per cent) of ours, at most
     these bytes, so many points of certified accuracy ahead of every baseline, and at most so many behind the best uncompressed
     network; and figures at most so many of a paper's deviations from its own. expects: that `column` of `row` is at least `by`
-    points above that of the row `above`.
+    points above that of the row `above`, or above `at` per cent, which `above` says the origin of.
     """
 
     key: str
@@ -133,7 +133,7 @@ def _group(table: dict[str, Any], where: str, bench: str) -> Group:
     _known(table, GROUP_KEYS, f"{where}, group {table.get('key')}")
     _known(table.get("goal", {}), set(GOALS), f"{where}, goal of {table['key']}")
     for one in table.get("expects", []):
-        _known(one, {"column", "row", "above", "by"}, f"{where}, expects of {table['key']}")
+        _known(one, {"column", "row", "above", "at", "by"}, f"{where}, expects of {table['key']}")
     cases = []
     for row in _rows(table, where, bench):
         here = f"{where}, {table['key']}/{row.get('key')}"

@@ -113,14 +113,15 @@ def deployed(rows: dict[Case, list[Row]]) -> list[Target]:
 
 
 def comparisons(group: Group, rows: dict[Case, list[Row]]) -> list[Target]:
-    """What the group expects of one row against another, as far as both are here."""
+    """What the group expects of one row against another, or against a figure from elsewhere, as far as the rows are here."""
     of = {case.key.split("/", 1)[1]: found for case, found in rows.items()}
-    return [
-        Target(f"{group.key}: {e['column']}, {e['row']} above {e['above']}, points", gap, e.get("by", 0))
-        for e in group.expects
-        if e["row"] in of and e["above"] in of
-        for gap in [100 * (_figure(of[e["row"]], e["column"]) - _figure(of[e["above"]], e["column"]))]
-    ]
+    targets = []
+    for e in group.expects:
+        if e["row"] in of and ("at" in e or e["above"] in of):
+            there = e["at"] if "at" in e else 100 * _figure(of[e["above"]], e["column"])
+            what = f"{group.key}: {e['column']}, {e['row']} above {e['above']}, points"
+            targets.append(Target(what, 100 * _figure(of[e["row"]], e["column"]) - there, e.get("by", 0)))
+    return targets
 
 
 def _figure(rows: list[Row], column: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ def test_every_row_can_be_measured(suite: Any, bench: str, name: str) -> None:
         for case in group.cases:
             assert stages(case.recipe.train.method, case.recipe)
         for one in group.expects:
-            assert {one["row"], one["above"]} <= set(names)
+            assert one["row"] in names
+            assert ("at" in one) == (one["above"] not in names), "a figure from elsewhere, or that of a row"
 
 
 @pytest.mark.parametrize(
@@ -96,3 +98,17 @@ def test_rows_share_what_a_transform_draws(suite: Any, monkeypatch: pytest.Monke
     expected = [plain.draw(one, 4, (0.0, 1.0), np.random.default_rng(seed)) for one in x for seed in (0, 1)]
     assert not made and all(np.array_equal(a, b) for a, b in zip(first, expected, strict=True))
     assert all(np.array_equal(a, b.astype(np.float32)) for a, b in zip(again, expected, strict=True))
+
+
+def test_a_row_is_held_against_another_or_against_a_figure_from_elsewhere(suite: Any) -> None:
+    bench = importlib.import_module("robust_compression")
+    group, *_ = suite.load_suite("robust-compression", "full", ["adverfine/best", "adverfine/ptq-robust-none"])
+    best, none = sorted(group.cases, key=lambda case: case.key)
+    expects = (
+        {"column": "pgd", "row": "best", "above": "elsewhere", "at": 82.8},
+        {"column": "pgd", "row": "best", "above": "ptq-robust-none", "by": 0.5},
+        {"column": "pgd", "row": "best", "above": "not measured"},
+    )
+    rows = {best: [{"pgd": 0.83}], none: [{"pgd": 0.82}]}
+    found = bench.comparisons(replace(group, expects=expects), rows)
+    assert [(t.value, t.limit) for t in found] == [(pytest.approx(0.2), 0), (pytest.approx(1.0), 0.5)]
