@@ -261,8 +261,9 @@ class CertifyResult:
         if self.refuted is not None:
             left = self.decision.correct & ~self.decision.certified & ~self.refuted
             against = self.decision.correct & self.refuted
-            rows.insert(1, ("refuted", f"{self._counted(against)} of those right, by a counterexample, replayed"))
-            rows.insert(2, ("open", self._counted(left)))
+            at = 2 if self.each else 1  # "certified" has a second line then
+            rows.insert(at, ("refuted", f"{self._counted(against)} of those right, by a counterexample, replayed"))
+            rows.insert(at + 1, ("open", self._counted(left)))
         if self.universal is not None:
             least, most = self.universal
             rows.append(("universal", f"{least} labels at least win under any one perturbation added to all of them"))

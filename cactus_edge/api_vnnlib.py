@@ -153,9 +153,9 @@ class Answers:
     answers: Sequence[Answer]
 
     @property
-    def robust(self) -> float:
-        """The share of properties that hold."""
-        return sum(a.result == "unsat" for a in self.answers) / len(self.answers)
+    def robust(self) -> int:
+        """How many properties hold."""
+        return sum(a.result == "unsat" for a in self.answers)
 
     def summary(self) -> Pairs:
         """One line a property."""

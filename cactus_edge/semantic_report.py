@@ -66,9 +66,19 @@ class Semantics:
         return (json.dumps(self.record, indent=1, sort_keys=True, allow_nan=False) + "\n").encode("ascii")
 
     @property
+    def counts(self) -> list[int]:
+        """Samples certified *probabilistically*, by transform."""
+        return [int(found.certified(self.threshold).sum()) for found in self.estimates]
+
+    @property
+    def samples(self) -> int:
+        """How many samples there are."""
+        return len(self.estimates[0].correct)
+
+    @property
     def shares(self) -> list[float]:
         """The share of samples certified *probabilistically*, by transform."""
-        return [float(found.certified(self.threshold).mean()) for found in self.estimates]
+        return [count / self.samples for count in self.counts]
 
     def summary(self) -> list[tuple[str, str]]:
         """In words."""

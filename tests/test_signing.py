@@ -25,7 +25,7 @@ from cactus_edge.api_signing import beside, new_key
 from cactus_edge.cli import main
 from cactus_edge.errors import CertificateError, InputError, MismatchError
 from cactus_edge.signing import PAYLOAD_TYPE, check, statement
-from cactus_edge.verify.certificate import decode, encode
+from cactus_edge.verify.certificate import decode, encode, seal
 
 Shown = pytest.CaptureFixture[str]
 FIRMWARE = elf(b"code" + BLOB)
@@ -98,7 +98,9 @@ def test_what_was_signed_is_accepted_and_names_every_file(desk: Desk, capsys: Sh
     payload = json.loads(base64.b64decode(json.loads(desk.envelope.read_bytes())["payload"]))
     assert payload == statement(desk.cert.read_bytes())
     assert [s["name"] for s in payload["subject"]] == ["certificate", "model", "firmware: board"]
-    assert all(len(s["digest"]["sha256"]) == 64 for s in payload["subject"])
+    files = (desk.cert, desk.model, desk.firmware)
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    assert [s["digest"]["sha256"] for s in payload["subject"]] == digests
     assert payload["predicate"]["region"]["eps"] == "1/64"
     assert payload["predicate"]["verdict"]["certified"] == decode(desk.cert.read_bytes())["verdict"]["certified"]
 
@@ -365,9 +367,24 @@ def test_only_the_certified_files_are_signed(desk: Desk, tmp_path: Path) -> None
         ce.sign(desk.cert, desk.model, key=desk.private, firmware=[other])
     with pytest.raises(MismatchError, match="proof"):
         ce.sign(desk.cert, desk.model, key=desk.private, proof=other)
-    desk.cert.write_bytes(desk.cert.read_bytes().replace(b'"unit": "pixel"', b'"unit": "pixem"'))
-    with pytest.raises(MismatchError, match="damaged"):
-        ce.sign(desk.cert, desk.model, key=desk.private)
+    with pytest.raises(MismatchError, match="the model is not the certificate's"):
+        ce.sign(desk.cert, desk.firmware, key=desk.private)
+    with pytest.raises(MismatchError, match="the firmware is not the certificate's"):
+        ce.sign(desk.cert, desk.model, key=desk.private, firmware=[desk.firmware, desk.model])
+    whole = desk.cert.read_bytes()
+    for damaged in (whole.replace(b'"unit": "pixel"', b'"unit": "pixem"'), json.dumps(json.loads(whole)).encode()):
+        desk.cert.write_bytes(damaged)
+        with pytest.raises(MismatchError, match="damaged"):
+            ce.sign(desk.cert, desk.model, key=desk.private)
+
+
+def test_a_condition_is_signed() -> None:
+    """What is certified on a condition is signed on it; nothing is said of one where there is none."""
+    record = decode(issue())
+    assert statement(encode(record))["predicate"]["profile"] == {"name": "tflm"}
+    record["profile"]["conditional_on"] = "the moon is full"
+    about = statement(encode(seal(record)))
+    assert about["predicate"]["profile"] == {"name": "tflm", "conditional_on": "the moon is full"}
 
 
 def test_without_the_library_the_error_is_the_command_that_installs_it(

@@ -84,3 +84,31 @@ def test_files_that_only_the_result_names(tmp_path: Path) -> None:
     (tmp_path / "b").write_text("c")
     again = run()
     assert not again.finished[0].cached and again.files == ("a", "b") and (tmp_path / "b").read_text() == "b"
+
+
+def test_a_step_that_now_writes_more_is_done_again(tmp_path: Path) -> None:
+    """Its record speaks of one file, and is what it was: the other one is not there."""
+    steps = Steps(tmp_path, 3, SILENT)
+    work = Work(tmp_path)
+    for names in (["made"], ["made", "other"], ["made", "other"]):
+        (tmp_path / "other").write_text("by an earlier version")
+        steps.run("certify", {}, writes(*names), work)
+    assert work.runs == 2 and [done.cached for done in steps.finished] == [False, False, True]
+    assert steps.files == ("made", "other")
+
+
+def test_one_steps_record_is_not_anothers(tmp_path: Path) -> None:
+    work, steps = Work(tmp_path), Steps(tmp_path, 3, SILENT)
+    steps.run("lower", {}, writes("made"), work)
+    (tmp_path / ".steps" / "certify.json").write_bytes((tmp_path / ".steps" / "lower.json").read_bytes())
+    steps.run("certify", {}, writes("made"), work)
+    assert work.runs == 2
+
+
+def test_the_files_are_those_of_every_step(tmp_path: Path) -> None:
+    steps = Steps(tmp_path, 2, SILENT)
+    (tmp_path / "first").write_text("x")
+    steps.run("compress", {}, writes("first"), lambda _: {})
+    steps.run("certify", {}, writes("made"), Work(tmp_path))
+    steps.run("run", {}, writes(), lambda _: {})
+    assert steps.files == ("first", "made")

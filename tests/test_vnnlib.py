@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cactus_edge import vnnlib
 from cactus_edge.errors import InputError
 from cactus_edge.vnnlib import Order, parse, read, shaped
 
@@ -32,6 +33,13 @@ def test_of_two_bounds_the_tighter_one_counts() -> None:
             assert (found.lower[0], found.upper[0]) == (Fraction("0.15"), Fraction("0.18"))
 
 
+def test_a_number_may_stand_first() -> None:
+    box = "(assert (<= 0.1 X_0)) (assert (>= 2e-1 X_0))\n(assert (and (<= (- 1) X_1) (>= (/ 1 3) X_1)))\n"
+    assert parse(HEAD + box + ANY, "p") == parse(HEAD + BOX + ANY, "p")
+    with pytest.raises(InputError, match="line 6: a bound < of X_0"):
+        parse(HEAD + "(assert (> 1 X_0))", "p")
+
+
 @pytest.mark.parametrize(
     ("text", "strict", "first"),
     [
@@ -43,6 +51,7 @@ def test_of_two_bounds_the_tighter_one_counts() -> None:
         ("(assert (and (<= Y_2 Y_0) (<= Y_1 Y_0)))", [1, 2], [1, 2]),
         ("(assert (or (and (>= Y_0 Y_1)) (and (>= Y_1 Y_2))))", [], []),
         ("(assert (>= Y_0 Y_2)) (assert (or (>= Y_0 Y_1) (>= Y_2 Y_1)))", [1, 2], [2]),
+        ("(assert (>= Y_1 Y_1))", [], []),
     ],
 )
 def test_whose_win_is_safe(text: str, strict: list[int], first: list[int]) -> None:
@@ -64,6 +73,16 @@ def test_packed(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(InputError, match="cannot be read"):
         read(path)
+
+
+def test_more_than_fits_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed or not, by the bytes that it unpacks to."""
+    text = (HEAD + BOX + ANY).encode()
+    monkeypatch.setattr(vnnlib, "MAX_BYTES", len(text) - 1)
+    for data in (text, gzip.compress(text)):
+        (tmp_path / "p").write_bytes(data)
+        with pytest.raises(InputError, match="has more than"):
+            read(tmp_path / "p")
 
 
 def test_images() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from fractions import Fraction
 from pathlib import Path
+
+from cactus_edge.errors import InputError
 
 
 def path(text: str) -> Path:
@@ -13,8 +16,19 @@ def path(text: str) -> Path:
     return Path(text)
 
 
-def percentage(text: str) -> float:
-    """A share: a number in [0, 100]."""
-    if not 0 <= (value := float(text)) <= 100:
+def percentage(text: str) -> Fraction:
+    """A share in per cent, in [0, 100], exactly as it is written: 161 of 1,000 are 16.1 %."""
+    from cactus_edge.verify.regions import exact
+
+    try:
+        share = exact(text, "a share")
+    except InputError:
+        share = Fraction(-1)
+    if not 0 <= share <= 100:
         raise argparse.ArgumentTypeError(f"{text}: expected a percentage in [0, 100]")
-    return value
+    return share
+
+
+def reached(required: Fraction | None, count: int, total: int) -> bool:
+    """Whether `count` of `total` are `required` per cent at least; all are enough where nothing is required."""
+    return required is None or 100 * count >= required * total

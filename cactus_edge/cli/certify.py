@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from cactus_edge.cli.arguments import path, percentage
+from cactus_edge.cli.arguments import path, percentage, reached
 from cactus_edge.errors import GOOD, NEGATIVE, InputError
 
 
@@ -194,8 +194,7 @@ def run(arguments: argparse.Namespace) -> int:
         out=arguments.out,
     )
     print(pairs(result.summary()))
-    enough = arguments.require is None or 100 * result.certified >= arguments.require * result.total
-    return GOOD if enough else NEGATIVE
+    return GOOD if reached(arguments.require, result.certified, result.total) else NEGATIVE
 
 
 REGION = ("eps", "unit", "noise", "patch", "brightness", "contrast", "pivot", "cells")
@@ -235,8 +234,8 @@ def _max_eps(arguments: argparse.Namespace) -> int:
         cluster=arguments.cluster,
     )
     print(pairs(found.summary()))
-    share = 100 * found.radii.certificate.decision.certified.mean()
-    return GOOD if arguments.require is None or share >= arguments.require else NEGATIVE
+    certified = found.radii.certificate.decision.certified
+    return GOOD if reached(arguments.require, int(certified.sum()), len(certified)) else NEGATIVE
 
 
 def _vnnlib(arguments: argparse.Namespace) -> int:
@@ -254,7 +253,7 @@ def _vnnlib(arguments: argparse.Namespace) -> int:
         budget=arguments.budget,
     )
     print(pairs(found.summary()))
-    return GOOD if arguments.require is None or 100 * found.robust >= arguments.require else NEGATIVE
+    return GOOD if reached(arguments.require, found.robust, len(found.answers)) else NEGATIVE
 
 
 def _semantic(arguments: argparse.Namespace) -> int:
@@ -274,5 +273,4 @@ def _semantic(arguments: argparse.Namespace) -> int:
         **{name: getattr(arguments, name) for name in DRAWS if _given(arguments, name)},
     )
     print(pairs([*report.summary(), ("report", str(arguments.out))]))
-    enough = arguments.require is None or 100 * min(report.shares) >= arguments.require
-    return GOOD if enough else NEGATIVE
+    return GOOD if reached(arguments.require, min(report.counts), report.samples) else NEGATIVE

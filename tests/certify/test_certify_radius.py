@@ -108,7 +108,9 @@ def test_both_ends_are_certificates(bounds: str, profile: str) -> None:
         assert recheck(certificate.to_bytes(), MODEL, X, Y, proof=certificate.proof).accepted
         assert certificate.record["region"]["eps"] == [str(r or 0) for r in ends]
     assert found.certificate.decision.certified.tolist() == [r is not None for r in found.certified]
-    assert violations(json.loads(found.to_json()), "radii") == []
+    report = json.loads(found.to_json())
+    assert violations(report, "radii") == []
+    assert report["bounds"] == found.certificate.record["bounds"] == ("interval" if bounds == "interval" else "proof")
 
 
 def test_a_search_ends_with_the_truth(truth: tuple[Any, Any, Int64]) -> None:
@@ -187,6 +189,23 @@ def test_a_contradiction_is_an_error_of_ours(order: str) -> None:
         second(honest)
 
 
+def test_one_radius_is_not_both_certified_and_refuted() -> None:
+    middle = np.full_like(X, 0.5)
+    search, told = Search(PROGRAM, SCALE, middle), Told([set(range(10))] * 40, [4] * 40, middle)
+    with pytest.raises(InternalError, match="certified within 4 steps and has a counterexample within 4"):
+        search._learn(told, np.arange(40), np.full(40, 4))
+
+
+def test_the_last_radius_is_the_whole_domain() -> None:
+    assert SCALE.most == 255 and SCALE.radius(SCALE.most) == 1
+    search = Search(PROGRAM, SCALE, X)
+    search.prove(Told([set(range(256))] * 40, [400] * 40))
+    assert (search.certified == 255).all() and (radius.refuted_steps(search) == NONE).all()
+    only_there = Search(PROGRAM, SCALE, np.zeros_like(X))
+    only_there.refuted[:] = 255
+    assert (radius.refuted_steps(only_there) == 255).all()
+
+
 def test_a_counterexample_counts_at_the_smallest_radius_that_holds_it() -> None:
     search = Search(PROGRAM, SCALE, X)
     far = np.full(40, 60)
@@ -216,12 +235,12 @@ def test_a_false_counterexample_is_no_certificate(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_radius_that_is_not_certified_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planted: bisection believes proofs that were never made."""
+    """Planted: bisection believes proofs of one sample that were never made."""
     asked = radius.by_intervals
 
     def believing(*arguments: Any) -> Any:
         ask = asked(*arguments)
-        return lambda index, n: (ask(index, n)[0] | (n < 90), {})
+        return lambda index, n: (ask(index, n)[0] | ((n < 90) & (index == 5)), {})
 
     monkeypatch.setattr(radius, "by_intervals", believing)
     with pytest.raises(InternalError):
@@ -262,6 +281,12 @@ def test_quantiles_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     # Nine of ten are certified within 1; beyond 2 no nine are left; one in ten is certified within 9, and is refuted nowhere.
     assert rows[-1] == (90, Fraction(1), Fraction(2)) and rows[0] == (10, Fraction(9), None)
     assert rows[2] == (50, Fraction(5), Fraction(6))
+    # The first is wrong, the last is refuted nowhere, and of one more the counterexample is two steps away.
+    apart = Radii(Fraction(1), (*low, Fraction(1)), (*high, Fraction(3)), certificate, certificate)
+    assert ("exact to a step", "8 of 10 that are right") in apart.summary()
+    assert ("50 % of samples", "certified within 4, and not beyond 5") in apart.summary()
+    # A quarter of ten are three: two would be said to reach further than three do.
+    assert rows[1] == (25, Fraction(7), Fraction(8))
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from decimal import Decimal, localcontext
 from fractions import Fraction
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cactus_edge import semantic_report
 from cactus_edge.certify import semantic
 from cactus_edge.certify.semantic import (
     ESTIMATES,
@@ -31,7 +34,7 @@ from cactus_edge.ir.evaluate import run
 from cactus_edge.ir.graph import Tensor
 from cactus_edge.ir.lowering import lower
 from cactus_edge.ir.mixture import mix
-from cactus_edge.verify.regions import points
+from cactus_edge.verify.regions import data_digest, points
 
 Array = Any
 UNIT = (0, 1)
@@ -99,6 +102,8 @@ def test_few_losses_of_few_draws_say_little() -> None:
     assert none.certified(1e-4).all() and none.risk(1e-4) == pytest.approx((1 - 1e-4) ** 1000)
     assert replace(none, drawn=100_000).risk(1e-4) < 1e-4
     assert replace(none, too_low=np.array([0.95])).risk(1e-4) == 0.95
+    lost = replace(none, losses=np.array([3])).risk(1e-4)
+    assert lost == pytest.approx(at_most(1000, 1e-4)[3]) and lost > none.risk(1e-4)
 
 
 def test_a_rare_loss_is_seldom_said_to_be_excluded() -> None:
@@ -161,6 +166,82 @@ def test_the_checks_see_the_share_left_out(monkeypatch: pytest.MonkeyPatch) -> N
         check_logarithms()
 
 
+@dataclass(frozen=True)
+class Told(Semantic):
+    """Draws what it was told."""
+
+    told: Array = None
+
+    def draw(self, x: Array, count: int, domain: tuple[float, float], rng: np.random.Generator) -> Array:
+        """As it is in `Semantic`."""
+        assert self.told.shape == (count, *x.shape)
+        drawn: Array = self.told
+        return drawn
+
+
+def grey(*codes: int) -> Array:
+    """Images of 2 x 2 pixels, each of one code, for `brightness_net`."""
+    return np.repeat(np.float32(1 / 255) * np.array(codes, np.float32), 4).reshape(-1, 2, 2)
+
+
+@pytest.mark.parametrize("lost", [(), (0,), (9,), (0, 4, 9)], ids=["none", "first", "last", "three"])
+def test_every_draw_is_counted_and_the_sample_itself_is_none(lost: tuple[int, ...]) -> None:
+    told = grey(*(20 if i in lost else 240 for i in range(ESTIMATES)))
+    found = estimate(brightness_net(), Told((), told), grey(240), np.array([0]), domain=UNIT, samples=1)
+    assert found.losses.tolist() == [len(lost)] and found.drawn == ESTIMATES and found.correct.all()
+    wrong = estimate(brightness_net(), Told((), told), grey(240), np.array([1]), domain=UNIT, samples=1)
+    assert wrong.losses.tolist() == [ESTIMATES - len(lost)] and not wrong.correct.any()
+
+
+def test_a_tie_is_no_win_of_a_draw_nor_of_the_sample() -> None:
+    """Pixels of 127 and 128 out of 255: both outputs are equal."""
+    tie = grey(127, 128).transpose(1, 0, 2).reshape(1, 2, 4)[:, :, 1:3]
+    program = brightness_net()
+    assert len(set(run(program, points(program, tie)).ravel().tolist())) == 1
+    told = Told((), np.concatenate([grey(*[240] * (ESTIMATES - 1)), tie]))
+    assert estimate(program, told, grey(240), np.array([0]), domain=UNIT, samples=1).losses.tolist() == [1]
+    for label in (0, 1):
+        found = estimate(program, told, tie, np.array([label]), domain=UNIT, samples=1)
+        assert not found.correct.any() and not found.certified(0.999).any()
+
+
+def test_of_all_classes_the_one_that_moved_furthest_counts() -> None:
+    """The runner-up gains what the label and a third class lose together: neither the label's change nor a fall alone is as large."""
+    build = GraphBuilder()
+    first = build.input(Tensor("x", (3,), "int8", float(np.float32(1 / 255)), -128))
+    dense = ops.Dense(
+        ops.freeze(100 * np.eye(3), np.int8), ops.freeze([0] * 3, np.int32), ops.freeze([np.float32(0.01)], np.float32)
+    )
+    last = build.node(dense, [first], Tensor("y", (3,), "int8", float(np.float32(0.03)), -128))
+    program = lower(build.finish(last), profile("tflm"))
+    codes = np.array([[200, 170, 170], *[[200, 180, 170]] * ESTIMATES], np.float64)
+    x = (codes / 255).astype(np.float32)
+    p = probabilities(program, run(program, points(program, x)))
+    change = p[1] - p[0]
+    assert change[1] > 1.5 * np.abs(change[[0, 2]]).max()
+    found = estimate(program, Told((), x[1:]), x[:1], np.array([0]), domain=UNIT, samples=1)
+    expected = log_bound(np.full((ESTIMATES, 1), change[1]), (p[0, 0] - p[0, 1]) / 2)
+    assert found.correct.all() and found.log_bound[0] == pytest.approx(expected[0]) and expected[0] < 0
+
+
+def test_draws_stay_in_the_domain_that_is_asked_for() -> None:
+    """In [0, 2/5] nothing is ever as bright as it would have to be to lose; in [0, 1] most is."""
+    (chosen,), dark = transforms("brightness=1"), grey(70)
+    losses = [
+        estimate(brightness_net(), chosen, dark, np.array([1]), domain=(0, end), samples=20).losses[0]
+        for end in (Fraction(2, 5), 1)
+    ]
+    assert losses[0] == 0 and losses[1] > 30
+
+
+def test_each_sample_has_draws_of_its_own() -> None:
+    """Two that are the same: what is drawn of the one says nothing about the other."""
+    found = estimate(
+        brightness_net(), transforms("brightness=0.2")[0], grey(140, 140), np.array([0, 0]), domain=UNIT, samples=20
+    )
+    assert found.correct.all() and len(set(found.losses.tolist())) == 2
+
+
 def test_draws_depend_on_the_seed_and_the_sample_alone() -> None:
     program = brightness_net((6, 6, 1))
     x = np.random.default_rng(0).random((3, 6, 6, 1)).astype(np.float32)
@@ -194,10 +275,12 @@ def test_transforms_do_what_their_names_say() -> None:
     centre = (shifted.sum(2) @ np.arange(9)) / mass, (shifted.sum(1) @ np.arange(9)) / mass
     for along, start in zip(centre, (4, 6), strict=True):
         assert start - 2 <= along.min() < start - 1.5 and start + 1.5 < along.max() <= start + 2
+    assert abs(np.corrcoef(*centre)[0, 1]) < 0.2, "down and right are drawn for themselves"
     moved = Semantic((("brightness", Fraction("0.1")),)).draw(flat, 500, (0, 2), rng)[:, 0, 0, 0]
     assert 0.05 <= moved.min() < 0.06 and 0.44 < moved.max() <= 0.45
     blurred = Semantic((("blur", Fraction("2.0")),)).draw(image, 50, UNIT, rng)
     assert blurred.reshape(50, -1).max(1).min() < 0.1 and np.allclose(blurred.sum((1, 2, 3)), 2, atol=0.3)
+    assert np.allclose(blurred[:, 4, 7], blurred[:, 5, 6]), "as wide as it is high"
 
 
 def test_codes_stand_for_their_values() -> None:
@@ -224,6 +307,66 @@ def test_a_sample_that_is_wrong_is_bounded_by_one() -> None:
         brightness_net(), transforms("blur")[0], np.ones((1, 2, 2), np.float32), np.array([1]), domain=UNIT, samples=2
     )
     assert not found.correct[0] and found.log_bound[0] == 0 and not found.certified(1)[0]
+
+
+def test_every_figure_of_a_report_is_counted_from_the_estimates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six samples: three are certified, of which one lost draws and one has an estimate that may be too low; the last is wrong."""
+    found = Estimate(
+        BRIGHTER,
+        np.array([True] * 5 + [False]),
+        np.array([-20.0, -20.0, -20.0, -5.0, -1.0, 0.0]),
+        np.array([0, 0, 2, 5, 90, 99]),
+        np.array([0.0, 0.5, 0.0, 0.0, 1.0, 1.0]),
+        200_000,
+    )
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(semantic, "estimate", lambda *_, **options: asked.append(options) or found)
+    x, y, done = grey(*range(0, 240, 40)), np.zeros(6, np.int64), list[int]()
+    report = semantic_report.estimated(
+        b"model",
+        brightness_net(),
+        x,
+        y,
+        (BRIGHTER, BRIGHTER),
+        profile="tflm",
+        domain=(0, "1/2"),
+        samples=7,
+        confidence=1e-3,
+        seed=5,
+        progress=done.append,
+    )
+    assert asked == [{"domain": (0, Fraction(1, 2)), "samples": 7, "seed": 5}] * 2 and done == [1, 2]
+    assert report.shares == [0.5, 0.5] and report.threshold == 1e-3
+    said = dict(report.summary())
+    assert said["brightness=0.1"] == (
+        "probabilistically certified: 3 of 6 (50.00%), 2 of them with a risk below 0.001 that the estimate is too low; "
+        "1 of them lost a draw"
+    )
+    assert said["clean"] == "5 of 6" and "bounded below 0.001" in said["probabilistic"]
+    record = json.loads(report.to_bytes())
+    rows = record.pop("transforms")
+    assert {key: record[key] for key in record.keys() - {"format", "version", "tool", "meaning"}} == {
+        "model_sha256": hashlib.sha256(b"model").hexdigest(),
+        "data_sha256": data_digest(x, y),
+        "profile": "tflm",
+        "domain": ["0", "1/2"],
+        "seed": 5,
+        "estimates": ESTIMATES,
+        "samples_each": 7,
+        "share": semantic.SHARE,
+        "threshold": 1e-3,
+    }
+    assert rows[0] == rows[1] and rows[0]["log10_bound"] == pytest.approx(found.log_bound / math.log(10))
+    assert {key: rows[0][key] for key in rows[0].keys() - {"log10_bound"}} == {
+        "transform": "brightness=0.1",
+        "probabilistically_certified": 3,
+        "of_these_with_a_risk_below_threshold": 2,
+        "samples": 6,
+        "correct": [True] * 5 + [False],
+        "losses": [0, 0, 2, 5, 90, 99],
+        "drawn": 200_000,
+        "risk": found.risk(1e-3).tolist(),
+    }
 
 
 def test_names() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from certificate_kit import MODEL, X, Y
+from certificate_kit import GRAPH, MODEL, X, Y
 from spread_kit import (
     DIGEST,
     LABELS,
@@ -23,11 +23,14 @@ from spread_kit import (
     serial,
 )
 
-from cactus_edge.certify import spread
+from cactus_edge.certify import crew, spread
+from cactus_edge.certify.complete import Budget, Effort
 from cactus_edge.certify.crew import Proofs, decider, finder, joined
 from cactus_edge.certify.find import find
 from cactus_edge.certify.spread import Alone, Answer, Question, Slice, Store, answer, cut, in_order
 from cactus_edge.errors import CertificateError, InternalError
+from cactus_edge.ir.arithmetic import profile
+from cactus_edge.ir.lowering import lower
 from cactus_edge.verify import decide
 from cactus_edge.verify.check import decided
 from cactus_edge.verify.families import tone
@@ -57,6 +60,14 @@ def test_joined_proofs_are_one_proof_of_all() -> None:
     shown, against = decided(PROGRAM, REGION, MANY, LABELS, proof(Alone()), DIGEST)
     assert shown.certified.sum() == decided(PROGRAM, REGION, MANY, LABELS, together, DIGEST)[0].certified.sum() > 0
     assert against.any()
+
+
+def test_what_each_region_took_is_told_of_its_own_sample() -> None:
+    """Whichever slice it was in."""
+    pytest.importorskip("torch")
+    heard: list[Effort] = []
+    finder(Alone(), budget=Budget(nodes=0), hear=heard.append)(PROGRAM, REGION, X, Y, DIGEST)
+    assert [effort.sample for effort in heard] == list(range(len(X))) and len(X) > 2 * crew.SEARCH_SLICE
 
 
 def test_proofs_in_another_order_are_no_proof() -> None:
@@ -165,11 +176,15 @@ def test_proofs_are_not_found_again_either(tmp_path: Path) -> None:
     assert len(by.seen) == 5, "another search is another question"
 
 
-@pytest.mark.parametrize("what", ["radius", "samples", "labels", "code"])
+@pytest.mark.parametrize("what", ["radius", "samples", "labels", "rule", "runtime", "code"])
 def test_another_question_finds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     decider(1, Here(), tmp_path)(PROGRAM, REGION, MANY, LABELS)
-    around, x, labels = REGION, MANY, LABELS
+    program, around, x, labels = PROGRAM, REGION, MANY, LABELS
     match what:
+        case "rule":
+            program = replace(PROGRAM, first_maximum=True)
+        case "runtime":
+            program = lower(GRAPH, profile("litert-ref"))
         case "radius":
             around = region(PROGRAM, "1/63", (0, 1))
         case "samples":
@@ -179,7 +194,7 @@ def test_another_question_finds_nothing(tmp_path: Path, monkeypatch: pytest.Monk
         case _:
             monkeypatch.setattr(spread, "code_digest", lambda: "another")
     by = Here()
-    decider(1, by, tmp_path)(PROGRAM, around, x, labels)
+    decider(1, by, tmp_path)(program, around, x, labels)
     assert len(by.seen) == 5
 
 

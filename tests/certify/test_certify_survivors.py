@@ -10,6 +10,7 @@ import pytest
 from search_kit import network
 
 from cactus_edge import assess
+from cactus_edge.certify import attack as attacks
 from cactus_edge.certify.attack import attack
 from cactus_edge.errors import InternalError
 from cactus_edge.ir.atoms import Program
@@ -44,6 +45,27 @@ def test_survivors_are_those_that_the_attack_leaves_and_progress_is_told(monkeyp
     told.clear()
     assert assess.survivors(program, low, high, start, labels, EVERYONE, NO_ONE, 0, advance) < 30
     assert [done for done, _, _ in told] == [12, 24, 30]
+
+
+def test_who_is_wrong_survives_nothing_and_is_not_attacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    program, low, high, start, labels = samples()
+    fallen = attack(program, low[4:], high[4:], labels[4:], start=start[4:], seed=0).found
+    labels[:4], right = (labels[:4] + 1) % 3, np.arange(30) >= 4
+    attacked: list[int] = []
+
+    def counted(program: Program, low: Array, *rest: Any, **options: Any) -> Any:
+        attacked.append(len(low))
+        return attack(program, low, *rest, **options)
+
+    monkeypatch.setattr(attacks, "attack", counted)
+    assert assess.survivors(program, low, high, start, labels, right, NO_ONE, 0) == 26 - fallen.sum()
+    assert attacked == [26]
+
+
+def test_each_class_has_its_own_counts() -> None:
+    y = np.array([2, 0, 2, 0, 2, 5])
+    right, certified = (np.array([c == "x" for c in side]) for side in ("xx.xx.", "x....."))
+    assert assess.by_class(y, right, certified) == [[0, 2, 2, 0], [2, 3, 2, 1], [5, 1, 0, 0]]
 
 
 def test_a_certified_sample_that_falls_is_an_error_of_ours() -> None:

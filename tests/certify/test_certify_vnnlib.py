@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections import Counter
@@ -12,15 +13,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx_kit import classifier
 from search_kit import network
 
 from cactus_edge import api_vnnlib
-from cactus_edge.api_vnnlib import decide
+from cactus_edge.api_vnnlib import Answer, Answers, _inputs, decide
+from cactus_edge.certify.complete import Complete
 from cactus_edge.cli import main
-from cactus_edge.errors import InputError, InternalError
+from cactus_edge.errors import InputError, InternalError, UnsupportedError
+from cactus_edge.formats.c.certified import TFLITE
+from cactus_edge.formats.onnx import read_onnx, write_onnx
 from cactus_edge.formats.tflite import write_tflite
+from cactus_edge.ir import ops
+from cactus_edge.ir.arithmetic import profile
 from cactus_edge.ir.atoms import Program
+from cactus_edge.ir.builder import GraphBuilder
 from cactus_edge.ir.evaluate import run
+from cactus_edge.ir.graph import Tensor
+from cactus_edge.ir.lowering import lower
 from cactus_edge.verify.check import Checker
 from cactus_edge.vnnlib import Property, parse
 
@@ -96,6 +106,84 @@ def test_answers_are_those_of_all_points() -> None:
     assert not seen["wrong"] and not seen["undecided"] and min(seen["sat"], seen["unsat"]) >= 5, seen
 
 
+class Searched(Exception):
+    """The codes that are searched."""
+
+
+def test_a_number_between_two_floats_may_become_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they quantise to two codes, both belong to the box: whoever gave the number did not say how it is rounded."""
+
+    def told(self: Complete, low: Any, high: Any, *_: Any) -> None:
+        raise Searched(low.tolist(), high.tolist())
+
+    monkeypatch.setattr(Complete, "records", told)
+    program = network(1, (6,), CLASSES)
+    apply = program.quantize.apply
+    code, above = 10, np.float32(program.quantize.scale * (10 - program.quantize.zero_point))
+    while apply(np.array([above]))[0] == code:
+        above = np.float32(above + program.quantize.scale / 16)
+    below = np.float32(above - program.quantize.scale / 16)
+    while np.nextafter(below, above) != above:
+        middle = np.float32((below + above) / 2)
+        below, above = (middle, above) if apply(np.array([middle]))[0] == code else (below, middle)
+    assert apply(np.array([below, above])).tolist() == [code, code + 1]
+    between = [(Fraction(float(below)) + Fraction(float(above))) / 2] * 3
+    asked = replace(written([Fraction(0)] * 3, [Fraction(0)] * 3, "(assert (>= Y_0 Y_1))"), lower=tuple(between))
+    with pytest.raises(Searched) as found:
+        decide(write_tflite(program.graph, metadata={}), replace(asked, upper=tuple(between)), budget="1n")
+    assert found.value.args == ([[code] * 3], [[code + 1] * 3])
+    # What a counterexample is told as is one number, which becomes one of them.
+    end = np.array(between, object)
+    told_as = [_inputs(program, np.full(3, q, np.int8), end, end) for q in (code, code + 1)]
+    assert [x is None for x in told_as] in ([True, False], [False, True])
+
+
+def test_of_several_roundings_each_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2.5 steps: TFLM's code is 3 and XNNPACK's 2."""
+
+    def told(self: Complete, low: Any, high: Any, *_: Any) -> None:
+        raise Searched(low.tolist(), high.tolist())
+
+    monkeypatch.setattr(Complete, "records", told)
+    build = GraphBuilder()
+    first = build.input(Tensor("x", (3,), "int8", 1 / 16, 0))
+    weight, bias = ops.freeze(np.eye(CLASSES, 3) * 100, np.int8), ops.freeze(np.zeros(CLASSES), np.int32)
+    dense = ops.Dense(weight, bias, ops.freeze([np.float32(0.01)], np.float32))
+    model = write_tflite(build.finish(build.node(dense, [first], Tensor("y", (CLASSES,), "int8", 1 / 16, 0))))
+    tie = [Fraction(5, 32)] * 3
+    with pytest.raises(Searched) as found:
+        decide(model, written(tie, tie, "(assert (>= Y_0 Y_1))"), profile="tflm,litert-xnnpack", budget="1n")
+    assert found.value.args == ([[2] * 3], [[3] * 3])
+
+
+def test_a_counterexample_that_no_number_of_the_box_gives_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    program, point = network(1, (6,), CLASSES), [Fraction(0)] * 3
+    label = int(run(program, program.quantize.apply(np.zeros((1, 3), np.float32)))[0].argmin())
+    model = write_tflite(program.graph, metadata={})
+    asked = written(point, point, f"(assert (>= Y_{(label + 1) % CLASSES} Y_{label}))")
+    assert decide(model, asked, budget="9n").result == "sat"
+    monkeypatch.setattr(api_vnnlib, "_inputs", lambda *_: None)
+    answer = decide(model, asked, budget="9n")
+    assert answer.result == "unknown" and "rounded to a float32 outside" in answer.why and not answer.inputs
+
+
+def test_images_of_an_onnx_file_are_told_as_they_were_given() -> None:
+    """Channels first, while the graph has them last: a point, so that the answer's numbers are the property's."""
+    model = write_onnx(classifier())
+    program = lower(read_onnx(model).graph, profile("ort-x86"))
+    x = np.random.default_rng(0).normal(0, 1, program.values[program.input].shape).astype(np.float32)
+    codes = run(program, program.quantize.apply(x[None])).ravel()
+    label, classes = int(codes.argmin()), len(codes)
+    numbers = [Fraction(float(v)) for v in np.moveaxis(x, 2, 0).ravel()]
+    names = [f"(declare-const {v}_{i} Real)" for v, n in (("X", len(numbers)), ("Y", classes)) for i in range(n)]
+    box = [f"(assert (>= X_{i} 0))(assert (<= X_{i} 0))" for i in range(len(numbers))]
+    others = " ".join(f"(>= Y_{j} Y_{label})" for j in range(classes) if j != label)
+    asked = parse("\n".join([*names, *box, f"(assert (or {others}))"]), "p")
+    answer = decide(model, replace(asked, lower=tuple(numbers), upper=tuple(numbers)), budget="1n")
+    assert answer.result == "sat" and list(answer.outputs) == codes.tolist() and list(answer.inputs) == numbers
+    assert list(answer.codes) == np.moveaxis(program.quantize.apply(x), 2, 0).ravel().tolist()
+
+
 def any_win(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Property, "violated", lambda self, output: True)
 
@@ -137,8 +225,30 @@ def test_a_proof_that_does_not_hold_is_no_answer(monkeypatch: pytest.MonkeyPatch
 
 def test_an_empty_box() -> None:
     model = write_tflite(network(1, (6,), CLASSES).graph, metadata={})
-    answer = decide(model, written([Fraction(1)] * 3, [Fraction(0)] * 3, "(assert (>= Y_0 Y_1))"))
-    assert (answer.result, answer.by) == ("unsat", "an empty box")
+    for least in ([Fraction(1)] * 3, [Fraction(-1), Fraction(1), Fraction(-1)]):
+        answer = decide(model, written(least, [Fraction(0)] * 3, "(assert (>= Y_0 Y_1))"))
+        assert (answer.result, answer.by) == ("unsat", "an empty box")
+
+
+def test_a_file_that_its_runtime_does_not_compute_so_is_not_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `certify` refuses it: every profile is asked."""
+    asked: list[str] = []
+
+    def refuses(data: bytes, rules: Any) -> None:
+        asked.append(rules.name)
+        if rules.name == "tflm":
+            raise UnsupportedError("in floats")
+
+    monkeypatch.setattr(api_vnnlib, "file_formats", lambda: {"tflite": replace(TFLITE, confirm=refuses)})
+    model, point = write_tflite(network(1, (6,), CLASSES).graph, metadata={}), [Fraction(0)] * 3
+    with pytest.raises(UnsupportedError, match="in floats"):
+        decide(model, written(point, point, "(assert (>= Y_0 Y_1))"), profile="tflm,litert-xnnpack", budget="1n")
+    assert set(asked) == {"tflm", "litert-xnnpack"}
+
+
+def test_what_is_unknown_is_not_robust(tmp_path: Path) -> None:
+    found = Answers(tmp_path, [Answer("p", result, 0, "") for result in ("unsat", "sat", "unknown", "unknown")])
+    assert found.robust == 1
 
 
 def test_properties_that_do_not_fit() -> None:
@@ -169,6 +279,10 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["certify", str(tmp_path / "m.tflite"), *both, "--require=100"]) == 1
     report = json.loads(out.read_text())
     assert [row["result"] for row in report["results"]] == ["unsat", "sat"]
+    assert (report["profile"], report["budget"]) == ("tflm", "20n")
+    named = [report["model"], *(row["sha256"] for row in report["results"])]
+    listed = [tmp_path / name for name in ("m.tflite", "safe.vnnlib", "unsafe.vnnlib")]
+    assert named == [hashlib.sha256(path.read_bytes()).hexdigest() for path in listed]
     assert report["format"] == api_vnnlib.FORMAT and report["results"][1]["inputs"] == ["0"] * 3
     for wrong in (["--eps=1"], ["--ties=strict"], ["--attack"], ["--data=x.npz"]):
         assert main(["certify", str(tmp_path / "m.tflite"), *files, *wrong]) == 2

@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from file_kit import build_command, refused
 
+from cactus_edge.bundle import data_record
 from cactus_edge.chain import Chain
 from cactus_edge.cli import main
 from cactus_edge.report.results import BuildResults
@@ -47,6 +49,23 @@ def test_certified_at_most_attacked_at_most_clean(bundle: Path) -> None:
     accuracy = BuildResults.from_json((bundle / "results.json").read_text()).accuracy
     assert accuracy.int8_attacked is not None
     assert accuracy.int8_certified.count <= accuracy.int8_attacked.count <= accuracy.int8_clean.count
+
+
+def test_what_a_layers_sums_may_reach_is_the_largest_of_its_facts(bundle: Path) -> None:
+    facts = json.loads((bundle / ".steps" / "certify.json").read_text())["result"]["overflow"]
+    of_nodes = [
+        [fact["bound"] for fact in facts if fact["node"] == n] for n in sorted({fact["node"] for fact in facts})
+    ]
+    assert any(min(bounds) < max(bounds) for bounds in of_nodes)
+    layers = BuildResults.from_json((bundle / "results.json").read_text()).layers
+    assert [layer.accumulator for layer in layers if layer.accumulator is not None] == [max(b) for b in of_nodes]
+
+
+def test_each_part_of_the_data_has_its_own_count() -> None:
+    parts = {name: SimpleNamespace(y=[0] * count) for name, count in (("train", 5), ("validation", 3), ("test", 2))}
+    about = {"name": "few", "digest": lambda: "ab" * 32, "shape": (4,), "labels": ("a", "b"), "preprocessing": "none"}
+    found = data_record(SimpleNamespace(**parts, **about))  # type: ignore[arg-type]
+    assert (found.train, found.validation, found.test) == (5, 3, 2)
 
 
 def test_second_build_does_nothing_again(bundle: Path, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,6 +156,18 @@ def test_full_disk_is_one_line_and_leaves_nothing_half_written(
     assert "Traceback" not in shown
     assert not (folder / "results.json").exists()
     assert not [p for p in folder.iterdir() if p.name.startswith(".results")]
+
+
+def test_a_build_that_contradicts_its_certificate_is_a_negative_verdict(
+    bundle: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And its report says so: it is written all the same."""
+    folder = tmp_path / "bad"
+    shutil.copytree(bundle, folder)
+    monkeypatch.setattr("cactus_edge.report.html.problems", lambda results: ["An output lies outside."])
+    assert main(build_command(recipe, folder, "--quiet")) == 1
+    assert "An output lies outside." in capsys.readouterr().err
+    assert "An output lies outside." in (folder / "report.html").read_text()
 
 
 def test_a_folder_holds_the_build_for_one_target(

@@ -97,7 +97,12 @@ def test_the_best_certificate_in_the_folder_counts(bundle: Path, tmp_path: Path)
     assert count > before.certified.count
     assert (after.certified.count, after.engine) == (count, "proofs in searched.json")
     assert replace(after, certified=before.certified, engine=before.engine) == before
-    # A certificate of another region is about something else.
+    # A certificate of another region, by another rule for ties or under another profile is about something else.
+    for options in ({"profile": "tflm", "ties": "first-maximum"}, {"profile": "litert-ref"}):
+        another = ce.certify(model, x, y, eps=eps, bounds="linear", threads=1, **options)
+        assert another.record["verdict"]["certified"] > before.certified.count
+        (folder / "searched.json").write_bytes(another.to_bytes())
+        assert entry(folder) == before
     other = ce.certify(model, x, y, eps=eps / 2, profile="tflm", bounds="linear", threads=1)
     (folder / "searched.json").write_bytes(other.to_bytes())
     assert entry(folder) == before

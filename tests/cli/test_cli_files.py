@@ -13,15 +13,18 @@ import pytest
 from file_kit import Shown, refused, wide_softmax
 
 import cactus_edge as ce
+from cactus_edge.api import CertifyResult
 from cactus_edge.cli import main
-from cactus_edge.comparison import histogram_table
+from cactus_edge.comparison import _steps, histogram_table
 from cactus_edge.formats.agree import RUNTIMES
 from cactus_edge.formats.c import host
 from cactus_edge.formats.tflite import read_tflite, write_tflite
 from cactus_edge.ir import ops
 from cactus_edge.ir.arithmetic import PROFILES, profile
 from cactus_edge.ir.evaluate import evaluate
+from cactus_edge.outputs import Outputs
 from cactus_edge.samples import read_inputs
+from cactus_edge.verify.decide import Decision
 
 EVERY_OP_MACS = 6 * 7 * 4 * 3 * 3 * 2 + 6 * 7 * 4 * 3 * 3 + 5 * 32
 """Of `every_op`: its convolution, its depthwise convolution, its dense layer."""
@@ -136,6 +139,11 @@ def test_run_as_a_function(model: Path, data: Path) -> None:
     assert ce.run(model.read_bytes(), x).right is None
 
 
+def test_a_tie_is_right_where_it_comes_first_and_never_strictly() -> None:
+    found = Outputs(np.array([[3, 3, 1], [2, 2, 1], [5, 1, 0], [0, 1, 9]]), np.array([0, 1, 0, 1]), "tflm")
+    assert (found.right, found.strict) == (2, 1)
+
+
 def test_run_without_labels(model: Path, tmp_path: Path, capsys: Shown) -> None:
     np.savez(tmp_path / "x.npz", x=np.zeros((3, 6, 7, 2), np.float32))
     assert main(["run", str(model), "--data", str(tmp_path / "x.npz")]) == 0
@@ -224,6 +232,10 @@ def test_agree_compares_the_profiles_among_themselves(
     found = ce.agree(model, ties.astype(np.float32), runtime=("tflm", "even"))
     (between,) = found.profiles
     assert between.mismatches == found.runtimes[1].found.mismatches > 0
+    graph = read_tflite(model.read_bytes()).graph
+    want, got = (evaluate(graph, ties.astype(np.float32), profile(name)).reshape(40, -1) for name in ("tflm", "even"))
+    counts = between.differing_inputs, between.mismatches, between.argmax_flips
+    assert counts == ((want != got).any(1).sum(), (want != got).sum(), (want.argmax(1) != got.argmax(1)).sum())
     mirrored = {-step: count for step, count in between.histogram.items()}
     assert mirrored == found.runtimes[1].histogram, "the wheel is tflm, so it differs from `even` the other way round"
 
@@ -241,6 +253,10 @@ def test_agree_compiles_the_c(model: Path, data: Path, capsys: Shown, monkeypatc
     shown = capsys.readouterr().out
     for word in ("DIFFERS", "c minus profile tflm", "first  op 1 Conv2d"):
         assert word in shown
+
+
+def test_a_histogram_is_of_the_second_minus_the_first() -> None:
+    assert _steps(np.array([1, 1, 3, 5]), np.array([2, 1, 1, 6])) == {-2: 1, 1: 2}
 
 
 def test_histogram_gathers_its_tails() -> None:
@@ -313,6 +329,46 @@ def test_certify_all_says_who_cannot_run_the_file(model: Path, data: Path, tmp_p
     shown = capsys.readouterr().out
     assert "whatever mixture" in shown and "  tflm  " in shown
     assert "not x-cube-ai" in shown and "has no rule for" in shown
+
+
+def decided(correct: str, certified: str) -> Decision:
+    """From one character a sample, x for yes."""
+    flags = [np.array([c == "x" for c in side]) for side in (correct, certified)]
+    return Decision(*flags, np.zeros(len(correct), np.int64))
+
+
+def test_what_holds_under_each_is_what_holds_under_all() -> None:
+    each = {"a": decided("xxx..", "xx..."), "b": decided("xx.x.", "x..x.")}
+    found = CertifyResult(Path("c.json"), decided("x....", "....."), each, "eps 1", "a,b")
+    assert found.summary()[:7] == [
+        ("certified", "1 of 5 (20.00%) within eps 1, under each profile"),
+        ("", "0 of 5 (0.00%) whatever mixture of them computes"),
+        ("clean", "2 of 5 (40.00%) under each"),
+        ("", "1 of 5 (20.00%) whatever mixture"),
+        ("profile", "a,b"),
+        ("  a", "certified 2, clean 3"),
+        ("  b", "certified 2, clean 3"),
+    ]
+    assert (found.certified, found.total) == (0, 5)
+
+
+def test_refuted_and_open_are_of_those_right_and_not_certified() -> None:
+    """The last two are wrong: a counterexample to one of them, which is the sample itself, is no news."""
+    refuted = np.array([c == "x" for c in ".x..x."])
+    found = CertifyResult(Path("c.json"), decided("xxxx..", "x....."), {}, "eps 1", "tflm", refuted=refuted)
+    assert found.summary()[:4] == [
+        ("certified", "1 of 6 (16.66%) within eps 1"),
+        ("refuted", "1 of 6 (16.66%) of those right, by a counterexample, replayed"),
+        ("open", "2 of 6 (33.33%)"),
+        ("clean", "4 of 6 (66.66%)"),
+    ]
+
+
+def test_another_certificate_in_the_same_place_has_its_own_proof(model: Path, data: Path, tmp_path: Path) -> None:
+    made = tmp_path / "cert.json"
+    for eps in ("1/4", "1/2"):
+        assert main(["certify", str(model), f"--data={data}", f"--eps={eps}", "--bounds=linear", f"--out={made}"]) == 0
+        assert main(["verify", str(made), f"--model={model}", f"--data={data}"]) == 0
 
 
 def test_certify_tells_refuted_from_open(model: Path, data: Path, tmp_path: Path, capsys: Shown) -> None:

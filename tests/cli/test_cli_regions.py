@@ -13,7 +13,7 @@ from certificate_kit import violations
 from file_kit import Shown, refused
 
 import cactus_edge as ce
-from cactus_edge.api_regions import noise_floors, per_feature
+from cactus_edge.api_regions import listed_eps, noise_floors, per_feature
 from cactus_edge.cli import attached, main
 from cactus_edge.errors import InputError
 from cactus_edge.formats.tflite import write_tflite
@@ -98,6 +98,8 @@ def test_attacks_on_families(image_model: Path, images: Path, tmp_path: Path, ca
         shown = capsys.readouterr().out
         assert "refuted      2 of 4 (50.00%) of those right" in shown and "open         0 of 4" in shown
         assert record["bounds"] == "interval"
+    record = certified(image_model, images, tmp_path / "cert.json", "--attack", "--patch=2", "--bounds=linear")
+    assert set(record["counterexamples"]) == {"1", "2"} and record["bounds"] == "proof"
 
 
 def test_one_perturbation_for_all(image_model: Path, images: Path, tmp_path: Path, capsys: Shown) -> None:
@@ -125,6 +127,9 @@ def test_radii_in_a_file(image_model: Path, images: Path, tmp_path: Path) -> Non
     np.savez(tmp_path / "radii.npz", eps=radii)
     record = certified(image_model, images, tmp_path / "cert.json", "--eps", str(tmp_path / "radii.npz"))
     assert record["region"]["eps"] == [str(Fraction(e)) for e in radii.ravel()]
+    np.savez(tmp_path / "radii.npz", eps=radii > 0)
+    with pytest.raises(InputError, match="is bool, expected numbers"):
+        listed_eps(str(tmp_path / "radii.npz"))
 
 
 NOISE = """
@@ -199,6 +204,8 @@ def test_noise_files_that_cannot_be_used(text: str, said: str, tmp_path: Path) -
         (["--max-eps", "--universal"], "no use for --universal"),
         (["--semantic=swirl"], "is no transform"),
         (["--semantic=blur", "--confidence=2"], "between 0 and 1"),
+        (["--semantic=blur", "--confidence=1"], "between 0 and 1"),
+        (["--semantic=blur", "--confidence=0"], "between 0 and 1"),
         (["--semantic=blur", "--samples=0"], "samples"),
         (["--semantic=blur", "--seed=-1"], "seed"),
     ],
@@ -245,4 +252,7 @@ def test_chances_are_labelled_probabilistic_and_no_certificate(
     assert main([*command, "--samples", "30", "--out", str(tmp_path / "two.json"), "--require", "76"]) == 1
     assert (tmp_path / "two.json").read_bytes() == (tmp_path / "one.json").read_bytes()
     assert main([*command, "--samples=30", "--seed=1", f"--out={tmp_path / 'three.json'}", "--require=75"]) == 0
+    other = json.loads((tmp_path / "three.json").read_text())
+    assert (report["seed"], other["seed"]) == (0, 1) and report["domain"] == ["0", "1"], "the file's own"
+    assert [t["losses"] for t in other["transforms"]] != [t["losses"] for t in report["transforms"]]
     refused(["verify", str(tmp_path / "one.json"), f"--model={image_model}", f"--data={images}"], capsys, "certificate")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,9 @@ from device_kit import Built
 from cactus_edge.device.connect import Board, connect
 from cactus_edge.device.firmware import build_firmware
 from cactus_edge.device.live import bench_live, certify
+from cactus_edge.device.measure import Spread
+from cactus_edge.device.protocol import Ticks
+from cactus_edge.device.targets import load_target
 from cactus_edge.errors import DeviceProtocolError, MismatchError
 from cactus_edge.formats.c.live import live_boxes, live_decider
 from cactus_edge.ir.arithmetic import profile
@@ -55,6 +59,45 @@ def test_the_boards_verdicts_are_the_definitions(live: Built, board_live: Board)
     wrong = bench_live(board_live, x[:8], 1, lambda labels: decider.decide(*live_boxes(x[:8], 2), labels))
     with pytest.raises(MismatchError, match="of 8 verdicts of the board differ"):
         wrong.require_agreement()
+
+
+class Answering:
+    """A link to a board that says of every input what it was told, one tick a microsecond."""
+
+    def __init__(self, *answers: str) -> None:
+        self.answers, self.loaded = list(answers), b""
+
+    def load(self, data: bytes) -> None:
+        self.loaded = data
+
+    def crc(self) -> tuple[int, int]:
+        return zlib.crc32(self.loaded), 0
+
+    def ask(self, text: str, silence_s: float) -> list[str]:
+        return [f"m-certify-[{self.answers.pop(0)}]"]
+
+    def infer(self, n: int, warmup: int) -> None: ...
+
+    def ticks(self) -> Ticks:
+        return Ticks(9, 1_000_000, 1, "us", 1_000_000)
+
+
+def test_a_verdict_is_equal_where_its_margin_is_too() -> None:
+    """Of five the second has another margin and the third another verdict; the quarters are those of what bounding took."""
+    said = [(1, 5, 80), (1, 6, 10), (0, -1, 30), (0, -2, 20), (0, -9, 40)]
+    answers = [f"label=2;certified={c};margin={m};ticks={t}" for c, m, t in said]
+    board = Board(Answering(*answers), "told", load_target("mcu"), "by hand")  # type: ignore[arg-type]
+    labels: list[int] = []
+
+    def expected(found: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        labels.extend(found.tolist())
+        return np.array([True, True, True, False, False]), np.array([5, 7, -1, -2, -9])
+
+    report = bench_live(board, np.zeros((5, 3), np.int8), 1, expected)
+    assert (report.inputs, report.certified, report.equal) == (5, 2, 3) and labels == [2] * 5
+    assert report.units == Spread(30.0, 20.0, 5)
+    with pytest.raises(MismatchError, match="2 of 5 verdicts"):
+        report.require_agreement()
 
 
 def test_certify_runs_the_input_and_keeps_its_output(live: Built, board_live: Board) -> None:

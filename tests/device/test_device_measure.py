@@ -7,6 +7,7 @@ import shutil
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from device_kit import HASTY
 from saboteur import BANNER, NOISE, Saboteur, on
 
 from cactus_edge.device import session as sessions
-from cactus_edge.device.connect import emulated, identity
+from cactus_edge.device.connect import emulated, identity, require_digest
 from cactus_edge.device.firmware import build_firmware
-from cactus_edge.device.measure import DeviceReport, bench
+from cactus_edge.device.measure import DeviceReport, Spread, bench
 from cactus_edge.device.session import Row, Session
 from cactus_edge.errors import (
     DeviceGarbageError,
@@ -156,6 +157,16 @@ def test_a_board_with_another_blob_is_refused_before_anything_is_sent(built, tmp
     assert "> infer" not in log
 
 
+def test_every_digit_of_a_blobs_digest_counts():
+    for at in (0, 31, 63):
+        other = "".join("b" if i == at else "a" for i in range(64))
+        link = SimpleNamespace(profile=lambda model=other: SimpleNamespace(capability=SimpleNamespace(model=model)))
+        board = SimpleNamespace(link=link, name="told", target=SimpleNamespace(name="mcu"))
+        require_digest(board, other)  # type: ignore[arg-type]
+        with pytest.raises(MismatchError, match=f"runs blob {other}"):
+            require_digest(board, "a" * 64)  # type: ignore[arg-type]
+
+
 def test_another_vendors_firmware_is_refused(built, tmp_path: Path):
     foreign = b"m-profile-[ULPMark for tinyML Firmware V0.0.1]\r\nm-model-[kws01]\r\nm-ready\r\n"
     with ExitStack() as stack, pytest.raises(MismatchError, match="does not say which model"):
@@ -206,6 +217,37 @@ def test_planted_fault_one_rounding_missing_on_the_board_is_found_and_named(buil
     assert "first operation that differs: op 0 Conv2d -> 'conv'" in report.first_difference
     with pytest.raises(MismatchError, match="differ from the interpreter's"):
         report.require_agreement()
+
+
+def test_every_output_that_differs_is_counted_and_the_first_is_named(built, tmp_path: Path):
+    expected = built.expected[:8].copy()
+    expected[1, 0] ^= 1
+    expected[3, 1] ^= 1
+    report = run(built, tmp_path, 8, expected=expected)
+    assert (report.compared, report.equal) == (8, 6)
+    assert report.first_difference.startswith("input 1, output 0: ")
+    with pytest.raises(MismatchError, match="2 of 8 outputs"):
+        report.require_agreement()
+
+
+def test_the_cost_is_the_median_and_the_width_of_the_middle_half(built, tmp_path: Path):
+    """Of eight costs that an earlier run left, and one that is larger than all of them."""
+    about = {"blob_sha256": built.digest, "firmware_sha256": "", "device": identity(built.target)}
+    with Session(tmp_path, target=built.target.name, inputs=built.inputs[:9], **about) as kept:
+        for i, units in enumerate((80.0, 10.0, 70.0, 20.0, 60.0, 30.0, 50.0, 40.0)):
+            kept.add(Row(i, kept.input_crc32(i), built.expected[i].tobytes(), 0, units, "instructions"))
+    report = run(built, tmp_path, 9)
+    assert (report.resumed, report.equal) == (8, 9)
+    assert report.instructions == Spread(50.0, 40.0, 9)
+
+
+def test_a_board_that_counts_instructions_has_no_latency(built, tmp_path: Path):
+    """Behind a serial port too: what it calls itself decides, not how it was reached."""
+    board = replace(built.target, kind="board")
+    with emulated(built.firmware.elf, built.target) as path:
+        arguments = {"digest": built.digest, "inputs": built.inputs[:2], "expected": built.expected[:2]}
+        report = bench(board, folder=tmp_path, port=path, **arguments)
+    assert report.emulated and report.latency_us is None and report.instructions is not None
 
 
 def test_inputs_of_the_wrong_size(built, tmp_path: Path):

@@ -254,8 +254,66 @@ def test_the_client_never_sends_what_firmware_trips_over(text):
         Link(None).command(text)  # type: ignore[arg-type]
 
 
+class Canned:
+    """A board that gives the next of these answers to each command, whatever it is."""
+
+    name = "canned"
+
+    def __init__(self, *answers: list[str]) -> None:
+        self.answers, self.waiting = list(answers), b""
+
+    def read(self, timeout_s: float) -> bytes:
+        found, self.waiting = self.waiting, b""
+        return found
+
+    def write(self, data: bytes) -> None:
+        self.waiting = "".join(f"{line}\r\n" for line in (*self.answers.pop(0), "m-ready")).encode()
+
+    def close(self) -> None: ...
+
+
+def test_an_infer_that_was_not_finished_is_no_result():
+    whole = ["m-lap-us-10", "m-lap-us-30", "m-infer-done", "m-results-[0.500,0.250]"]
+    assert Link(Canned(whole)).infer(1).elapsed_us == 20
+    for missing in range(len(whole)):
+        with pytest.raises(DeviceProtocolError, match="'infer 1 0'"):
+            Link(Canned(whole[:missing] + whole[missing + 1 :])).infer(1)
+
+
+def test_what_the_board_calls_an_error_is_one_whatever_else_it_says():
+    whole = ["m-lap-us-10", "m-lap-us-30", "m-infer-done", "m-results-[0.500,0.250]"]
+    for at in range(5):
+        with pytest.raises(DeviceProtocolError, match=re.escape("the board says e-[No memory]")):
+            Link(Canned([*whole[:at], "e-[No memory]", *whole[at:]])).infer(1)
+
+
+def test_an_input_is_loaded_when_all_of_it_arrived_and_not_before():
+    """Of 40 bytes 31 make the first command."""
+    Link(Canned(["m-[Expecting 40 bytes]"], [], ["m-load-done"])).load(bytes(40))
+    for first, last in ((["m-load-done"], ["m-load-done"]), ([], [])):
+        with pytest.raises(DeviceProtocolError, match="of 40 bytes the board says") as caught:
+            Link(Canned(["m-[Expecting 40 bytes]"], first, last)).load(bytes(40))
+        assert "bytes were lost" in caught.value.hint
+
+
+def test_another_protocol_is_not_guessed():
+    known = "model=ab;arith=tflm;in=4;out=2;ops=1;arena=64;clk=1000;timebase=us"
+
+    def answer(proto: int, fields: str) -> list[str]:
+        return ["m-profile-[firmware]", "m-model-[small]", f"m-cactus-[proto={proto};{fields}]"]
+
+    found = Link(Canned(answer(1, known))).profile().capability
+    assert found is not None and (found.input_bytes, found.output_bytes) == (4, 2)
+    with pytest.raises(DeviceProtocolError, match="protocol extension 2, expected 1"):
+        Link(Canned(answer(2, known))).profile()
+    for fields in (known.replace("ops=1;", ""), known.replace("in=4", "in=four")):
+        with pytest.raises(DeviceProtocolError, match="capability line"):
+            Link(Canned(answer(1, fields))).profile()
+
+
 def test_microseconds_wrap():
     assert elapsed_us(2**32 - 5, 7) == 12
+    assert elapsed_us(7, 2**32 - 5) == 2**32 - 12
     assert elapsed_us(5, 5) == 0
     assert Ticks(ticks=2909, hz=25_000_000, n=1, unit="instructions", unit_hz=7_812_500).per_inference == 909.0625
 

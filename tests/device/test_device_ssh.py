@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import json
 import platform
 import signal
@@ -11,6 +13,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +28,7 @@ from strategies import random_inputs
 
 from cactus_edge.computer import work_for
 from cactus_edge.device import remote
-from cactus_edge.device.agent_run import Measure
+from cactus_edge.device.agent_run import AgentRun, Measure
 from cactus_edge.device.remote import Layer, Work, bench
 from cactus_edge.device.ssh import Remote, SshAddress
 from cactus_edge.device.targets import SshTarget, parse_target
@@ -294,6 +297,23 @@ def test_outputs_of_another_type(serve, target, work, tmp_path) -> None:
 def test_a_silent_agent(serve, target, work, tmp_path) -> None:
     quiet = replace(target, ssh=replace(target.ssh, idle_s=0.5))
     failure(serve, quiet, work, tmp_path, DeviceSilentError, "nothing was heard for 0.5 s", python="exec sleep 30 #")
+
+
+def test_outputs_that_arrive_changed_are_noticed() -> None:
+    """One bit of a chunk, on its way back."""
+    sent, given = np.arange(6, dtype=np.int8).reshape(2, 3), bytearray(range(6))
+
+    async def get(path: str) -> bytes:
+        return bytes(given)
+
+    digest = hashlib.sha256(sent.tobytes()).hexdigest()
+    event = {"path": "out-0", "sha256": digest, "dtype": "int8", "shape": [2, 3], "count": 2}
+    agent = SimpleNamespace(remote=SimpleNamespace(get=get))
+    found = asyncio.run(AgentRun.outputs(agent, event, (3,), np.dtype(np.int8)))  # type: ignore[arg-type]
+    assert np.array_equal(found, sent)
+    given[5] ^= 1
+    with pytest.raises(DeviceGoneError, match="out-0 arrived changed"):
+        asyncio.run(AgentRun.outputs(agent, event, (3,), np.dtype(np.int8)))  # type: ignore[arg-type]
 
 
 def test_a_changed_file_is_noticed(serve, target, work, tmp_path, monkeypatch) -> None:

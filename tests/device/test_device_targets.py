@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from cactus_edge.device import targets as described
 from cactus_edge.device.targets import JetsonTarget, SshTarget, Target, load_board, load_target, parse_target, targets
 from cactus_edge.device.transport import parse_reset
 from cactus_edge.errors import TargetError
@@ -91,6 +94,13 @@ SINS = {
     "negative_size": ("stack_bytes = 4096", "stack_bytes = -8", "expected an integer from 0", "change it"),
     "true_for_a_number": ("baud = 115_200", "baud = true", "expected an integer", "change it"),
     "stack_larger_than_the_ram": ("stack_bytes = 4096", "stack_bytes = 400000", "below ram_bytes", "4096"),
+    "stack_as_large_as_the_ram": ("stack_bytes = 4096", "stack_bytes = 262_144", "below ram_bytes", "4096"),
+    "bits_of_more_than_a_byte": (
+        "weight_bits = [4, 8]",
+        "weight_bits = [4, 16]",
+        "weight_bits = .*: expected 2 to 8",
+        "[8]",
+    ),
     "stack_unaligned": ("stack_bytes = 4096", "stack_bytes = 4097", "multiple of 8", "4096"),
     "beyond_32_bits": ("ram_bytes = 262_144", "ram_bytes = 4_000_000_000", "end below 2.32", "change it"),
     "unknown_kind": ('kind = "emulated"', 'kind = "imaginary"', "expected one of emulated, board", "change it"),
@@ -133,6 +143,23 @@ def test_a_number_where_a_table_belongs():
 def test_no_key_may_be_missing(line):
     with pytest.raises(TargetError, match=f"lacks '{line.split()[0]}'"):
         parse_target(MCU.replace(line + "\n", "", 1), "mine.toml")
+
+
+def test_the_main_format_is_the_first():
+    """What a build certifies under where it is not told."""
+    found = load_target("raspberry-pi")
+    assert isinstance(found, SshTarget) and list(found.engines) == ["tflite", "onnx"]
+    assert found.tflite is not None and found.profile == found.tflite.profile == "litert-xnnpack-arm64"
+
+
+def test_a_target_is_called_as_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "target.toml").write_text(MCU)
+    monkeypatch.setattr(described, "data_path", lambda *parts: tmp_path.joinpath(*parts[1:]))
+    with pytest.raises(TargetError, match="name = 'mcu' in the folder 'mine'"):
+        load_target("mine")
+    (tmp_path / "mine" / "target.toml").write_text(MCU.replace('name = "mcu"', 'name = "mine"', 1))
+    assert load_target("mine").name == "mine"
 
 
 def test_unknown_target_names_the_nearest():

@@ -14,6 +14,7 @@ import pytest
 from brute import boxes, execute, inside, mixtures, programs
 
 from cactus_edge import api
+from cactus_edge.certify.attack import attack
 from cactus_edge.certify.complete import Budget, Complete
 from cactus_edge.certify.linear import Linear
 from cactus_edge.cli import main
@@ -293,6 +294,18 @@ def test_certificates_name_their_rule(bounds: str, tmp_path: Path) -> None:
             assert report.accepted == (said == rule)
     with pytest.raises(InputError, match="unknown ties 'last'"):
         api.certify(model, x, y, eps="0", ties="last")
+
+
+def test_an_attack_knows_who_wins_ties() -> None:
+    """Of points whose label is the first maximum none is lost by that rule; by the strict one those that tie are."""
+    program = tiny(0)
+    x = np.random.default_rng(0).integers(-120, 120, (60, INPUTS)).astype(np.int8)
+    labels = run(program, x).argmax(1).astype(np.int64)
+    lost = [
+        attack(p, x, x, labels, start=x, restarts=0).found.sum()
+        for p in (program, replace(program, first_maximum=False))
+    ]
+    assert lost[0] == 0 < lost[1]
 
 
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
