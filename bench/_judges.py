@@ -2,7 +2,8 @@
 
 Judges that attack share one account of the samples that still stand: right on the file, and turned by no point of any judge so
 far. A point found on the float network counts where the *file* errs on it, quantised as the file quantises, its codes inside the
-integer box of the certificate's region. `robust` is what stands in the end: accuracy under the worst of all attacks.
+integer box of the certificate's region. `robust` is what stands in the end of the samples that they judged: accuracy under the worst
+of all attacks. The one on the file's integers is dear and may judge fewer: then it counts where it did.
 """
 
 from __future__ import annotations
@@ -103,8 +104,12 @@ def judged(subject: Subject, names: Sequence[str]) -> Row:
         name, count = parsed(text)
         figures, standing = JUDGES[name](subject, count, standing)
         found.update(figures)
-    attacked = any(parsed(text)[0] in ATTACKS for text in names)
-    return found | ({"robust": float(standing.mean()), "clean_of_file": float(before.mean())} if attacked else {})
+    attacks = [parsed(text) for text in names if parsed(text)[0] in ATTACKS]
+    if not attacks:
+        return found
+    part = min(count or len(standing) for name, count in attacks if name != "integer" or len(attacks) == 1)
+    robust = {"robust": float(standing[:part].mean()), "robust_samples": part}
+    return found | robust | {"clean_of_file": float(before.mean())}
 
 
 def parsed(text: str) -> tuple[str, int]:
@@ -181,7 +186,7 @@ def _starts(subject: Subject, count: int, standing: Bools) -> tuple[Row, Bools]:
     rows = np.flatnonzero(standing[: count or len(standing)])
     found, _ = _climbed(subject, Attack(STEPS, STARTS), subject.job.dataset.domain, rows)
     standing = _fallen(subject, found, rows, standing)
-    return {"after_starts": float(standing.mean())}, standing
+    return {"after_starts": float(standing[: count or None].mean())}, standing
 
 
 def _apgd(subject: Subject, count: int, standing: Bools) -> tuple[Row, Bools]:
@@ -197,7 +202,7 @@ def _apgd(subject: Subject, count: int, standing: Bools) -> tuple[Row, Bools]:
             for x, y in _parts(subject, rows)
         ]
         standing = _fallen(subject, _images(parts, subject), rows, standing)
-        figures[f"after_apgd_{name}"] = float(standing.mean())
+        figures[f"after_apgd_{name}"] = float(standing[: count or None].mean())
     return figures, standing
 
 
