@@ -273,7 +273,8 @@ def robust_compression(rows: Values) -> Iterator[Line]:
         for group in tomllib.loads(text)["group"]:
             found = by_method(rows, f"{group['key']}/")
             if found:
-                yield f"**{group['title']}**", f"{found[0]['samples']} test samples, eps {found[0]['eps']}", ""
+                counts = " or ".join(map(str, sorted({row["samples"] for row in found})))
+                yield f"**{group['title']}**", f"{counts} test samples, eps {found[0]['eps']}", ""
             for name in dict.fromkeys(key.split("/")[1] for key in rows if key.startswith(f"{group['key']}/")):
                 seeds = by_method(rows, f"{group['key']}/{name}/")
                 said = [f"clean {share(seeds, 'clean')} %"]
@@ -284,6 +285,7 @@ def robust_compression(rows: Values) -> Iterator[Line]:
                     )
                     said.append(f"CC-Cert {mean_pca(seeds)[1]} % ({', '.join(parts)})")
                 count = f", {len(seeds)} seeds" if len(seeds) > 1 else ""
+                count += f", {seeds[0]['samples']} samples" if " or " in counts else ""
                 yield f"{name}{count}", f"{', '.join(said)}, {max(r['bytes'] for r in seeds):,} bytes", ""
 
 
