@@ -3,7 +3,7 @@
 Judges that attack share one account of the samples that still stand: right on the file, and turned by no point of any judge so
 far. A point found on the float network counts where the *file* errs on it, quantised as the file quantises, its codes inside the
 integer box of the certificate's region. `robust` is what stands in the end of the samples that they judged: accuracy under the worst
-of all attacks. The one on the file's integers is dear and may judge fewer: then it counts where it did.
+of all attacks. One that judges fewer of them, as the dear one on the file's integers may, counts where it did.
 """
 
 from __future__ import annotations
@@ -104,10 +104,10 @@ def judged(subject: Subject, names: Sequence[str]) -> Row:
         name, count = parsed(text)
         figures, standing = JUDGES[name](subject, count, standing)
         found.update(figures)
-    attacks = [parsed(text) for text in names if parsed(text)[0] in ATTACKS]
-    if not attacks:
+    parts = [count or len(standing) for name, count in map(parsed, names) if name in ATTACKS]
+    if not parts:
         return found
-    part = min(count or len(standing) for name, count in attacks if name != "integer" or len(attacks) == 1)
+    part = max(parts)
     robust = {"robust": float(standing[:part].mean()), "robust_samples": part}
     return found | robust | {"clean_of_file": float(before.mean())}
 

@@ -272,8 +272,9 @@ def robust_compression(rows: Values) -> Iterator[Line]:
         text = (ROOT / "bench" / "suites" / f"robust-compression-{suite}.toml").read_text()
         for group in tomllib.loads(text)["group"]:
             found = by_method(rows, f"{group['key']}/")
+            judged = sorted({row["samples"] for row in found})
             if found:
-                counts = " or ".join(map(str, sorted({row["samples"] for row in found})))
+                counts = " or ".join(map(str, judged))
                 yield f"**{group['title']}**", f"{counts} test samples, eps {found[0]['eps']}", ""
             for name in dict.fromkeys(key.split("/")[1] for key in rows if key.startswith(f"{group['key']}/")):
                 seeds = by_method(rows, f"{group['key']}/{name}/")
@@ -285,7 +286,7 @@ def robust_compression(rows: Values) -> Iterator[Line]:
                     )
                     said.append(f"CC-Cert {mean_pca(seeds)[1]} % ({', '.join(parts)})")
                 count = f", {len(seeds)} seeds" if len(seeds) > 1 else ""
-                count += f", {seeds[0]['samples']} samples" if " or " in counts else ""
+                count += f", {seeds[0]['samples']} samples" if len(judged) > 1 else ""
                 yield f"{name}{count}", f"{', '.join(said)}, {max(r['bytes'] for r in seeds):,} bytes", ""
 
 

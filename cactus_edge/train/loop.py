@@ -383,6 +383,8 @@ class _Run:
             if state["key"] != key:
                 raise ValueError("it belongs to another run")
             entered = state["stage"] + (state["optimizer"] is not None)
+            if entered > len(self._stages):
+                raise ValueError(f"it is in stage {entered}, and {self._method} has {len(self._stages)} here")
             if entered > 1 and state.get("kept"):  # absent in older files
                 self._network = keeping(self._network, tuple(state["kept"]))
             for stage in self._stages[:entered]:

@@ -21,6 +21,7 @@ from cactus_edge.recipe import Recipe
 from cactus_edge.recipe_sections import CompressRecipe, TrainRecipe
 from cactus_edge.train import loop
 from cactus_edge.train.calibrate import to_graph
+from cactus_edge.train.checkpoints import checkpoint
 from cactus_edge.train.data import Dataset
 from cactus_edge.train.folded import fold_batch
 from cactus_edge.train.loop import EpochStats, planned, train
@@ -90,6 +91,18 @@ def test_an_interrupted_ticket_finds_its_round_and_its_early_state(
     assert len(seen) == len(whole.history) - after and resumed.digest() == whole.digest()
     read = train(card, few_digits, tmp_path / "cut", seen.append, method="lth")
     assert len(seen) == len(whole.history) - after and read.digest() == whole.digest(), "read, and not trained again"
+
+
+def test_a_checkpoint_of_more_stages_than_the_method_has_is_refused(
+    card: Recipe, few_digits: Dataset, tmp_path: Path
+) -> None:
+    """Of an earlier version, say, that trained the method in other steps: it would pass for finished."""
+    train(card, few_digits, tmp_path, method="gmp")
+    file = checkpoint(card, few_digits, tmp_path, "gmp")
+    state = torch.load(file, weights_only=True)
+    torch.save(state | {"stage": len(stages("gmp", card)) + 1}, file)
+    with pytest.raises(InputError, match="it is in stage 3, and gmp has 2 here"):
+        train(card, few_digits, tmp_path, method="gmp")
 
 
 def test_rounds_follow_from_the_share() -> None:
