@@ -224,6 +224,9 @@ class QuantiseRecipe:
     certified and correct samples of the integer network, from `clips` of the largest clean activations on; what it chooses certifies
     no fewer of those samples than any other criterion. "min-max": the largest values; "percentile": those up to which
     `percentile` per cent of all lie; "entropy": least KL divergence; "mse": least mean squared error.
+    class_balance: of "certified", what a class counts in the choice: 0 as many as it has samples, 1 as much as every other, so that
+    balanced accuracy is maximised; b in between n_c^(1 - b) for its n_c samples. Where most samples are of one class a network that
+    always says it is certified on most of them, so plain counts would choose for that.
     weight_bits: one width for all layers with weights, or one for each, 8 or 4: members "quantised", "joint" and "perturbed" learn
     with it, the file stores two weights of 4 bits to a byte. Refused where the target's kernels do not read that width: such weights
     would be stored and multiplied as int8, with fewer values.
@@ -248,6 +251,7 @@ class QuantiseRecipe:
         default="certified", metadata=_LATER
     )
     percentile: Annotated[float, takes.number(50, 100)] = field(default=99.99, metadata=_LATER)
+    class_balance: Annotated[float, takes.number(0, 1)] = field(default=0.0, metadata=_LATER)
     weight_bits: Annotated[tuple[int, ...], takes.list_of(takes.integer(2, 8))] = field(default=(8,), metadata=_LATER)
     weight_bytes: Annotated[int, takes.integer(0)] = field(default=0, metadata=_LATER)
 

@@ -29,6 +29,7 @@ from cactus_edge.train.observe import bias_shifts, observe
 from cactus_edge.train.quantize import export
 from cactus_edge.train.ranges import Criterion, largest, least_divergence, least_error, percentile
 from cactus_edge.train.ranking import OutputGrid, Ranking, output_grid, range_grid
+from cactus_edge.train.sampling import shares
 from cactus_edge.train.trained import TrainedModel
 from cactus_edge.verify.decide import certify
 from cactus_edge.verify.regions import Region
@@ -67,7 +68,8 @@ def calibrate(net: Folded, dataset: Dataset, recipe: Recipe) -> Calibration:
     "min-max", "percentile", "entropy" and "mse" take each range from the histogram of the values that the network has there, and
     the logits' from theirs. "certified" ranks ranges, clipped and dropped weights and corrected biases by floating-point margins, layer by
     layer, and then lets `verify` decide: among the candidates that certify at least as many samples as every other criterion
-    does, the one with most certified and correct samples, counted together. A network that was trained inside its ranges is
+    does, the one with most certified and correct samples, counted together; with `class_balance` a sample counts as much as its
+    class does. A network that was trained inside its ranges is
     observed inside them, and keeps them unless another criterion certifies more: a search over few samples only loses what it
     learned. Weights are rounded to the widths that `net` says. Raises ModelError where the network's integers leave their types
     whatever the candidate, with what the last one said.
@@ -129,6 +131,7 @@ class _Bench:
     def __init__(self, net: Folded, dataset: Dataset, recipe: Recipe) -> None:
         self.net, self.dataset, self.recipe, self.quantise = net, dataset, recipe, recipe.quantise
         self.whole = _first(dataset.validation, CALIBRATION_SAMPLES)
+        self.weight = shares(torch.from_numpy(self.whole.y).long(), self.quantise.class_balance).numpy()
         self.few = Ranking(_first(self.whole, SEARCH_SAMPLES), dataset, recipe)
         self.seen = observe(net, to_torch(self.whole)[0])
         self.peaks = tuple(h.peak for h in self.seen.hidden)
@@ -261,7 +264,7 @@ class _Bench:
         program = lower(graph, profile(JUDGES[candidate.symmetric]))
         region = Region(self.dataset.features(self.recipe.certify.eps), self.dataset.domain)
         found = certify(program, region, self.whole.x, self.whole.y, threads=torch.get_num_threads())
-        certified, correct = int(found.certified.sum()), int(found.correct.sum())
+        certified, correct = (float(self.weight[right].sum()) for right in (found.certified, found.correct))
         return replace(candidate, certified=certified, correct=correct, samples=len(self.whole.y))
 
 

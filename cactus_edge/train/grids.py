@@ -24,7 +24,8 @@ class Calibration:
     """ceilings: end of the range of each int8 tensor of the hidden layers, as `Ceilings` orders them.
 
     clips: those over the largest magnitudes of the validation split. in_scale: of the input tensor. out_scale, out_zero_point:
-    the logits' int8 grid. certified, correct of samples: what `verify` counted for the file on that split. symmetric: every zero
+    the logits' int8 grid. certified, correct of samples: what `verify` counted for the file on that split, each sample as much as
+    its class counts in the recipe. symmetric: every zero
     point is 0, so that what is never negative has 127 steps; else the hidden layers' are -128, and they have 255. signed_input:
     the domain goes below zero, and so the input's is 0. chosen: where the ranges come from, in words. weight_clips: part of the
     weights' range that each layer keeps (empty: all). weight_floors: largest integer weight of each layer that becomes 0 (empty:
@@ -36,8 +37,8 @@ class Calibration:
     in_scale: float
     out_scale: float
     out_zero_point: int
-    certified: int
-    correct: int
+    certified: float
+    correct: float
     samples: int
     symmetric: bool = False
     signed_input: bool = False

@@ -19,6 +19,7 @@ from cactus_edge.train.data import Dataset, Split
 from cactus_edge.train.folded import Folded, forward
 from cactus_edge.train.grids import LEVELS, InputGrid, input_grid
 from cactus_edge.train.loop import to_torch
+from cactus_edge.train.sampling import shares
 
 ROUNDING_SLACK = 1.02
 """Output steps by which a fused margin must win: two halves, and a little for the multiplier's own rounding."""
@@ -34,7 +35,7 @@ class Margins:
     """Per sample, float [N]. certified, clean: least lower bound of logit_y - logit_j over the region, and at the sample.
 
     rival: largest upper bound of another logit over the region; own: lower bound of logit_y. clean_rival, clean_own: the same
-    at the sample.
+    at the sample. weight: what the sample counts, 1 on average.
     """
 
     certified: Tensor
@@ -42,6 +43,7 @@ class Margins:
     own: Tensor
     clean_rival: Tensor
     clean_own: Tensor
+    weight: Tensor
 
     @property
     def clean(self) -> Tensor:
@@ -54,11 +56,12 @@ class Margins:
         return max(float(self.certified.abs().median()) / 8, 1e-6)
 
     def score(self, temperature: float) -> float:
-        """Mean over samples of sigmoid(certified / t) + sigmoid(clean / t).
+        """Weighted mean over samples of sigmoid(certified / t) + sigmoid(clean / t).
 
         Soft counts of certified and of correct samples, which a few hundred samples estimate better than counts.
         """
-        return float((torch.sigmoid(self.certified / temperature) + torch.sigmoid(self.clean / temperature)).mean())
+        soft = torch.sigmoid(self.certified / temperature) + torch.sigmoid(self.clean / temperature)
+        return float((self.weight * soft).mean())
 
 
 class Ranking:
@@ -67,13 +70,15 @@ class Ranking:
     def __init__(self, split: Split, dataset: Dataset, recipe: Recipe) -> None:
         eps, grid = dataset.radii(recipe.certify.eps), input_grid(recipe, dataset)
         self.x, self.y = to_torch(split)
+        self._weight = shares(self.y, recipe.quantise.class_balance).float()
         parts = zip(torch.split(self.x, BATCH), torch.split(self.y, BATCH), strict=True)
         self._regions = [(_rounded(ball(a, eps, dataset.domain), grid), _rounded(box(a, a), grid), b) for a, b in parts]
 
     def margins(self, net: Folded) -> Margins:
         """Of the network `net`."""
         columns = [_margins(net, *part) for part in self._regions]
-        return Margins(*(torch.cat(column) for column in zip(*columns, strict=True)))
+        certified, rival, own, clean_rival, clean_own = (torch.cat(column) for column in zip(*columns, strict=True))
+        return Margins(certified, rival, own, clean_rival, clean_own, self._weight)
 
 
 def _rounded(region: Box, grid: InputGrid) -> Box:
@@ -144,8 +149,8 @@ def _proposed(found: Margins, symmetric: bool) -> Iterator[OutputGrid]:
         )
 
 
-def _counted(found: Margins, grid: OutputGrid) -> tuple[int, float]:
-    """(samples certified + samples correct, scale) on this grid, as far as floating point can tell."""
+def _counted(found: Margins, grid: OutputGrid) -> tuple[float, float]:
+    """(weights of the samples certified and of those correct, scale) on this grid, as far as floating point can tell."""
     scale, zero_point = grid.scale, grid.zero_point
     holds = (
         (found.certified > ROUNDING_SLACK * scale)
@@ -153,4 +158,4 @@ def _counted(found: Margins, grid: OutputGrid) -> tuple[int, float]:
         & (found.own > (-127.5 - zero_point) * scale)
     )
     own, rival = ((v / scale).round().add(zero_point).clamp(-128, 127) for v in (found.clean_own, found.clean_rival))
-    return int(holds.sum()) + int((own > rival).sum()), scale
+    return float(found.weight[holds].sum() + found.weight[own > rival].sum()), scale

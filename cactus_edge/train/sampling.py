@@ -33,6 +33,12 @@ def typical(y: Tensor, most: int, balance: float) -> Tensor:
     return torch.multinomial(_weights(y, balance), count, replacement=True, generator=generator)
 
 
+def shares(y: Tensor, balance: float) -> Tensor:
+    """What each sample counts where classes count by `balance`: double [N], mean 1; all ones for 0, each class alike for 1."""
+    weights = _weights(y, balance)
+    return weights / weights.mean()
+
+
 def _weights(y: Tensor, balance: float) -> Tensor:
     """n_c^-balance for a sample of class c: double [N]."""
     y = y.cpu()

@@ -18,7 +18,7 @@ from cactus_edge.ir.ops import Conv2d, Dense
 from cactus_edge.recipe import BUILT_IN, Recipe, parse_recipe
 from cactus_edge.train import calibrate as module
 from cactus_edge.train.calibrate import calibrate, chosen
-from cactus_edge.train.data import Dataset
+from cactus_edge.train.data import Dataset, Split
 from cactus_edge.train.fakequant import clamp, fake_quantise, narrowed, peaks
 from cactus_edge.train.folded import Folded, detach, fold, forward
 from cactus_edge.train.grids import Calibration, adjusted, clip_weights, drop_weights, shift_biases
@@ -207,8 +207,8 @@ def test_the_export_is_of_the_adjusted_network(make_network: Make) -> None:
 
 
 def _margins(certified: list[float], rival: list[float], own: list[float]) -> Margins:
-    columns = (torch.tensor(c) for c in (certified, rival, own, rival, own))
-    return Margins(*columns)
+    columns = [torch.tensor(c) for c in (certified, rival, own, rival, own)]
+    return Margins(*columns, weight=torch.ones(len(own)))
 
 
 def test_the_output_grid_spans_what_is_certified_and_what_is_correct() -> None:
@@ -253,6 +253,54 @@ def test_the_choice_certifies_no_less_than_any_criterion(
         assert (int(found.certified.sum()), int(found.correct.sum())) == (theirs.certified, theirs.correct)
         assert theirs.chosen.startswith(name) and not theirs.weight_clips and not theirs.bias_shifts
         assert ours.certified >= theirs.certified and ours.samples == theirs.samples == 60
+
+
+@pytest.mark.parametrize("balance", [0.5, 1.0])
+def test_a_balanced_choice_counts_by_class(
+    tiny: Recipe, few_digits: Dataset, trained: Folded, balance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against weights that are summed class by class; the planted fault, plain counts, gives another record."""
+    split = few_digits.validation
+    kept = np.flatnonzero((split.y < 3) | (np.arange(len(split.y)) % 4 == 0))
+    dataset = replace(few_digits, validation=Split(split.x[kept], split.y[kept]))
+    recipe = replace(tiny, quantise=replace(tiny.quantise, class_balance=balance))
+    labels, region = dataset.validation.y, Region(dataset.features(tiny.certify.eps), dataset.domain)
+    sizes = {c: int((labels == c).sum()) for c in sorted({*labels.tolist()})}
+    assert max(sizes.values()) > min(sizes.values())
+    whole = sum(n ** (1 - balance) for n in sizes.values())
+
+    def weighed(right: npt.NDArray[np.bool_]) -> float:
+        return (
+            sum(float(right[labels == c].mean()) * n ** (1 - balance) for c, n in sizes.items()) / whole * len(labels)
+        )
+
+    ours = calibrate(trained, dataset, recipe)
+    for name in USUAL:
+        theirs = calibrate(trained, dataset, _by(recipe, name))
+        program = lower(export(trained, theirs, dataset.shape), profile("tflm"))
+        found = certify(program, region, dataset.validation.x, labels)
+        assert theirs.certified == pytest.approx(weighed(found.certified))
+        assert theirs.correct == pytest.approx(weighed(found.correct))
+        assert ours.certified >= theirs.certified
+    monkeypatch.setattr(module, "shares", lambda y, balance: torch.ones(len(y)))
+    plain = calibrate(trained, dataset, _by(recipe, USUAL[-1]))
+    assert (plain.certified, plain.correct) != pytest.approx((theirs.certified, theirs.correct))
+
+
+def test_soft_counts_weigh_samples() -> None:
+    """A sample that counts three times is as three; the grid of the logits is chosen for those that count."""
+    few = _margins([2.0, -1.0], [1.0, 4.0], [3.0, 3.0])
+    heavy = replace(few, weight=torch.tensor([1.5, 0.5]))
+    many = _margins([2.0, 2.0, 2.0, -1.0], [1.0, 1.0, 1.0, 4.0], [3.0, 3.0, 3.0, 3.0])
+    assert heavy.score(0.5) == pytest.approx(many.score(0.5)) != pytest.approx(few.score(0.5))
+    rare = 2  # of 40: a fine grid certifies the others, a coarse one them
+    columns = ([small] * (40 - rare) + [large] * rare for small, large in ((0.1, 9.0), (0.1, 40.0), (0.2, 49.0)))
+    apart = _margins(*columns)
+    for weight in (1.0, 100.0):
+        weights = torch.cat([torch.ones(40 - rare), torch.full((rare,), weight)])
+        grid = output_grid(replace(apart, weight=weights), symmetric=False)
+        fits = (apart.certified > 1.02 * grid.scale) & (apart.rival < (126.5 - grid.zero_point) * grid.scale)
+        assert fits.tolist() == [weight == 1] * (40 - rare) + [weight > 1] * rare
 
 
 def counted(certified: int, correct: int) -> Calibration:
