@@ -126,16 +126,20 @@ def _certified(subject: Subject, _: int, standing: Bools) -> tuple[Row, Bools]:
 
 
 def _attacked(subject: Subject, _: int, standing: Bools) -> tuple[Row, Bools]:
-    """What is left of all samples after the attack on the integers, once certified ones are spared."""
+    """What is left of all samples after the attack on the integers, once certified ones are spared; of each class for itself
+    where the recipe counts classes.
+    """
     from cactus_edge.certify.interval import certify
 
     samples = subject.job.samples()
     decision = certify(subject.program, subject.job.region(), samples.x, samples.y, threads=subject.threads)
-    start = points(subject.program, samples.x)
-    left = assess.survivors(
-        subject.program, *subject.ends, start, samples.y, decision.correct, decision.certified, subject.seed
-    )
-    return {"attacked": left / len(samples.y)}, standing
+    columns = (*subject.ends, points(subject.program, samples.x), samples.y, decision.correct, decision.certified)
+    if not subject.job.recipe.quantise.class_balance:
+        return {"attacked": assess.survivors(subject.program, *columns, subject.seed) / len(samples.y)}, standing
+    classes = [samples.y == label for label in np.unique(samples.y)]
+    left = [assess.survivors(subject.program, *(c[rows] for c in columns), subject.seed) for rows in classes]
+    shares = [count / int(rows.sum()) for count, rows in zip(left, classes, strict=True)]
+    return {"attacked": sum(left) / len(samples.y), "attacked_balanced": float(np.mean(shares))}, standing
 
 
 def _best(subject: Subject, count: int, standing: Bools) -> tuple[Row, Bools]:

@@ -161,8 +161,10 @@ class Job:
         eps, domain = self.dataset.radii(self.recipe.certify.eps), self.dataset.domain
         start = time.monotonic()
         decision = certify(program, self.region(), x, y, threads=self.threads or len(os.sched_getaffinity(0)))
+        held = float_certified(trained, x, y, eps, domain)
         return {
-            "float_certified": float(float_certified(trained, x, y, eps, domain).mean()),
+            "float_certified": float(held.mean()),
+            "float_certified_balanced": balanced(held, y),
             "certified": float(decision.certified.mean()),
             "certified_balanced": balanced(decision.certified, y),
             "certifying_s": round(time.monotonic() - start, 2),

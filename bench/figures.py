@@ -257,11 +257,13 @@ def train_methods(rows: Values) -> Iterator[Line]:
                 continue
             best = [r["best"] for r in found if "best" in r]
             more = f", by all engines {share(best, 'certified')} % of the first {best[0]['samples']}" if best else ""
-            if "clean_balanced" in found[0] and abs(found[0]["clean_balanced"] - found[0]["clean"]) > 0.02:
-                more += f", mean over classes {share(found, 'clean_balanced')} / {share(found, 'certified_balanced')} %"
+            names = ("clean", "certified")
+            if "attacked_balanced" in found[0]:  # the recipe counts classes
+                more += f", of all samples {' / '.join(share(found, name) for name in names)} %"
+                names = ("clean_balanced", "certified_balanced")
             yield (
                 f"{group['title']}, {row['key']} ({row['role']}), {len(found)} {'seed' if len(found) == 1 else 'seeds'}: clean / certified",
-                f"{share(found, 'clean')} / {share(found, 'certified')} %{more}, {max(r['bytes'] for r in found):,} bytes",
+                f"{' / '.join(share(found, name) for name in names)} %{more}, {max(r['bytes'] for r in found):,} bytes",
                 in_words(group.get("goal", {})) if row["role"] == "ours" else "",
             )
 

@@ -10,6 +10,8 @@ each for as many epochs of samples. A row trains, quantises, writes the .tflite,
 whole test set; `attacked` is what is left of it after the attack on the integer program, `best` what all engines together certify
 of the first samples, with a budget each. Whatever is chosen is chosen on the validation split. Rows are stored one by one,
 by processes side by side too, so that an interrupted run continues; methods that begin with the same dense network train it once.
+Where the recipe's calibration counts every class alike, the figures and what there is to reach are balanced accuracies, means over
+the classes: of data that are nine tenths of one class, a network that always says it is certified nine times of ten.
 
 Of groups marked `gpu` rows that are not measured print what they would take on this machine, from measured steps, unless --gpu or
 --cpu.
@@ -27,9 +29,24 @@ HEAD = ["method", "clean", "attacked", "certified", "best", "float cert.", "byte
 def report(group: Group, rows: dict[Case, list[Row]]) -> list[Target]:
     """Prints the group's table, medians over seeds with the least and the greatest; what there is to reach."""
     sample = next(iter(rows.values()))[0]
-    print(f"\n{group.title}: {sample['samples']} test samples, eps = {sample['eps']}, {sample['samples_seen']} seen")
+    kind = ", balanced accuracies" if is_balanced(group) else ""
+    print(
+        f"\n{group.title}: {sample['samples']} test samples, eps = {sample['eps']}, {sample['samples_seen']} seen{kind}"
+    )
+    if is_balanced(group):
+        rows = {case: [by_class(row) for row in found] for case, found in rows.items()}
     print(table([HEAD, *(line(case, found) for case, found in rows.items())]))
     return goals(group, rows)
+
+
+def is_balanced(group: Group) -> bool:
+    """Whether its networks are chosen, and so judged, with every class counting alike."""
+    return all(case.recipe.quantise.class_balance == 1 for case in group.cases)
+
+
+def by_class(row: Row) -> Row:
+    """The row with the means over classes in the place of the shares of samples."""
+    return row | {name: row[f"{name}_balanced"] for name in ("clean", "attacked", "certified", "float_certified")}
 
 
 def line(case: Case, rows: list[Row]) -> list[str]:

@@ -112,3 +112,30 @@ def test_a_row_is_held_against_another_or_against_a_figure_from_elsewhere(suite:
     rows = {best: [{"pgd": 0.83}], none: [{"pgd": 0.82}]}
     found = bench.comparisons(replace(group, expects=expects), rows)
     assert [(t.value, t.limit) for t in found] == [(pytest.approx(0.2), 0), (pytest.approx(1.0), 0.5)]
+
+
+def test_where_classes_count_alike_balanced_figures_are_compared(
+    suite: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A network that always says the common class is nowhere ahead."""
+    bench = importlib.import_module("train_methods")
+    group, *_ = suite.load_suite("train-methods", "full", ["har/cactus", "har/posthoc-l1"])
+    ours, rival, *_ = group.cases
+    plain = {"clean": 0.9, "attacked": 0.9, "certified": 0.9, "float_certified": 0.9}
+    better = {"clean": 0.8, "attacked": 0.7, "certified": 0.6, "float_certified": 0.6}
+    rest = {"samples": 100, "eps": "1", "samples_seen": 5, "bytes": 9, "macs": 9, "training_cpu_s": 1.0}
+
+    def row(figures: dict[str, float], by_class: dict[str, float]) -> dict[str, Any]:
+        return rest | figures | {f"{name}_balanced": value for name, value in by_class.items()}
+
+    always = row(plain, dict.fromkeys(plain, 0.25))
+    assert rival.role == "baseline"
+    for balance, ahead in ((0.0, -30), (1.0, 35)):
+        cases = [
+            replace(c, recipe=replace(c.recipe, quantise=replace(c.recipe.quantise, class_balance=balance)))
+            for c in (ours, rival)
+        ]
+        rows = dict(zip(cases, ([row(better, better)], [always]), strict=True))
+        found = {t.what: t.value for t in bench.report(replace(group, cases=tuple(cases)), rows)}
+        assert found[f"{group.title}: certified ahead of every baseline, points"] == pytest.approx(ahead)
+        assert ("balanced" in capsys.readouterr().out) == (balance == 1)
