@@ -10,13 +10,14 @@ A suite (bench/suites/robust-compression-*.toml) is groups of rows with judges (
 of the AdverFine paper are. `robust`: under the worst of the group's attacks (random starts inside the sensor's range, APGD on two
 losses, the attack on the integers, which sees the first samples alone: `integer`). `pgd`: under AdverFine's own attack.
 `corrupted`: mean over fifteen corruptions at five severities. `PCA`: the share that CC-Cert bounds below 1e-4, probabilistic, its
-mean over the transforms; rows are compared by its mean over seeds.
+mean over the transforms; rows are compared by its mean over seeds, and seed by seed with the standard error of the difference.
 `batches of 100`: the same where a host gates batches, as the paper does. `of one in float32`: bytes against the weights of
 one uncompressed card. `paper`: its clean accuracy and that under its attack, mean and deviation.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 
 from _common import Row, Target, mean_pca, median, percent, run, table
@@ -95,6 +96,8 @@ def report(group: Group, rows: dict[Case, list[Row]]) -> list[Target]:
     shown = {name: cells for name, cells in columns.items() if any(cells)}
     names = [case.key.split("/", 1)[1] for case in rows]
     print(table([["row", *shown], *([name, *(c[i] for c in shown.values())] for i, name in enumerate(names))]))
+    for line in paired(group, rows):
+        print(line)
     return [*comparisons(group, rows), *distances(group, rows), *deployed(rows)]
 
 
@@ -122,6 +125,28 @@ def comparisons(group: Group, rows: dict[Case, list[Row]]) -> list[Target]:
             what = f"{group.key}: {e['column']}, {e['row']} above {e['above']}, points"
             targets.append(Target(what, 100 * _figure(of[e["row"]], e["column"]) - there, e.get("by", 0)))
     return targets
+
+
+def paired(group: Group, rows: dict[Case, list[Row]]) -> list[str]:
+    """A line for each comparison of `pca`: the mean difference of rows of one seed and its standard error, s / sqrt(n).
+
+    Rows of a seed begin at the same weights and see the samples in one order, so their difference varies less than either.
+    """
+    of = {case.key.split("/", 1)[1]: found for case, found in rows.items()}
+    lines = []
+    for e in group.expects:
+        if e["column"] != "pca" or e["row"] not in of or e["above"] not in of:
+            continue
+        pairs = zip(of[e["row"]], of[e["above"]], strict=False)  # as many seeds as both have
+        apart = [100 * (mean_pca([ours])[0] - mean_pca([other])[0]) for ours, other in pairs]
+        if len(apart) > 1:
+            error = statistics.stdev(apart) / len(apart) ** 0.5
+            ahead = sum(points > 0 for points in apart)
+            lines.append(
+                f"by seed, {e['row']} less {e['above']}: {statistics.fmean(apart):+.2f} points, standard error {error:.2f}, "
+                f"above in {ahead} of {len(apart)}"
+            )
+    return lines
 
 
 def _figure(rows: list[Row], column: str) -> float:

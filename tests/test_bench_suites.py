@@ -114,6 +114,19 @@ def test_a_row_is_held_against_another_or_against_a_figure_from_elsewhere(suite:
     assert [(t.value, t.limit) for t in found] == [(pytest.approx(0.2), 0), (pytest.approx(1.0), 0.5)]
 
 
+def test_seeds_are_compared_one_by_one(suite: Any) -> None:
+    """Differences 1, 2 and 3 points: mean 2, deviation 1; a seed that one row alone has does not count."""
+    bench = importlib.import_module("robust_compression")
+    group, *_ = suite.load_suite("robust-compression", "quick", ["csam-small/csam-style-50", "csam-small/sam-mag"])
+    of = {case.key.split("/", 1)[1]: case for case in group.cases}
+    ours = [{"pca": {"blur": share, "rotation": share + 0.2}} for share in (0.41, 0.62, 0.53)]
+    other = [{"pca": {"blur": share, "rotation": share + 0.2}} for share in (0.40, 0.60, 0.50, 0.90)]
+    rows = {of["csam-style-50"]: ours, of["sam-magnitude-50"]: other}
+    (line,) = bench.paired(group, rows)
+    assert line == "by seed, csam-style-50 less sam-magnitude-50: +2.00 points, standard error 0.58, above in 3 of 3"
+    assert not bench.paired(group, {case: found[:1] for case, found in rows.items()})
+
+
 def test_where_classes_count_alike_balanced_figures_are_compared(
     suite: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
